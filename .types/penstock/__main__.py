@@ -1,0 +1,1 @@
+../../penstock/__main__.py

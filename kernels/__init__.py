@@ -1,0 +1,1 @@
+"""What the model computes with: INT8 matmul and paged attention, each with a plain reference."""

@@ -1,0 +1,87 @@
+"""Every error Penstock raises on purpose. Each class knows how it looks on the wire and in the log.
+
+    PenstockError                 500 server_error
+    ├── InvalidRequestError       400 invalid_request_error      the caller can fix it
+    │   ├── UnsupportedParameterError   code unsupported_parameter: understood, but not honoured here
+    │   └── ContextLengthError          code context_length_exceeded
+    ├── AuthenticationError       401
+    ├── ModelNotFoundError        404 code model_not_found
+    ├── OverloadedError           429 with Retry-After: the queue is full
+    ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
+    ├── ConfigError               at start: a setting is wrong
+    └── ModelLoadError            at start: a model cannot be served
+
+A message names the value, the limit and the remedy. A leaf: imports nothing of ours.
+"""
+
+import logging
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what is wrong, the limit, and what to do about it; sent to the caller as it is.
+        param: the request field or setting at fault, if there is one.
+        retry_after: seconds after which trying again makes sense (sent as `Retry-After`).
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    log_level: ClassVar[int] = logging.ERROR
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequestError(PenstockError):
+    status = 400
+    type = "invalid_request_error"
+    log_level = logging.INFO
+
+
+class UnsupportedParameterError(InvalidRequestError):
+    code = "unsupported_parameter"
+
+
+class ContextLengthError(InvalidRequestError):
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(PenstockError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    log_level = logging.WARNING
+
+
+class ModelNotFoundError(PenstockError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+    log_level = logging.INFO
+
+
+class OverloadedError(PenstockError):
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+    log_level = logging.WARNING
+
+
+class EngineDeadError(PenstockError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class ConfigError(PenstockError):
+    code = "invalid_config"
+
+
+class ModelLoadError(PenstockError):
+    code = "model_load_failed"

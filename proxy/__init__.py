@@ -1,0 +1,1 @@
+"""HTTP: wire formats, routes, streaming, metrics. The only folder that knows HTTP."""

@@ -1,0 +1,1 @@
+"""The engine: sequences, blocks, scheduling, batches, sampling. Token ids only; no HTTP."""

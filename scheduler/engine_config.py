@@ -1,0 +1,54 @@
+"""Settings of one engine, resolved before it starts. Knows nothing of where they came from."""
+
+from typing import Literal
+
+import msgspec
+
+from ..penstock.errors import ConfigError
+
+Precision = Literal["auto", "none", "w8a8"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How to load and run one model.
+
+    Attributes:
+        model: a local folder, a hub id, or "builtin".
+        quantize: "w8a8" for INT8 linears, "none" for as stored, "auto": w8a8 for the built-in model, else none.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+        max_model_len: longest prompt + completion in tokens; None takes the model's own.
+        max_num_seqs: most sequences computed in one step.
+        max_num_batched_tokens: most tokens computed in one step.
+        max_waiting: most requests that wait; beyond it they are refused with `OverloadedError`.
+        kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
+        block_size: tokens per KV block.
+        prefix_caching: reuse KV of equal prompt beginnings.
+        threads: CPU threads of the engine; None takes every core.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    model: str = "builtin"
+    quantize: Precision = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_waiting: int = 1024
+    kv_cache_tokens: int | None = None
+    block_size: int = 32
+    prefix_caching: bool = True
+    threads: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.", param=name)
+        for name in ("max_model_len", "kv_cache_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1, or left out.", param=name)
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(
+                f"dtype is {self.dtype!r}; it must be auto, float32, bfloat16 or float16.", param="dtype"
+            )

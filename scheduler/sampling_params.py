@@ -1,0 +1,89 @@
+"""What a caller may ask of one completion, checked once at the edge. Knows nothing of text or HTTP."""
+
+import msgspec
+
+from ..penstock.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+MAX_N = 128
+UNLIMITED = -1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose the tokens of one completion.
+
+    Attributes:
+        n: completions to generate for the prompt, 1..128.
+        max_tokens: most tokens to generate; None means up to the model's context length.
+        min_tokens: tokens before which neither EOS nor a stop token may appear.
+        temperature: 0 is greedy; otherwise logits are divided by it, up to 2 by OpenAI's API, any value >= 0 here.
+        top_k: keep the k likeliest tokens; -1 (or 0) keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p, 0 < p <= 1.
+        min_p: drop tokens less likely than min_p times the likeliest, 0..1.
+        seed: makes sampling reproducible; None draws one at admission.
+        presence_penalty, frequency_penalty: subtracted once / per occurrence in the output, -2..2.
+        repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output, > 0.
+        logit_bias: token id -> bias added to its logit, -100..100.
+        logprobs: None for none, else how many alternatives to report beside the chosen token, 0..20.
+        stop: strings that end the completion; the text ends before the match.
+        stop_token_ids: token ids that end the completion (not part of the text).
+        ignore_eos: go on after the model's own end-of-text token.
+
+    Raises InvalidRequestError naming the field, its value and its limit.
+    """
+
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = UNLIMITED
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _within("n", self.n, 1, MAX_N)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, None)
+        _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _within("temperature", self.temperature, 0.0, None)
+        _within("top_k", self.top_k, UNLIMITED, None)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise InvalidRequestError("top_p is 0; it must be above 0 and at most 1.", param="top_p")
+        _within("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _within("seed", self.seed, -(2**63), 2**64 - 1)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, None)
+        if self.repetition_penalty == 0.0:
+            raise InvalidRequestError(
+                "repetition_penalty is 0; it must be above 0, and 1 means none.", param="repetition_penalty"
+            )
+        for token_id, bias in (self.logit_bias or {}).items():
+            _within(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if any(not text for text in self.stop):
+            raise InvalidRequestError("stop contains an empty string; remove it.", param="stop")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+def _within(name: str, value: float, low: float, high: float | None) -> None:
+    # NaN compares false with everything, so the test is for being inside, not outside.
+    if low <= value and (high is None or value <= high) and value < float("inf"):
+        return
+    limit = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise InvalidRequestError(f"{name} is {value}; it must be {limit}.", param=name.split("[")[0])
