@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from ..penstock.errors import ConfigError
+from ..errors import ConfigError
 
 Precision = Literal["auto", "none", "w8a8"]
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ..penstock.errors import InvalidRequestError
+from ..errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_N = 128
