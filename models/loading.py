@@ -78,7 +78,9 @@ def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> Lo
 
 def _from_pretrained(path: Path, dtype: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     attention_hook.register()
     try:
         config = AutoConfig.from_pretrained(path)

@@ -110,6 +110,10 @@ class Engine:
             if seq.status is not Status.FINISHED:
                 self.scheduler.finish(seq, "abort")
 
+    def is_live(self, request_id: str) -> bool:
+        """Whether any completion of the request is still to be computed."""
+        return request_id in self._live
+
     def has_work(self) -> bool:
         return self.scheduler.has_work()
 
