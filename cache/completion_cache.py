@@ -1,0 +1,206 @@
+"""The completion cache as its users see it: look up, store, flush, close. Knows neither HTTP nor the engine.
+
+Built to sit on an event loop: `lookup` reads LMDB inline (microseconds), `store` encodes and queues, one
+thread writes. Any number of processes may open the same folder; each opens it once, after forking.
+"""
+
+import contextlib
+import os
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import lmdb
+
+from ..errors import ConfigError, PenstockError
+from .environment import CacheEnvironment
+from .key import CacheKey
+from .ledger import Ledger
+from .record import Record, decode_body, encode_body, new_record, stamp, unpack_record
+from .values import CachedCompletion, CacheHit, CacheStats
+from .writer import Pending, Writer
+
+MIN_BYTES = 1 << 20
+_ENTRY_SHARE = 8  # one entry may take at most this part of the cap
+
+
+class CompletionCache:
+    """Completions kept on disk, shared by processes, gone when old, when least used, or never.
+
+    Args:
+        path: a folder of its own; created if missing.
+        max_bytes: cap on the pages of live data. The file itself may be somewhat longer (freed pages,
+        fragments).
+        ttl: seconds until an entry is over, unless `store` says otherwise; None keeps it until it is evicted.
+        clock: seconds; the same clock in all processes that share the folder.
+
+    Raises ConfigError when a setting is wrong or the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int = 1 << 30,
+        ttl: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if max_bytes < MIN_BYTES:
+            raise ConfigError(
+                f"cache.max_bytes is {max_bytes}; it must be at least {MIN_BYTES} (1 MiB).",
+                param="cache.max_bytes",
+            )
+        if ttl is not None and not ttl > 0:
+            raise ConfigError(
+                f"cache.ttl is {ttl}; it must be above 0 seconds, or left out for no limit.",
+                param="cache.ttl",
+            )
+        self._max_bytes, self._ttl, self._clock = max_bytes, ttl, clock
+        self._hits = self._misses = self._collisions = self._damaged = self._too_large = 0
+        self._unusable: str | None = None
+        self._env = CacheEnvironment(path, max_bytes=max_bytes)
+        self._writer = Writer(self._env, Ledger(self._env, max_bytes=max_bytes), clock)
+        _open_caches.add(self)
+
+    def lookup(self, key: CacheKey) -> CacheHit | None:
+        """The completion stored under `key`, unless it is over. Never waits for a writer; event-loop safe.
+
+        Raises PenstockError only when the cache was closed, or opened by the process this one was forked
+        from.
+        """
+        found = self._find(key.place)
+        if found is None:
+            self._misses += 1
+            return None
+        record, body = found
+        now = self._clock()
+        if now >= record.expires:
+            self._misses += 1
+            return None
+        if record.digest != key.digest:
+            self._misses += 1
+            self._collisions += 1
+            return None
+        completion = decode_body(body, record.checksum)
+        if completion is None:
+            self._misses += 1
+            self._damaged += 1
+            return None
+        self._hits += 1
+        self._writer.touch(key.place, stamp(now))
+        return CacheHit(completion, max(0.0, now - record.created))
+
+    def store(self, key: CacheKey, completion: CachedCompletion, *, ttl: float | None = None) -> None:
+        """Queues a completion to be written and returns; found by this process at once, by others after the
+        commit.
+
+        Dropped, and counted, when the queue is full, the disk cannot be written, or the entry is larger than
+        an eighth of the cap. `ttl` in seconds overrides the cache's; 0 or less stores nothing.
+        """
+        self._check_usable()
+        ttl = self._ttl if ttl is None else ttl
+        if ttl is not None and not ttl > 0:
+            return
+        body = encode_body(completion)
+        if len(body) > self._max_bytes // _ENTRY_SHARE:
+            self._too_large += 1
+            return
+        self._writer.put(key.place, Pending(new_record(body, key.digest, self._clock(), ttl), body))
+
+    def flush(self) -> None:
+        """Blocks until all stores are synced to disk or given up (see `stats`). Not for the event loop."""
+        self._check_usable()
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is queued and closes the file. Again is harmless."""
+        if self._unusable is not None:
+            return
+        self._unusable = "closed"
+        _open_caches.discard(self)
+        if self._writer.stop():
+            self._env.close()
+        # Else the thread waits for another process's write lock: unmapping the file under it would crash us.
+
+    def stats(self) -> CacheStats:
+        writer = self._writer
+        entries = used = file_bytes = 0
+        if self._unusable is None and writer.state != "off":
+            with contextlib.suppress(lmdb.Error):  # the map was outgrown just now, or the file is damaged
+                entries, used, file_bytes = self._env.measure()
+        return CacheStats(
+            entries=entries,
+            used_bytes=used,
+            max_bytes=self._max_bytes,
+            file_bytes=file_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            collisions=self._collisions,
+            damaged=self._damaged,
+            stored=writer.stored,
+            dropped=writer.dropped + self._too_large,
+            evicted=writer.evicted,
+            expired=writer.expired,
+            queued=writer.queued(),
+            state=self._unusable or writer.state,
+        )
+
+    def __enter__(self) -> "CompletionCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find(self, place: bytes) -> tuple[Record, bytes] | None:
+        """The newest version of an entry: still queued, or on disk."""
+        self._check_usable()
+        pending = self._writer.find(place)
+        if pending is not None:
+            return pending.record, pending.body
+        if self._writer.state == "off":
+            return None
+        try:
+            found = self._env.read(place)
+        except (lmdb.MapResizedError, lmdb.ReadersFullError):
+            self._writer.wake()  # its next round adopts the grown map; meanwhile this is a miss
+            return None
+        except lmdb.Error as error:
+            self._writer.turn_off(error)
+            return None
+        if found is None:
+            return None
+        record = unpack_record(found[0])
+        if record is None:
+            self._damaged += 1
+            return None
+        return record, found[1]
+
+    def _check_usable(self) -> None:
+        if self._unusable is None:
+            return
+        if self._unusable == "forked":
+            raise PenstockError(
+                f"The cache at {self._env.path} was opened before this process ({os.getpid()}) was forked; "
+                "LMDB allows no handle across fork. Open a CompletionCache after forking."
+            )
+        raise PenstockError(f"The cache at {self._env.path} is closed; open a new CompletionCache.")
+
+    def _forget_in_child(self) -> None:
+        # The writer thread and the locks' owners stay in the parent: nothing here may be waited for or
+        # closed.
+        self._unusable = "forked"
+
+
+_open_caches: "weakref.WeakSet[CompletionCache]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for cache in list(_open_caches):
+        cache._forget_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,80 @@
+"""How one entry looks as bytes: record, body, and lines in the two time indexes. Pure functions."""
+
+import math
+import struct
+
+import msgspec
+import xxhash
+
+from .key import DIGEST_BYTES
+from .values import CachedCompletion
+
+_RECORD = struct.Struct(f"<ddQQQ{DIGEST_BYTES}s")
+_STAMP = struct.Struct(">Q")  # big-endian: LMDB sorts by bytes, so time order is key order
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(CachedCompletion)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """All that is known of an entry beside its body; small, because every access rewrites it.
+
+    Attributes:
+        created, expires: seconds of the cache's clock; `expires` is infinite without a time to live.
+        accessed: last use, as a stamp.
+        queued: the stamp under which the entry stands in the order index; at most `accessed`.
+        checksum: xxh3-64 of the body.
+        digest: blake2b-256 of the request.
+    """
+
+    created: float
+    expires: float
+    accessed: int
+    queued: int
+    checksum: int
+    digest: bytes
+
+
+def new_record(body: bytes, digest: bytes, now: float, ttl: float | None) -> Record:
+    moment = stamp(now)
+    expires = math.inf if ttl is None else now + ttl
+    return Record(now, expires, moment, moment, xxhash.xxh3_64_intdigest(body), digest)
+
+
+def pack_record(record: Record) -> bytes:
+    return _RECORD.pack(
+        record.created, record.expires, record.accessed, record.queued, record.checksum, record.digest
+    )
+
+
+def unpack_record(data: bytes) -> Record | None:
+    """None when the bytes are not a record."""
+    return Record(*_RECORD.unpack(data)) if len(data) == _RECORD.size else None
+
+
+def encode_body(completion: CachedCompletion) -> bytes:
+    return _encoder.encode(completion)
+
+
+def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
+    """None when the bytes are not the ones that were stored, or not a completion."""
+    if xxhash.xxh3_64_intdigest(body) != checksum:
+        return None
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError:  # also the base of ValidationError
+        return None
+
+
+def stamp(now: float) -> int:
+    """A time as an index sorts it: whole microseconds."""
+    return max(0, int(now * 1e6))
+
+
+def index_line(moment: int, place: bytes) -> bytes:
+    """Key of a time index: the stamp, then the entry's place to tell equal stamps apart."""
+    return _STAMP.pack(moment) + place
+
+
+def split_line(line: bytes) -> tuple[int, bytes]:
+    return _STAMP.unpack_from(line)[0], line[_STAMP.size :]

@@ -1,0 +1,56 @@
+"""What goes into the cache and what comes out. Knows nothing of keys, files or time."""
+
+import msgspec
+
+
+class CachedChoice(msgspec.Struct, array_like=True):
+    """One finished choice in its neutral form: streamed and unstreamed replies are both built from it."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: int | str | None
+    logprobs: list[tuple[int, float, list[tuple[int, float]]]] | None
+    """Per token: token id, log-probability, and the likeliest alternatives as (token id, log-probability)."""
+
+
+class CachedCompletion(msgspec.Struct, array_like=True):
+    """Everything needed to answer a request again without the engine."""
+
+    choices: list[CachedChoice]
+    prompt_tokens: int
+    engine_seconds: float
+    """What computing it took: what a hit saves."""
+
+
+class CacheHit(msgspec.Struct, frozen=True):
+    completion: CachedCompletion
+    age: float
+    """Seconds since it was stored."""
+
+
+class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot: sizes of the file all processes share, counters of this process since it opened it."""
+
+    entries: int
+    used_bytes: int
+    """Pages that hold live data: what `max_bytes` limits."""
+    max_bytes: int
+    file_bytes: int
+    """The file's length. It keeps freed pages for later entries, so it shrinks only by compaction."""
+    hits: int
+    misses: int
+    collisions: int
+    """Misses because another request has the same xxh3 hash."""
+    damaged: int
+    """Misses because the stored bytes did not match their checksum or their type."""
+    stored: int
+    dropped: int
+    """Stores given up: queue full, entry too large, or the file could not be written."""
+    evicted: int
+    expired: int
+    """Entries removed because their time was over."""
+    queued: int
+    """Stores accepted and not yet on disk."""
+    state: str
+    """'on'; 'reading' while the file cannot be written; 'off' after damage; 'closed'; 'forked'."""
