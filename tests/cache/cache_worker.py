@@ -1,8 +1,8 @@
-"""Entries that are a pure function of (tenant, number), and a process that writes them. Run as a script by the tests.
+"""Entries that are a pure function of (tenant, number), and a process that writes them.
 
     python cache_worker.py PATH TENANT FIRST COUNT [BATCH]
 
-Stores entries FIRST..FIRST+COUNT-1 and prints a number each time flush() has acknowledged everything below it.
+Stores entries FIRST..FIRST+COUNT-1 and prints a number each time flush() has acknowledged all below it.
 """
 
 import sys

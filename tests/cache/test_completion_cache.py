@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from cache_worker import make_completion, make_key
 from penstock.cache import CachedChoice, CachedCompletion, writer
+from penstock.cache.record import body_key
+
 from penstock.errors import ConfigError, PenstockError
 
 
@@ -229,16 +231,18 @@ def test_a_damaged_entry_is_a_miss_and_is_replaced(open_cache):
     cache.store(make_key(2), make_completion(2))
     cache.flush()
     with cache._env.write() as txn:
-        body = bytearray(txn.get(make_key(1).place, db=cache._env.bodies))
-        body[len(body) // 2] ^= 1
-        txn.put(make_key(1).place, bytes(body), db=cache._env.bodies)
+        record, body = cache._env.read(make_key(1).place)
+        damaged = bytearray(body)
+        damaged[len(body) // 2] ^= 1
+        txn.put(body_key(record, make_key(1).place), bytes(damaged), db=cache._env.bodies)
         txn.put(make_key(2).place, b"short", db=cache._env.records)
     for number in (1, 2):
         assert cache.lookup(make_key(number)) is None
         cache.store(make_key(number), make_completion(number))
         cache.flush()
         assert cache.lookup(make_key(number)).completion == make_completion(number)
-    assert cache.stats().damaged == 2
+    assert cache.stats().damaged == 1
+    assert cache.stats().entries == 2
 
 
 def test_statistics(open_cache):

@@ -6,7 +6,13 @@ from penstock.cache import CacheKey, completion_key
 
 
 def key(**changes: object) -> CacheKey:
-    parts = {"tenant": "acme", "namespace": "", "model": "m", "fingerprint": "f", "request": {"a": 1, "b": [1, 2]}}
+    parts = {
+        "tenant": "acme",
+        "namespace": "",
+        "model": "m",
+        "fingerprint": "f",
+        "request": {"a": 1, "b": [1, 2]},
+    }
     return completion_key(**(parts | changes))
 
 

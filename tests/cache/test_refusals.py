@@ -12,6 +12,7 @@ import orjson
 import pytest
 from cache_worker import make_completion, make_key
 from penstock.cache import CompletionCache, environment, writer
+
 from penstock.errors import ConfigError
 
 
@@ -115,7 +116,7 @@ def test_the_files_are_private(open_cache, path):
 
 
 def test_a_full_disk_costs_one_warning_and_no_request(open_cache, path, monkeypatch, caplog):
-    """The kernel refuses to lengthen the file (RLIMIT_FSIZE), as a full disk does; later there is room again."""
+    """The kernel refuses to extend the file (RLIMIT_FSIZE), as if the disk were full; then allows it."""
     cache = open_cache()
     for number in range(20):
         cache.store(make_key(number), make_completion(number))
