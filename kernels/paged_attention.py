@@ -1,0 +1,217 @@
+"""Attention over paged KV on a CPU: ragged prefill and decode of one flat batch in one call.
+
+Built so that a token's result is the same whatever it is computed with:
+  * keys are visited in tiles of KEY_TILE absolute positions, and P @ V is one product per tile, added in order. BLAS
+    splits a long reduction by its length (MKL: at 192, and in halves below 384), so one product over all keys would
+    round differently in another chunk; a tile is never split;
+  * a product has at least MIN_ROWS rows and whole tiles as columns: below 4 rows or 12 columns MKL switches to
+    kernels that sum in another order (measured: rows equal bit for bit from 4 rows up, at any row count);
+  * positions past the context are masked to exactly zero weight; adding zeros changes nothing.
+
+What it reads past a context's end is stale but finite memory of the pool, multiplied by zero; `KVCache` starts zeroed.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+KEY_TILE = 128
+QUERY_BLOCK = 128
+MIN_ROWS = 4
+# Contexts at least this long are read in place when their blocks are one contiguous run; shorter ones are gathered
+# and batched across sequences, since a dispatch then costs more than the copy.
+IN_PLACE_KEYS = 512
+
+
+@dataclass(slots=True)
+class KeySpan:
+    """Where the keys of one sequence, or of several of equal padded length, lie in the pool.
+
+    Attributes:
+        num_keys: padded length, a multiple of KEY_TILE.
+        first_slot: the run's first slot when it is contiguous and read in place, else -1.
+        block_ids: [B * num_keys / block_size] int64 otherwise.
+    """
+
+    num_keys: int
+    first_slot: int = -1
+    block_ids: Tensor | None = None
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Rows [start, start + count) of the flat batch: one query each, one sequence each."""
+
+    start: int
+    count: int
+    context_lens: Tensor  # [count] int64, the row's own position included
+    keys: KeySpan
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class PrefillSpan:
+    """Rows [start, start + count) of the flat batch: consecutive positions of one sequence."""
+
+    start: int
+    count: int
+    first_position: int
+    keys: KeySpan
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """The step's batch as attention sees it; masks are built once a step and shared by the layers.
+
+    Attributes:
+        slot_mapping: [T] int64, where each token's K and V are written.
+        decodes, prefills: cover all T rows.
+    """
+
+    slot_mapping: Tensor
+    decodes: list[DecodeGroup]
+    prefills: list[PrefillSpan]
+    block_size: int
+
+
+def padded_keys(num_keys: int) -> int:
+    return -(-num_keys // KEY_TILE) * KEY_TILE
+
+
+def store_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, slot_mapping: Tensor) -> None:
+    """Write K [Hkv, T, D] and V [Hkv, T, Dv] to their slots of the pools [Hkv, num_slots, D or Dv]."""
+    key_pool.index_copy_(1, slot_mapping, key)
+    value_pool.index_copy_(1, slot_mapping, value)
+
+
+def paged_attention(
+    query: Tensor,
+    key_pool: Tensor,
+    value_pool: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of every row over its own sequence's keys, which must be stored already.
+
+    Args:
+        query: [Hq, T, D]; head h reads KV head h // (Hq / Hkv).
+        key_pool, value_pool: [Hkv, num_slots, D], [Hkv, num_slots, Dv].
+        scaling: multiplies q @ k.
+        sliding_window: a position sees itself and the sliding_window - 1 before it.
+        softcap: scores become softcap * tanh(scores / softcap).
+        sinks: [Hq] logits that take part in the softmax and then are dropped.
+
+    Returns:
+        [T, Hq, Dv]
+    """
+    num_heads, num_tokens, head_dim = query.shape
+    num_kv_heads = key_pool.shape[0]
+    groups = num_heads // num_kv_heads
+    window = sliding_window or 0
+    query = (query * scaling).view(num_kv_heads, groups, num_tokens, head_dim)
+    head_sinks = None if sinks is None else sinks.float().view(num_kv_heads, groups, 1)
+    out = query.new_empty(num_tokens, num_heads, value_pool.shape[2])
+
+    for group in metadata.decodes:
+        stop = group.start + group.count
+        q = query[:, :, group.start : stop].transpose(1, 2).reshape(-1, groups, head_dim)  # [Hkv*B, G, D]
+        k, v = _read(key_pool, group.keys, metadata), _read(value_pool, group.keys, metadata)
+        mask = group.masks.get(window)
+        if mask is None:
+            mask = group.masks[window] = _decode_mask(group, window)
+        sink = None
+        if head_sinks is not None:
+            sink = head_sinks.expand(-1, -1, group.count).transpose(1, 2).reshape(-1, groups, 1)
+        o = _attend(q, k, v, mask.repeat(num_kv_heads, 1, 1), groups, softcap, sink)  # [Hkv*B, G, Dv]
+        o = o.view(num_kv_heads, group.count, groups, -1).transpose(0, 1)
+        out[group.start : stop] = o.reshape(group.count, num_heads, -1)
+
+    for span in metadata.prefills:
+        k, v = _read(key_pool, span.keys, metadata), _read(value_pool, span.keys, metadata)
+        for first in range(0, span.count, QUERY_BLOCK):
+            last = min(first + QUERY_BLOCK, span.count)
+            num_keys = padded_keys(span.first_position + last)
+            block = query[:, :, span.start + first : span.start + last]
+            q = block.reshape(num_kv_heads, -1, head_dim)  # [Hkv, G*n, D]
+            mask = span.masks.get((window, first))
+            if mask is None:
+                mask = span.masks[window, first] = _prefill_mask(span, first, last, num_keys, window)
+            sink = None
+            if head_sinks is not None:
+                sink = head_sinks.expand(-1, -1, last - first).reshape(num_kv_heads, -1, 1)
+            o = _attend(q, k[:, :num_keys], v[:, :num_keys], mask, last - first, softcap, sink)
+            o = o.view(num_kv_heads, groups, last - first, -1).permute(2, 0, 1, 3)
+            out[span.start + first : span.start + last] = o.reshape(last - first, num_heads, -1)
+    return out
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rows: int, softcap: float | None, sink: Tensor | None
+) -> Tensor:
+    """Softmax(q @ k + mask) @ v by whole key tiles.
+
+    q [H, R, D], k [H, S, D], v [H, S, Dv], sink [H, R, 1] or None; `mask` is additive, [1 or H, 1 or `rows`, n] for the
+    last n keys, and repeats over R / rows. Returns [H, R, Dv].
+    """
+    heads, num_rows, _ = q.shape
+    if num_rows < MIN_ROWS:
+        q = torch.nn.functional.pad(q, (0, 0, 0, MIN_ROWS - num_rows))
+    scores = torch.bmm(q, k.transpose(1, 2))  # [H, R', S]
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    masked = scores[:, :num_rows].view(heads, -1, rows, scores.shape[2])[..., scores.shape[2] - mask.shape[2] :]
+    masked.add_(mask[:, None])
+    if sink is None:
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    else:
+        weights = _softmax_with_sink(scores, torch.nn.functional.pad(sink, (0, 0, 0, q.shape[1] - num_rows)))
+    weights = weights.to(v.dtype)
+    tiles = scores.shape[2] // KEY_TILE
+    if tiles == 1:
+        return torch.bmm(weights, v)[:, :num_rows]
+    partial = v.new_empty(tiles, heads, q.shape[1], v.shape[2])
+    for tile in range(tiles):
+        keys = slice(tile * KEY_TILE, (tile + 1) * KEY_TILE)
+        torch.bmm(weights[:, :, keys], v[:, keys], out=partial[tile])
+    return partial.sum(dim=0)[:, :num_rows]
+
+
+def _softmax_with_sink(scores: Tensor, sink: Tensor) -> Tensor:
+    scores = scores.float()
+    highest = torch.maximum(scores.amax(dim=-1, keepdim=True), sink)
+    weights = torch.exp(scores - highest)
+    return weights / (weights.sum(dim=-1, keepdim=True) + torch.exp(sink - highest))
+
+
+def _read(pool: Tensor, keys: KeySpan, metadata: AttentionMetadata) -> Tensor:
+    """[Hkv, num_slots, D] -> [Hkv * B, num_keys, D], a view where the keys are one run."""
+    if keys.block_ids is None:
+        return pool[:, keys.first_slot : keys.first_slot + keys.num_keys]
+    num_heads, _, head_dim = pool.shape
+    blocks = pool.view(num_heads, -1, metadata.block_size * head_dim)
+    return blocks.index_select(1, keys.block_ids).view(-1, keys.num_keys, head_dim)
+
+
+def _decode_mask(group: DecodeGroup, window: int) -> Tensor:
+    """[B, 1, S]: 0 where visible, -inf elsewhere."""
+    positions = torch.arange(group.keys.num_keys)
+    hidden = positions >= group.context_lens[:, None]
+    if window:
+        hidden |= positions < group.context_lens[:, None] - window
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None]
+
+
+def _prefill_mask(span: PrefillSpan, first: int, last: int, num_keys: int, window: int) -> Tensor:
+    """[1, n, m] for the last m keys: those from the block's first position on, or all under a window."""
+    own = torch.arange(span.first_position + first, span.first_position + last)[:, None]
+    positions = torch.arange(0 if window else span.first_position + first, num_keys)
+    hidden = positions > own
+    if window:
+        hidden |= positions <= own - window
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[None]

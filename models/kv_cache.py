@@ -1,0 +1,53 @@
+"""The KV tensors of all layers. Which block belongs to whom is the block manager's business."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.paged_attention import KEY_TILE
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer stores per token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """One pool of K [Hkv, num_slots, D] and one of V per layer; block b holds slots [b * block_size, (b+1) * block_size).
+
+    Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
+    Memory is only committed by the system when first written.
+    """
+
+    def __init__(
+        self, shapes: dict[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> None:
+        num_slots = num_blocks * block_size + KEY_TILE
+        self.block_size = block_size
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {
+            index: (
+                torch.zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
+                torch.zeros(shape.num_kv_heads, num_slots, shape.value_dim, dtype=dtype),
+            )
+            for index, shape in shapes.items()
+        }
+
+    def clear_blocks(self, block_ids: list[int]) -> None:
+        """Zero blocks that may hold NaN or infinity, before anyone else gets them."""
+        slots = (torch.tensor(block_ids)[:, None] * self.block_size + torch.arange(self.block_size)).flatten()
+        for keys, values in self.layers.values():
+            keys.index_fill_(1, slots, 0)
+            values.index_fill_(1, slots, 0)
+
+
+def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:
+    return sum(shape.elements for shape in shapes.values()) * dtype.itemsize

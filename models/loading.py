@@ -1,0 +1,147 @@
+"""From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ModelLoadError
+from . import attention_hook
+from .fingerprint import fingerprint
+from .int8_linear import quantize_linears
+from .kv_cache import LayerShape
+from .location import resolve_model
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A servable model and what the engine must know about it.
+
+    Attributes:
+        module: the transformers model, in eval mode, on its device, with our attention and our linears.
+        layers: what each attention layer stores per token, by layer index.
+        dtype: of activations and KV.
+        max_model_len: positions the model was made for.
+        precision: "w8a8" or "none".
+    """
+
+    module: Any
+    path: Path
+    architecture: str
+    fingerprint: str
+    layers: dict[int, LayerShape]
+    dtype: torch.dtype
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    precision: str
+    num_parameters: int
+
+
+def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> LoadedModel:
+    """Load `model` ("builtin", a local folder or a hub id) for serving on the CPU.
+
+    `quantize`: "w8a8", "none", or "auto" (w8a8 for the built-in model, otherwise as stored).
+    Raises ModelLoadError naming the model, the reason and the remedy.
+    """
+    path = resolve_model(model)
+    precision = ("w8a8" if model == "builtin" else "none") if quantize == "auto" else quantize
+    module = _from_pretrained(path, dtype)
+    config = module.config.get_text_config()
+    num_parameters = module.num_parameters()
+    if precision == "w8a8":
+        swapped = quantize_linears(module)
+        if not swapped:
+            raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
+    module.eval()
+    compute_dtype = torch.float32 if precision == "w8a8" else module.dtype
+    return LoadedModel(
+        module=module,
+        path=path,
+        architecture=type(module).__name__,
+        fingerprint=fingerprint(path, precision, str(compute_dtype)),
+        layers=_probe_layers(module, config),
+        dtype=compute_dtype,
+        max_model_len=_context_length(config),
+        vocab_size=config.vocab_size,
+        eos_token_ids=_eos_token_ids(module),
+        precision=precision,
+        num_parameters=num_parameters,
+    )
+
+
+def _from_pretrained(path: Path, dtype: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    attention_hook.register()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if getattr(config, "quantization_config", None):
+            raise ModelLoadError(
+                f"{path} is stored quantized, which Penstock cannot load yet; give the original and quantize = 'w8a8'."
+            )
+        module = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto" if dtype == "auto" else DTYPES[dtype],
+            attn_implementation=attention_hook.NAME,
+        )
+    except ModelLoadError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+    if not getattr(module, "_supports_attention_backend", False):
+        raise ModelLoadError(
+            f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
+            "serve it with another engine."
+        )
+    return module
+
+
+@torch.inference_mode()
+def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
+    """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
+    probe = attention_hook.ProbeContext()
+    try:
+        module(
+            input_ids=torch.zeros(1, 2, dtype=torch.long),
+            position_ids=torch.arange(2)[None],
+            use_cache=False,
+            penstock=probe,
+        )
+    except TypeError as error:
+        raise ModelLoadError(
+            f"{type(module).__name__} does not pass our context down to attention: {error}"
+        ) from error
+    expected = config.num_hidden_layers
+    if len(probe.layers) != expected:
+        raise ModelLoadError(
+            f"{type(module).__name__} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
+            "layers with other state (recurrent, convolutional, shared KV) are not supported."
+        )
+    return probe.layers
+
+
+def _context_length(config: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    raise ModelLoadError(f"{type(config).__name__} names no context length; set max_model_len.")
+
+
+def _eos_token_ids(module: Any) -> list[int]:
+    eos = module.generation_config.eos_token_id
+    if eos is None:
+        eos = module.config.get_text_config().eos_token_id
+    if eos is None:
+        return []
+    return list(eos) if isinstance(eos, list | tuple) else [eos]

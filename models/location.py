@@ -1,0 +1,67 @@
+"""Where a model's files are: the built-in one, a local folder, or a snapshot of a hub repository."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ModelLoadError
+
+BUILTIN = "builtin"
+BUILTIN_FOLDER = Path(__file__).resolve().parent / "builtin"
+
+WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt", "config.json")
+
+
+def resolve_model(model: str, *, files: Sequence[str] = WEIGHT_FILES) -> Path:
+    """The folder that holds `model`; downloads a hub id's `files` (patterns) when they are not here yet.
+
+    Raises ModelLoadError when there is no such folder or repository, or it cannot be reached.
+    """
+    if model == BUILTIN:
+        if not (BUILTIN_FOLDER / "config.json").is_file():
+            raise ModelLoadError(
+                f"The built-in model is missing from {BUILTIN_FOLDER}; reinstall penstock.", param="model"
+            )
+        return BUILTIN_FOLDER
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _may_be_hub_id(model):
+        raise ModelLoadError(
+            f"model is {model!r}: no such folder. Give 'builtin', a folder with config.json and "
+            "*.safetensors, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
+            param="model",
+        )
+    return _download(model, files)
+
+
+def model_name(model: str) -> str:
+    """The name a model is served under when none is given: a folder's own name, else the id as written."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if model != BUILTIN and folder.is_dir() else model
+
+
+def _may_be_hub_id(model: str) -> bool:
+    owner, slash, name = model.partition("/")
+    return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~"
+
+
+def _download(model: str, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(files)))
+    except LocalEntryNotFoundError as error:
+        raise ModelLoadError(
+            f"model {model!r} is neither a folder here nor in the local hub cache, and the hub cannot be "
+            "reached. Check the network, or give a local folder.",
+            param="model",
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelLoadError(
+            f"model {model!r} cannot be downloaded from the hub ({reason}). Check the id, or `hf auth login` "
+            "when it is gated.",
+            param="model",
+        ) from error

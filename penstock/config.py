@@ -1,0 +1,268 @@
+"""Settings: one table, read once from a TOML file, `PENSTOCK_*` variables and command-line flags.
+
+A flag wins over the environment, that over the file, that over the default. A setting has one name everywhere:
+`max_num_seqs` in TOML, `PENSTOCK_MAX_NUM_SEQS`, `--max-num-seqs`. No other module reads the environment.
+"""
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+
+from .errors import ConfigError
+
+PREFIX = "PENSTOCK_"
+FILE_SETTING = "config"
+
+Unsupported = Literal["refuse", "drop"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class About(msgspec.Struct, frozen=True):
+    """What the help says of one setting, and under which heading."""
+
+    group: str
+    help: str
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `penstock serve` can be told. The fields are the table that file, environment and flags share."""
+
+    model: Annotated[str, About("model", "'builtin', a folder, or a hub id")] = "builtin"
+    served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = None
+    model_aliases: Annotated[
+        dict[str, str], About("model", "other names for it: 'gpt-4o=builtin'; '*=builtin' takes any name")
+    ] = {}
+    quantize: Annotated[
+        Literal["auto", "none", "w8a8"], About("model", "INT8 weights; auto: for the built-in model only")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], About("model", "computing type; auto: as stored")
+    ] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], About("model", "where it runs")] = "auto"
+
+    host: Annotated[str, About("server", "address to listen on")] = "127.0.0.1"
+    port: Annotated[int, About("server", "port to listen on; 0 takes a free one")] = 8000
+    workers: Annotated[int, About("server", "HTTP processes that share the port and the engine")] = 1
+    api_keys: Annotated[tuple[str, ...], About("server", "keys clients may use; none: open to all")] = ()
+    unsupported: Annotated[
+        Unsupported,
+        About("server", "parameters not honoured: refuse (400), or drop and name in x-penstock-dropped"),
+    ] = "refuse"
+    max_body_bytes: Annotated[int, About("server", "largest request body")] = 8 << 20
+    write_timeout: Annotated[float, About("server", "seconds a client may stop reading its stream")] = 30.0
+    drain_timeout: Annotated[float, About("server", "seconds running requests get to finish at shutdown")] = 30.0
+    log_level: Annotated[LogLevel, About("server", "least severe level logged")] = "info"
+    access_log: Annotated[bool, About("server", "log every request")] = False
+
+    cache: Annotated[bool, About("cache", "keep and reuse completions")] = True
+    cache_path: Annotated[
+        Path | None, About("cache", "folder of the cache; default: the user's cache folder")
+    ] = None
+    cache_max_bytes: Annotated[int, About("cache", "size beyond which the least used are dropped")] = 1 << 30
+    cache_ttl: Annotated[float | None, About("cache", "seconds a completion stays valid; default: for ever")] = None
+
+    max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
+    max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
+    max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512
+    max_waiting: Annotated[int, About("engine", "most requests that wait; more are refused")] = 1024
+    kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
+    block_size: Annotated[int, About("engine", "tokens per KV block")] = 32
+    prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
+    threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "workers", "max_body_bytes", "max_num_seqs", "max_num_batched_tokens")
+        _at_least(self, 1, "max_waiting", "block_size", "max_model_len", "kv_cache_tokens", "threads")
+        _at_least(self, 0, "port", "drain_timeout")
+        _at_least(self, 1 << 20, "cache_max_bytes")
+        if self.port > 65535:
+            raise ConfigError(f"port is {self.port}; it must be between 0 and 65535.", param="port")
+        for name in ("write_timeout", "cache_ttl"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}; it must be a number of seconds above 0.", param=name)
+        if any(not key for key in self.api_keys):
+            raise ConfigError("api_keys holds an empty key; remove it.", param="api_keys")
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """One row of the table."""
+
+    name: str
+    type: Any
+    about: About
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+
+def _table() -> dict[str, _Entry]:
+    entries = {}
+    for name, annotation in Settings.__annotations__.items():
+        type_, about = get_args(annotation)
+        entries[name] = _Entry(name, type_, about)
+    return entries
+
+
+TABLE = _table()
+_SWITCH = {"on": True, "yes": True, "off": False, "no": False}
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, groups: tuple[str, ...]) -> None:
+    """Adds a flag for every setting of `groups`, and --config. Absent flags leave no trace in the namespace."""
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"TOML file of settings ({PREFIX}CONFIG)"
+    )
+    for group in groups:
+        section = parser.add_argument_group(group)
+        for entry in TABLE.values():
+            if entry.about.group == group:
+                _add_argument(section, entry)
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Resolves flags (already absent when not given) > environment > file > defaults.
+
+    Raises ConfigError naming the setting, where it was set, its value and what it must be.
+    """
+    variables = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    file = flags.get(FILE_SETTING, variables.pop(PREFIX + FILE_SETTING.upper(), None))
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_from_file(Path(file)))
+    for variable, text in variables.items():
+        name = _known(variable.removeprefix(PREFIX).lower(), where=variable)
+        values[name] = _parse(TABLE[name], text, where=variable)
+    for name, value in flags.items():
+        if name in TABLE:
+            values[name] = _parse(TABLE[name], value, where=TABLE[name].flag)
+    values.setdefault("cache_path", _user_cache(environment) / "penstock" / "completions")
+    return Settings(**values)
+
+
+def _user_cache(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}."
+
+
+def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
+    default = Settings.__struct_defaults__[list(TABLE).index(entry.name)]
+    shown = f" (default: {default})" if isinstance(default, str | int | float) and default != "" else ""
+    if entry.type is bool:
+        section.add_argument(
+            entry.flag,
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=f"{entry.about.help} (default: {'on' if default else 'off'})",
+        )
+        return
+    choices = get_args(entry.type) if get_origin(entry.type) is Literal else None
+    section.add_argument(
+        entry.flag,
+        metavar="{" + ",".join(choices) + "}" if choices else _placeholder(entry.type),
+        default=argparse.SUPPRESS,
+        help=entry.about.help.replace("%", "%%") + shown,
+    )
+
+
+def _placeholder(type_: Any) -> str:
+    text = str(type_)
+    for word, shown in (("dict", "NAME=MODEL,..."), ("tuple", "KEY,..."), ("Path", "PATH"), ("int", "N")):
+        if word in text or type_ is {"int": int}.get(word):
+            return shown
+    return "SECONDS" if "float" in text else "TEXT"
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The settings file {file} cannot be read: {error.strerror}.", param="config") from error
+    except ValueError as error:
+        raise ConfigError(f"The settings file {file} is not valid TOML: {error}.", param="config") from error
+    return {
+        _known(name, where=str(file)): _convert(TABLE[name], value, where=str(file), strict=True)
+        for name, value in content.items()
+    }
+
+
+def _known(name: str, *, where: str) -> str:
+    if name not in TABLE:
+        raise ConfigError(f"{where}: unknown setting {name!r}; {did_you_mean(name, list(TABLE))}", param=name)
+    return name
+
+
+def _parse(entry: _Entry, value: Any, *, where: str) -> Any:
+    """A value written as text: lists are comma-separated, mappings 'name=value' pairs."""
+    if isinstance(value, str):
+        if get_origin(entry.type) is tuple:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif get_origin(entry.type) is dict:
+            value = _pairs(entry, value, where=where)
+        elif entry.type is bool:
+            value = _SWITCH.get(value.lower(), value)
+    return _convert(entry, value, where=where, strict=False)
+
+
+def _pairs(entry: _Entry, text: str, *, where: str) -> dict[str, str]:
+    pairs = {}
+    for part in text.split(","):
+        name, equals, target = part.partition("=")
+        if not (name.strip() and equals and target.strip()):
+            raise ConfigError(
+                f"{where}: {entry.name} is {text!r}; write it as NAME=MODEL, several separated by commas.",
+                param=entry.name,
+            )
+        pairs[name.strip()] = target.strip()
+    return pairs
+
+
+def _convert(entry: _Entry, value: Any, *, where: str, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, entry.type, strict=strict, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{where}: {entry.name} is {value!r}; it must be {_described(entry.type)}.", param=entry.name
+        ) from error
+
+
+def _decode_path(type_: type, value: Any) -> Any:
+    if type_ is Path and isinstance(value, str) and value:
+        return Path(value).expanduser()
+    raise ValueError(value)
+
+
+def _described(type_: Any) -> str:
+    if get_origin(type_) is Literal:
+        return "one of " + ", ".join(get_args(type_))
+    plain = {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        tuple[str, ...]: "a list of texts",
+        dict[str, str]: "a table of names",
+        Path: "a path",
+    }
+    return plain.get(type_) or " or nothing".join(plain[part] for part in get_args(type_) if part in plain)
+
+
+def _at_least(settings: Settings, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not low <= value < float("inf"):
+            raise ConfigError(f"{name} is {value}; it must be at least {low}.", param=name)

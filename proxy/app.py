@@ -1,0 +1,58 @@
+"""The application: its parts wired together, and the table of routes."""
+
+from pathlib import Path
+
+from aiohttp import web
+
+from ..cache import CompletionCache
+from ..config import Settings
+from .backend import Backend
+from .context import CONTEXT, Context
+from .edge import Edge, name_response
+from .metrics import Metrics
+from .routes.chat import chat_completions
+from .routes.completions import completions
+from .routes.models import get_model, list_models
+from .routes.status import live, metrics, ready
+from .routes.tokens import detokenize, tokenize
+from .service import CompletionService
+
+
+def create_app(
+    settings: Settings,
+    backend: Backend,
+    cache: CompletionCache | None,
+    *,
+    shared_metrics: Path | None = None,
+) -> web.Application:
+    """An application around parts that the caller starts and closes.
+
+    Args:
+        shared_metrics: folder in which several workers keep their figures together.
+    """
+    figures = Metrics(backend, shared=shared_metrics)
+    edge = Edge(figures, api_keys=settings.api_keys)
+    app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
+    app[CONTEXT] = Context(
+        settings=settings,
+        backend=backend,
+        service=CompletionService(backend, cache, figures),
+        metrics=figures,
+        edge=edge,
+    )
+    app.on_response_prepare.append(name_response)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", chat_completions),
+            web.post("/v1/completions", completions),
+            web.get("/v1/models", list_models),
+            web.get("/v1/models/{id:.+}", get_model),
+            web.post("/tokenize", tokenize),
+            web.post("/detokenize", detokenize),
+            web.get("/health", ready),
+            web.get("/health/ready", ready),
+            web.get("/health/live", live),
+            web.get("/metrics", metrics),
+        ]
+    )
+    return app

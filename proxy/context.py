@@ -1,0 +1,29 @@
+"""What handlers share: the parts of one running server."""
+
+import time
+
+import msgspec
+from aiohttp import web
+
+from ..config import Settings
+from .backend import Backend
+from .edge import Edge
+from .metrics import Metrics
+from .service import CompletionService
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    settings: Settings
+    backend: Backend
+    service: CompletionService
+    metrics: Metrics
+    edge: Edge
+    started: int = msgspec.field(default_factory=lambda: int(time.time()))
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes whenever a seeded answer could; the model must be ready."""
+        return f"fp_{self.backend.engine.info.fingerprint[:12]}"
+
+
+CONTEXT = web.AppKey("context", Context)

@@ -1,0 +1,125 @@
+"""Who asks and how the cache may be used: API key -> tenant, request id, cache directives. One value per request."""
+
+import hmac
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from ..config import did_you_mean
+from ..errors import AuthenticationError, InvalidRequestError
+
+CACHE_CONTROL = "x-penstock-cache-control"
+NAMESPACE = "x-penstock-namespace"
+REQUEST_ID = "x-request-id"
+DEFAULT_TENANT = "default"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_DIRECTIVES = ["no-cache", "no-store", "sampled", "ttl", "namespace"]
+
+
+class CacheControls(msgspec.Struct, frozen=True):
+    """What one request lets the cache do.
+
+    Attributes:
+        read: answer from the cache (off with `no-cache`).
+        write: keep the answer (off with `no-store`).
+        sampled: also when neither greedy nor seeded, so that an answer stands for a whole distribution.
+        ttl: seconds the kept answer stays valid; None takes the server's.
+        namespace: entries of other namespaces are not seen.
+    """
+
+    read: bool = True
+    write: bool = True
+    sampled: bool = False
+    ttl: float | None = None
+    namespace: str = ""
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The caller's own id where it is sane (it goes into logs and headers), else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def authenticate(headers: Mapping[str, str], api_keys: tuple[str, ...]) -> str:
+    """The tenant: a digest of the bearer key, "default" without one.
+
+    Raises AuthenticationError when keys are required and this is none of them.
+    """
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    key = key.strip() if scheme.lower() == "bearer" else ""
+    if api_keys:
+        # Every key is compared, each in constant time: the time taken tells nothing of how close a guess is.
+        matches = [hmac.compare_digest(key.encode(), known.encode()) for known in api_keys]
+        if not any(matches):
+            wrong = "The API key is not one of this server's" if key else "This server needs an API key"
+            raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY'.")
+    return blake2b(key.encode(), digest_size=16).hexdigest() if key else DEFAULT_TENANT
+
+
+def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> CacheControls:
+    """Directives of the headers, then of the body's `penstock: {"cache": {...}}`, which wins.
+
+    Raises InvalidRequestError for an unknown directive or a bad value.
+    """
+    directives: dict[str, object] = {}
+    for part in filter(None, (part.strip() for part in headers.get(CACHE_CONTROL, "").split(","))):
+        name, equals, value = part.partition("=")
+        directives[name.strip().lower()] = value.strip() if equals else True
+    if NAMESPACE in headers:
+        directives["namespace"] = headers[NAMESPACE]
+    directives.update(_of_body(body or {}))
+    for name in directives:
+        if name not in _DIRECTIVES:
+            raise InvalidRequestError(
+                f"Unknown cache directive {name!r}; {did_you_mean(name, _DIRECTIVES)}", param=CACHE_CONTROL
+            )
+    return CacheControls(
+        read=not _switch(directives, "no-cache"),
+        write=not _switch(directives, "no-store"),
+        sampled=_switch(directives, "sampled"),
+        ttl=_seconds(directives.get("ttl")),
+        namespace=_name(directives.get("namespace", "")),
+    )
+
+
+def _of_body(extension: dict[str, Any]) -> dict[str, object]:
+    for name in extension:
+        if name != "cache":
+            raise InvalidRequestError(f"Unknown parameter 'penstock.{name}'; known is: cache.", param=f"penstock.{name}")
+    cache = extension.get("cache", {})
+    if not isinstance(cache, dict):
+        raise InvalidRequestError("penstock.cache must be an object of directives.", param="penstock.cache")
+    return {name.replace("_", "-"): value for name, value in cache.items()}
+
+
+def _switch(directives: Mapping[str, object], name: str) -> bool:
+    value = directives.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"The cache directive {name} takes no value, but got {value!r}.", param=CACHE_CONTROL)
+    return value
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # the except is the check
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequestError(
+            f"The cache directive ttl is {value!r}; it must be a number of seconds above 0.", param=CACHE_CONTROL
+        )
+    return seconds
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 256:
+        raise InvalidRequestError(f"{NAMESPACE} must be a text of at most 256 characters.", param=NAMESPACE)
+    return value

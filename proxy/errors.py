@@ -1,0 +1,72 @@
+"""Every failure as OpenAI's error object, whether ours, aiohttp's, or the HTTP parser's."""
+
+import logging
+import math
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+
+from ..errors import PenstockError
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+
+
+def error_body(message: str, type_: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    return orjson.dumps({"error": {"message": message, "type": type_, "param": param, "code": code}})
+
+
+def body_of(error: PenstockError) -> bytes:
+    return error_body(error.message, error.type, param=error.param, code=error.code)
+
+
+def internal_body(request_id: str) -> bytes:
+    return error_body(f"The server failed on this request; its log has the reason under {request_id}.", "server_error")
+
+
+def error_response(error: PenstockError) -> web.Response:
+    response = web.Response(body=body_of(error), status=error.status, content_type=JSON)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def http_error_response(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals: no such route, wrong method, too large a body, and the like."""
+    code: str | None = None
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        code = "method_not_allowed"
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.path} does not take {request.method}; it takes {allowed}."
+    elif isinstance(error, web.HTTPNotFound):
+        code = "not_found"
+        message = f"There is nothing at {request.method} {request.path}; the API begins at /v1/chat/completions."
+    elif isinstance(error, web.HTTPRequestEntityTooLarge):
+        code = "body_too_large"
+        message = f"The body is larger than {request.client_max_size} bytes (setting max_body_bytes); send less."
+    else:
+        message = f"{error.reason}."
+    response = web.Response(
+        body=error_body(message, _type_of(error.status), code=code), status=error.status, content_type=JSON
+    )
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def parser_error_response(status: int, message: str | None) -> web.Response:
+    """For what never became a request: broken HTTP, headers too long."""
+    reason = HTTPStatus(status).phrase if not message else message.strip().splitlines()[0].rstrip(":.")
+    response = web.Response(
+        body=error_body(f"The request is not valid HTTP: {reason}.", _type_of(status)), status=status, content_type=JSON
+    )
+    response.force_close()
+    return response
+
+
+def _type_of(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "server_error"

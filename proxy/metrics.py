@@ -1,0 +1,149 @@
+"""What Prometheus is told: counters and histograms of this server, and the engine's own figures at the time of asking.
+
+With several workers each writes its counters to files of one folder, and whichever is asked adds them all up; the engine's
+figures are the same seen from any worker, so they are read live and never added.
+"""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from ..errors import PenstockError
+from .backend import Backend
+from .transcript import Transcript
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# vLLM's buckets, begun lower: a cache hit takes a fraction of a millisecond.
+_FIRST_TOKEN = (0.0005, 0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 60)
+_INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_WHOLE = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 300)
+
+
+class Metrics:
+    """All figures of one process.
+
+    Args:
+        backend: whose engine is asked.
+        shared: folder of the workers' files; None when this process is the only one.
+    """
+
+    def __init__(self, backend: Backend, *, shared: Path | None = None) -> None:
+        own = CollectorRegistry()
+        self.http_requests = Counter(
+            "penstock_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=own
+        )
+        self._cache_requests = Counter(
+            "penstock_cache_requests", "Generations by what the cache did.", ["outcome"], registry=own
+        )
+        self._finished = Counter(
+            "penstock_request_success", "Finished choices by reason.", ["finished_reason"], registry=own
+        )
+        self._aborted = Counter(
+            "penstock_request_aborted", "Generations that ended early: client gone, or an error.", registry=own
+        )
+        self._first_token = Histogram(
+            "penstock_time_to_first_token_seconds",
+            "From a request's arrival to its first chunk.",
+            ["cache"],
+            buckets=_FIRST_TOKEN,
+            registry=own,
+        )
+        self._inter_token = Histogram(
+            "penstock_inter_token_latency_seconds",
+            "Between the chunks of a generation.",
+            buckets=_INTER_TOKEN,
+            registry=own,
+        )
+        self._whole = Histogram(
+            "penstock_e2e_request_latency_seconds",
+            "From a request's arrival to its last chunk.",
+            ["cache"],
+            buckets=_WHOLE,
+            registry=own,
+        )
+        self._asked = own
+        if shared is not None:
+            self._asked = CollectorRegistry()
+            MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
+        self._asked.register(_EngineCollector(backend))
+
+    def observe(self, outcome: str, started: float) -> "Observation":
+        return Observation(self, outcome, started)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._asked)
+
+
+class Observation:
+    """The times of one generation. Leaving it without `finished` counts as aborted."""
+
+    def __init__(self, metrics: Metrics, outcome: str, started: float) -> None:
+        self._metrics = metrics
+        self._outcome = outcome
+        self._started = started
+        self._last: float | None = None
+        self._finished = False
+
+    def batch(self) -> None:
+        now = time.perf_counter()
+        if self._last is None:
+            self._metrics._first_token.labels(self._outcome).observe(now - self._started)
+        else:
+            self._metrics._inter_token.observe(now - self._last)
+        self._last = now
+
+    def finished(self, transcript: Transcript) -> None:
+        self._finished = True
+        for choice in transcript.choices:
+            self._metrics._finished.labels(choice.finish_reason).inc()
+        self._metrics._whole.labels(self._outcome).observe(time.perf_counter() - self._started)
+
+    def __enter__(self) -> "Observation":
+        self._metrics._cache_requests.labels(self._outcome).inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        refused = isinstance(error, PenstockError) and self._last is None
+        if not self._finished and not refused:
+            self._metrics._aborted.inc()
+
+
+class _EngineCollector(Collector):
+    """The engine's latest snapshot, read when Prometheus asks."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def collect(self) -> Iterable[Metric]:
+        ready = self._backend.is_ready
+        yield _gauge("engine_up", "1 while the engine answers.", float(ready))
+        if not ready:
+            return
+        stats = self._backend.engine.stats
+        yield _gauge("num_requests_running", "Sequences being computed.", stats.num_running)
+        yield _gauge("num_requests_waiting", "Sequences waiting for room.", stats.num_waiting)
+        yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0..1.", stats.kv_usage)
+        yield _gauge("kv_cache_blocks", "KV blocks there are.", stats.kv_blocks_total)
+        yield _counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries)
+        yield _counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits)
+        yield _counter("num_preemptions", "Sequences put back to wait.", stats.preemptions)
+        yield _counter("engine_steps", "Batches computed.", stats.steps)
+        yield _counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
+        yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"penstock_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"penstock_{name}", text, value=value)

@@ -1,0 +1,173 @@
+"""OpenAI's request bodies as typed values: which fields exist, of which type, and how they become SamplingParams.
+
+Decides nothing about fields this server does not honour (compat.py) nor about messages (chat.py).
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+
+from ..errors import InvalidRequestError
+from ..scheduler.sampling_params import SamplingParams
+
+# What OpenAI's completions API (and vLLM's) generates when max_tokens is left out.
+COMPLETION_MAX_TOKENS = 16
+
+T = TypeVar("T")
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields both endpoints share. None means "not given", as in OpenAI's own clients."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    penstock: dict[str, Any] | None = None
+    """Penstock's own controls: {"cache": {...}}; see controls.py."""
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def sampling_params(self) -> tuple[SamplingParams, bool]:
+        """What to ask the engine for, and whether nothing at all may be generated (a limit of 0 tokens).
+
+        Raises InvalidRequestError.
+        """
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError(
+                f"top_logprobs is {self.top_logprobs} while logprobs is off; set logprobs to true.",
+                param="top_logprobs",
+            )
+        limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
+        if len(limits) > 1:
+            raise InvalidRequestError(
+                f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; "
+                "they mean the same: send one of them.",
+                param="max_tokens",
+            )
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return _sampling_params(self, limits.pop() if limits else None, logprobs)
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+
+    def sampling_params(self) -> tuple[SamplingParams, bool]:
+        """As ChatRequest's."""
+        limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return _sampling_params(self, limit, self.logprobs)
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    tokens: list[int]
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Raises InvalidRequestError unless the body is a JSON object."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"The body is a JSON {type(value).__name__}; it must be an object.")
+    return value
+
+
+def convert(fields: dict[str, Any], type_: type[T]) -> T:
+    """Raises InvalidRequestError naming the field whose value has the wrong type."""
+    try:
+        return msgspec.convert(fields, type_)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$")
+        param = path.strip("`.").removesuffix("[...]") or _quoted(what)
+        place = f"{path.strip('`.')}: " if path else ""
+        raise InvalidRequestError(f"{place}{what[:1].lower()}{what[1:]}.", param=param) from error
+
+
+def _quoted(text: str) -> str | None:
+    """The field in msgspec's "Object missing required field `model`"."""
+    return text.split("`")[1] if text.count("`") >= 2 else None
+
+
+def _sampling_params(
+    request: GenerationRequest, limit: int | None, logprobs: int | None
+) -> tuple[SamplingParams, bool]:
+    given: dict[str, Any] = {
+        name: value
+        for name in (
+            "n",
+            "min_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "ignore_eos",
+        )
+        if (value := getattr(request, name)) is not None
+    }
+    if request.logit_bias:
+        given["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
+    if request.stop is not None:
+        given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    if request.stop_token_ids is not None:
+        given["stop_token_ids"] = tuple(request.stop_token_ids)
+    nothing = limit == 0
+    params = SamplingParams(max_tokens=None if nothing else limit, logprobs=logprobs, **given)
+    return params, nothing
+
+
+def _token_id(key: str) -> int:
+    if not is_token_id(key):
+        raise InvalidRequestError(
+            f"logit_bias has the key {key!r}; keys are token ids (see /tokenize).", param="logit_bias"
+        )
+    return int(key)
+
+
+def is_token_id(key: str) -> bool:
+    return key.isascii() and key.isdigit()

@@ -1,0 +1,91 @@
+"""POST /v1/completions."""
+
+import time
+import uuid
+
+from aiohttp import web
+
+from ...errors import InvalidRequestError
+from ..compat import FieldPolicy
+from ..context import CONTEXT
+from ..controls import cache_controls
+from ..edge import caller_of
+from ..logprobs import CompletionLogprobs
+from ..openai_types import CompletionRequest, convert, decode_object
+from ..reply import body, reply_headers, stream
+from ..service import Generation, Job, Prompt
+from ..sse import completion_format
+
+MAX_PROMPTS = 2048
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    context, caller = request.app[CONTEXT], caller_of(request)
+    policy = FieldPolicy(context.settings.unsupported)
+    asked = convert(policy.completions(decode_object(await request.read())), CompletionRequest)
+    context.backend.check_model(asked.model)
+    params, nothing = asked.sampling_params()
+    job = Job(
+        id=f"cmpl-{uuid.uuid4().hex}",
+        tenant=caller.tenant,
+        prompts=_prompts(asked),
+        params=params,
+        controls=cache_controls(request.headers, asked.penstock),
+        nothing=nothing,
+    )
+    generation = await context.service.start(job)
+    headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
+    logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
+    head = {
+        "id": job.id,
+        "created": int(time.time()),
+        "model": context.backend.name,
+        "system_fingerprint": context.system_fingerprint,
+    }
+    if asked.stream:
+        form = completion_format(
+            head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
+        )
+        return await stream(
+            request, generation, form, headers, write_timeout=context.settings.write_timeout
+        )
+    return await body(request, generation, lambda whole: _body(head, whole, logprobs), headers)
+
+
+def _prompts(asked: CompletionRequest) -> tuple[Prompt, ...]:
+    """One prompt per choice group: a text, texts, token ids, or lists of token ids."""
+    given = asked.prompt
+    if isinstance(given, str):
+        return (Prompt(text=given),)
+    if not given:
+        raise InvalidRequestError("prompt is an empty list; send at least one prompt.", param="prompt")
+    if isinstance(given[0], int):
+        return (Prompt(token_ids=given),)  # type: ignore[arg-type]  # msgspec has checked every item
+    if len(given) > MAX_PROMPTS:
+        raise InvalidRequestError(
+            f"prompt holds {len(given)} prompts; at most {MAX_PROMPTS} fit one request. Send several.",
+            param="prompt",
+        )
+    return tuple(
+        Prompt(text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)  # type: ignore[arg-type]  # as above
+        for prompt in given
+    )
+
+
+def _body(
+    head: dict[str, object], generation: Generation, logprobs: CompletionLogprobs | None
+) -> dict[str, object]:
+    return {
+        **head,
+        "object": "text_completion",
+        "choices": [
+            {
+                "index": chunk.index,
+                "text": chunk.text,
+                "logprobs": None if logprobs is None else logprobs.of(chunk),
+                "finish_reason": chunk.finish_reason,
+            }
+            for chunk in generation.transcript.as_chunks()
+        ],
+        "usage": generation.transcript.usage.as_dict(),
+    }

@@ -1,0 +1,59 @@
+"""POST /tokenize and /detokenize, in vLLM's shapes."""
+
+from aiohttp import web
+
+from ...errors import InvalidRequestError
+from ..chat import template_messages
+from ..compat import FieldPolicy
+from ..context import CONTEXT
+from ..json_reply import json_response
+from ..openai_types import DetokenizeRequest, TokenizeRequest, convert, decode_object
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    context = request.app[CONTEXT]
+    asked = convert(decode_object(await request.read()), TokenizeRequest)
+    context.backend.check_model(asked.model)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise InvalidRequestError("Send either prompt or messages.", param="prompt")
+    await context.backend.ready()
+    tokenizer = context.backend.tokenizer
+    special = asked.add_special_tokens
+    if asked.messages is not None:
+        messages = template_messages(
+            asked.messages, template=tokenizer.chat_template, policy=FieldPolicy("refuse")
+        )
+        text = tokenizer.render_chat(
+            messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            **(asked.chat_template_kwargs or {}),
+        )
+        special = bool(special)  # the template writes them itself
+    else:
+        assert asked.prompt is not None
+        text = asked.prompt
+        special = special is not False
+    token_ids = tokenizer.encode(text, add_special_tokens=special)
+    strings = [tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in token_ids]
+    return json_response(
+        {
+            "count": len(token_ids),
+            "max_model_len": context.backend.engine.info.max_model_len,
+            "tokens": token_ids,
+            "token_strs": strings if asked.return_token_strs else None,
+        }
+    )
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    context = request.app[CONTEXT]
+    asked = convert(decode_object(await request.read()), DetokenizeRequest)
+    context.backend.check_model(asked.model)
+    await context.backend.ready()
+    tokenizer = context.backend.tokenizer
+    for token_id in asked.tokens:
+        if not 0 <= token_id < tokenizer.vocab_size:
+            raise InvalidRequestError(
+                f"tokens holds {token_id}; ids of this model are 0..{tokenizer.vocab_size - 1}.", param="tokens"
+            )
+    return json_response({"prompt": tokenizer.decode(asked.tokens, skip_special_tokens=False)})

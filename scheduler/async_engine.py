@@ -1,0 +1,286 @@
+"""The engine as asyncio sees it: an async generator of chunks per request, over a socket to wherever the engine runs.
+
+    engine = AsyncEngine(EngineConfig(model="builtin"))
+    await engine.start()
+    async for chunk in engine.generate(token_ids, SamplingParams(max_tokens=64)):
+        print(chunk.text, end="")
+    await engine.shutdown()
+
+Text and stop strings live here, at the engine's edge: the engine itself knows only token ids.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable
+
+from ..errors import EngineDeadError, ModelLoadError, PenstockError
+from .detokenizer import Detokenizer, TextTokenizer
+from .engine_config import EngineConfig
+from .engine_process import EngineHost, EngineProcess, EngineThread
+from .outputs import Chunk, Delta, EngineStats, ModelInfo
+from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
+from .sampling_params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+RESTART_SECONDS = 1.0
+DEAD_RETRY_SECONDS = 5.0
+
+
+class AsyncEngine:
+    """Owns an engine (child process, or thread with `in_process=True`), or is one of its clients (`connect`).
+
+    An owned engine that dies is started again; requests in flight then fail with EngineDeadError.
+
+    Attributes:
+        info: what is loaded; available once `start` has returned.
+        stats: the latest snapshot, at most one step old.
+        healthy: whether requests can be served now.
+    """
+
+    info: ModelInfo
+
+    def __init__(self, config: EngineConfig, *, in_process: bool = False) -> None:
+        self._host: EngineHost | None = EngineThread(config) if in_process else EngineProcess(config)
+        self._init(self._host.address)
+
+    @classmethod
+    def connect(cls, address: str) -> "AsyncEngine":
+        """A client of an engine that somebody else started; `address` is its Unix socket."""
+        engine = cls.__new__(cls)
+        engine._host = None
+        engine._init(address)
+        return engine
+
+    def _init(self, address: str) -> None:
+        self.address = address
+        self.stats = EngineStats()
+        self.healthy = False
+        self._tokenizer: TextTokenizer | None = None
+        self._link: _Link | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._ids = (f"{secrets.token_hex(8)}-{number}" for number in itertools.count())
+        self._keeper: asyncio.Task[None] | None = None
+
+    def attach_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Use `tokenizer` for text and stop strings instead of loading the model's."""
+        self._tokenizer = tokenizer
+
+    async def start(self) -> None:
+        """Start or find the engine, and wait until its model is loaded.
+
+        Raises ModelLoadError when the model cannot be served.
+        """
+        if self._host is not None:
+            self._host.start()
+        try:
+            await self._open_link()
+            if self._tokenizer is None:
+                from ..models.tokenizer import Tokenizer
+
+                self._tokenizer = await asyncio.to_thread(Tokenizer.load, self.info.path)
+        except BaseException:
+            await self.shutdown()
+            raise
+        self._keeper = asyncio.create_task(self._keep_alive(), name="penstock-engine-keeper")
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        tenant: str = "default",
+    ) -> AsyncGenerator[Chunk, None]:
+        """Stream the completions of one prompt; closing the generator aborts what is left of them at once.
+
+        Chunks of all `params.n` completions come interleaved; each ends with a chunk that has a finish_reason. A
+        reader that lags gets what piled up as one chunk. `request_id` only names the request in logs.
+
+        Raises InvalidRequestError, ContextLengthError or OverloadedError before the first chunk, EngineDeadError any time.
+        """
+        if not self.healthy or self._link is None or self._tokenizer is None:
+            raise EngineDeadError(
+                "The engine is not running; it is being restarted.", retry_after=DEAD_RETRY_SECONDS
+            )
+        engine_id = next(self._ids)
+        log.debug("request %s runs as %s", request_id, engine_id)
+        stream = self._streams[engine_id] = _Stream()
+        detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
+        link = self._link
+        link.send(Add(engine_id, prompt_token_ids, params, tenant))
+        try:
+            while detokenizers:
+                for delta in await stream.take():
+                    if delta.index not in detokenizers:
+                        continue  # computed before the engine heard that a stop string had ended it
+                    chunk = detokenizers[delta.index].push(delta)
+                    if delta.finish_reason == "error":
+                        raise PenstockError(delta.error or "The engine failed to compute this sequence.")
+                    if chunk.finish_reason is not None:
+                        del detokenizers[delta.index]
+                        if delta.finish_reason is None:
+                            link.send(Abort(engine_id, delta.index))
+                    yield chunk
+        finally:
+            del self._streams[engine_id]
+            if detokenizers and not stream.ended:
+                link.send(Abort(engine_id, None))
+
+    async def shutdown(self) -> None:
+        """Stop an owned engine, or leave another's; requests in flight end with EngineDeadError."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._fail_streams("The engine was shut down.")
+        if self._host is not None:
+            await asyncio.to_thread(self._host.stop)
+
+    async def _open_link(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[Hello] = loop.create_future()
+        _, link = await loop.create_unix_connection(lambda: _Link(self._on_message, ready), self.address)
+        try:
+            hello = await self._first_of(ready)
+        except BaseException:
+            ready.cancel()
+            link.close()
+            raise
+        self._link = link
+        self.info = hello.info
+        self.stats = hello.stats
+        self.healthy = True
+
+    async def _first_of(self, ready: "asyncio.Future[Hello]") -> Hello:
+        """The engine's greeting, unless the engine dies before it comes."""
+        while True:
+            done, _ = await asyncio.wait({ready}, timeout=0.2)
+            if done:
+                return ready.result()
+            if self._host is not None and not self._host.alive:
+                # It may have said why just before it ended.
+                await asyncio.wait({ready}, timeout=0.2)
+                if ready.done():
+                    return ready.result()
+                raise ModelLoadError("The engine process ended while loading the model; its log says why.")
+
+    async def _keep_alive(self) -> None:
+        """When the link breaks: fail what was in flight, start an owned engine again, link up again."""
+        while True:
+            assert self._link is not None
+            await self._link.closed.wait()
+            self.healthy = False
+            self.stats = EngineStats(kv_blocks_total=self.stats.kv_blocks_total)
+            self._fail_streams("The engine died while computing this request; send it again.")
+            if self._host is not None:
+                await asyncio.to_thread(self._host.wait_dead)
+            while not self.healthy:
+                try:
+                    if self._host is not None and not self._host.alive:
+                        log.error("the engine died; starting it again")
+                        self._host.start()
+                    await self._open_link()
+                except (OSError, PenstockError) as error:
+                    log.error("the engine is not back yet: %s", error)
+                    await asyncio.sleep(RESTART_SECONDS)
+
+    def _fail_streams(self, message: str) -> None:
+        for stream in self._streams.values():
+            stream.fail(EngineDeadError(message, retry_after=DEAD_RETRY_SECONDS))
+
+    def _on_message(self, message: ToClient) -> None:
+        if isinstance(message, Refused):
+            stream = self._streams.get(message.request_id)
+            if stream is not None:
+                stream.fail(message.to_error())
+        elif not isinstance(message, Hello | LoadFailed):
+            self.stats = message.stats
+            for delta in message.deltas:
+                stream = self._streams.get(delta.request_id)
+                if stream is not None:
+                    stream.put(delta)
+
+
+class _Stream:
+    """What has arrived for one request and was not taken yet: at most one merged delta per completion."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._pending: dict[int, Delta] = {}
+        self._error: PenstockError | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, delta: Delta) -> None:
+        before = self._pending.get(delta.index)
+        if before is None:
+            self._pending[delta.index] = delta
+        else:
+            before.token_ids += delta.token_ids
+            if before.logprobs is not None and delta.logprobs is not None:
+                before.logprobs += delta.logprobs
+            before.finish_reason = delta.finish_reason
+            before.stop_token_id = delta.stop_token_id
+            before.error = delta.error
+        self._arrived.set()
+
+    def fail(self, error: PenstockError) -> None:
+        """No more will come, for this reason."""
+        self.ended = True
+        self._error = error
+        self._arrived.set()
+
+    async def take(self) -> list[Delta]:
+        await self._arrived.wait()
+        self._arrived.clear()
+        deltas = list(self._pending.values())
+        self._pending.clear()
+        if self._error is not None and not deltas:
+            raise self._error
+        if self._error is not None:
+            self._arrived.set()
+        return deltas
+
+
+class _Link(asyncio.Protocol):
+    """The client's end of the socket."""
+
+    def __init__(self, on_message: Callable[[ToClient], None], ready: "asyncio.Future[Hello]") -> None:
+        self.closed = asyncio.Event()
+        self._on_message = on_message
+        self._ready = ready
+        self._decoder: FrameDecoder[ToClient] = FrameDecoder(ToClient)
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, message: ToEngine) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            if isinstance(message, Hello) and not self._ready.done():
+                self._ready.set_result(message)
+            elif isinstance(message, LoadFailed) and not self._ready.done():
+                self._ready.set_exception(ModelLoadError(message.message))
+            else:
+                self._on_message(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
+        if not self._ready.done():
+            self._ready.set_exception(ModelLoadError("The engine ended before its model was loaded."))

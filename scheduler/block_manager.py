@@ -1,0 +1,239 @@
+"""Which KV block belongs to whom: reference counts, the free list, and the prefix cache.
+
+Only this file moves blocks. It knows nothing of tensors: block ids are rows of whatever the KV cache holds.
+"""
+
+from array import array
+
+import xxhash
+
+from .sequence import Sequence
+
+NULL_BLOCK = 0
+"""Never given to anyone: what padded block tables point at."""
+
+
+class Block:
+    """One block of the pool, and its place in the free list (an intrusive doubly linked one)."""
+
+    __slots__ = ("block_id", "hash", "next", "prev", "ref_count", "token_ids")
+
+    def __init__(self, block_id: int) -> None:
+        self.block_id = block_id
+        self.ref_count = 0
+        self.hash: bytes | None = None
+        self.token_ids: list[int] = []
+        self.prev: Block | None = None
+        self.next: Block | None = None
+
+
+class FreeList:
+    """Free blocks, first to be reused first: uncached ones in front, cached ones behind by age of last use."""
+
+    def __init__(self) -> None:
+        self._front, self._back = Block(-1), Block(-1)
+        self._front.next, self._back.prev = self._back, self._front
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, block: Block) -> bool:
+        return block.next is not None
+
+    def push_front(self, block: Block) -> None:
+        assert self._front.next is not None
+        self._insert(self._front, block, self._front.next)
+
+    def push_back(self, block: Block) -> None:
+        assert self._back.prev is not None
+        self._insert(self._back.prev, block, self._back)
+
+    def pop_front(self) -> Block:
+        block = self._front.next
+        assert block is not None and block is not self._back, "the free list is empty"
+        self.remove(block)
+        return block
+
+    def remove(self, block: Block) -> None:
+        assert block.prev is not None and block.next is not None, "not in the free list"
+        block.prev.next, block.next.prev = block.next, block.prev
+        block.prev = block.next = None
+        self._size -= 1
+
+    def _insert(self, before: Block, block: Block, after: Block) -> None:
+        assert block.next is None, "already in the free list"
+        before.next = after.prev = block
+        block.prev, block.next = before, after
+        self._size += 1
+
+
+class BlockManager:
+    """Hands out `num_blocks` blocks of `block_size` tokens; block 0 is reserved.
+
+    A free block keeps its contents until it is reused, so a block may be free *and* cached. A hash stands only for a
+    fully written block, is chained over all tokens before it, is salted by tenant, and is believed only when the
+    token ids agree as well.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+        assert num_blocks >= 2
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self.blocks = [Block(block_id) for block_id in range(num_blocks)]
+        self.free = FreeList()
+        # Spread out, so that sequences admitted together can each grow into neighbouring blocks: the CPU kernels read
+        # one contiguous run in place.
+        for block_id in _spread_out(num_blocks):
+            if block_id != NULL_BLOCK:
+                self.free.push_back(self.blocks[block_id])
+        self.cached: dict[bytes, Block] = {}
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+
+    @property
+    def num_usable_blocks(self) -> int:
+        return len(self.blocks) - 1
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self.num_usable_blocks - len(self.free)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def find_cached_prefix(self, seq: Sequence) -> list[Block]:
+        """The longest run of cached blocks at the start of `seq`, leaving at least one token to compute."""
+        if not self.prefix_caching:
+            return []
+        most = (seq.num_tokens - 1) // self.block_size
+        found: list[Block] = []
+        for position, block_hash in enumerate(self._hashes(seq, most)):
+            block = self.cached.get(block_hash)
+            start = position * self.block_size
+            if block is None or block.token_ids != seq.token_ids[start : start + self.block_size]:
+                break
+            found.append(block)
+        return found
+
+    def next_hash(self, seq: Sequence, num_cached_blocks: int) -> bytes | None:
+        """Hash of the first full block of `seq` after its cached prefix, None if there is none."""
+        if not self.prefix_caching or (num_cached_blocks + 1) * self.block_size > seq.num_tokens - 1:
+            return None
+        return self._hashes(seq, num_cached_blocks + 1)[num_cached_blocks]
+
+    def can_admit(self, seq: Sequence, prefix: list[Block]) -> bool:
+        """Whether all tokens of `seq` fit now, given the cached `prefix` it would share."""
+        revived = sum(block.ref_count == 0 for block in prefix)
+        return self.blocks_for(seq.num_tokens) - len(prefix) <= len(self.free) - revived
+
+    def admit(self, seq: Sequence, prefix: list[Block]) -> None:
+        """Give `seq` its cached prefix; its tokens count as computed."""
+        assert not seq.block_table
+        for block in prefix:
+            if block.ref_count == 0:
+                self.free.remove(block)
+            block.ref_count += 1
+            seq.block_table.append(block.block_id)
+        seq.num_computed_tokens = len(prefix) * self.block_size
+        if not seq.was_admitted:
+            self.prefix_queries += seq.num_prompt_tokens
+            self.prefix_hits += seq.num_computed_tokens
+
+    def can_extend(self, seq: Sequence, num_new_tokens: int) -> bool:
+        return self._missing(seq, num_new_tokens) <= len(self.free)
+
+    def extend(self, seq: Sequence, num_new_tokens: int) -> None:
+        """Make room for the next `num_new_tokens` tokens to compute."""
+        for _ in range(self._missing(seq, num_new_tokens)):
+            block = self._take(after=seq.block_table[-1] if seq.block_table else None)
+            block.ref_count = 1
+            seq.block_table.append(block.block_id)
+
+    def mark_computed(self, seq: Sequence, num_new_tokens: int) -> None:
+        """Count tokens as computed, and make the blocks they filled findable."""
+        first = seq.num_computed_tokens // self.block_size
+        seq.num_computed_tokens += num_new_tokens
+        full = seq.num_computed_tokens // self.block_size
+        if not self.prefix_caching or full == first:
+            return
+        hashes = self._hashes(seq, full)
+        for position in range(first, full):
+            block = self.blocks[seq.block_table[position]]
+            if block.hash is not None or hashes[position] in self.cached:
+                continue
+            block.hash = hashes[position]
+            start = position * self.block_size
+            block.token_ids = seq.token_ids[start : start + self.block_size]
+            self.cached[block.hash] = block
+
+    def release(self, seq: Sequence) -> None:
+        """Give back all blocks of `seq`; what is cached stays findable until reused."""
+        # Last block first: of a cached chain, the tail is the least useful and goes first.
+        for block_id in reversed(seq.block_table):
+            block = self.blocks[block_id]
+            block.ref_count -= 1
+            if block.ref_count == 0:
+                if block.hash is None:
+                    self.free.push_front(block)
+                else:
+                    self.free.push_back(block)
+        seq.block_table.clear()
+        seq.num_computed_tokens = 0
+
+    def forget(self, block_ids: list[int]) -> None:
+        """Make blocks unfindable; their contents cannot be trusted."""
+        for block_id in block_ids:
+            self._uncache(self.blocks[block_id])
+
+    def check(self, live: list[Sequence]) -> None:
+        """Assert the pool's invariants against all live sequences; for tests and debugging."""
+        references: dict[int, int] = {}
+        for seq in live:
+            assert len(set(seq.block_table)) == len(seq.block_table), "a block twice in one table"
+            for block_id in seq.block_table:
+                references[block_id] = references.get(block_id, 0) + 1
+        free = {block.block_id for block in self.blocks if block in self.free}
+        assert len(free) == len(self.free)
+        assert NULL_BLOCK not in free and NULL_BLOCK not in references
+        for block in self.blocks[1:]:
+            assert block.ref_count == references.get(block.block_id, 0), "a reference count is off"
+            assert (block.block_id in free) == (block.ref_count == 0), "a block is lost or free twice"
+        for block_hash, block in self.cached.items():
+            assert block.hash == block_hash and len(block.token_ids) == self.block_size
+
+    def _missing(self, seq: Sequence, num_new_tokens: int) -> int:
+        return self.blocks_for(seq.num_computed_tokens + num_new_tokens) - len(seq.block_table)
+
+    def _take(self, after: int | None) -> Block:
+        if after is not None and after + 1 < len(self.blocks):
+            neighbour = self.blocks[after + 1]
+            if neighbour in self.free and neighbour.hash is None:
+                self.free.remove(neighbour)
+                return neighbour
+        block = self.free.pop_front()
+        self._uncache(block)
+        return block
+
+    def _uncache(self, block: Block) -> None:
+        if block.hash is not None:
+            del self.cached[block.hash]
+            block.hash = None
+            block.token_ids = []
+
+    def _hashes(self, seq: Sequence, count: int) -> list[bytes]:
+        """The hash chain of the first `count` full blocks, extended where it is too short."""
+        hashes = seq.block_hashes
+        while len(hashes) < count:
+            start = len(hashes) * self.block_size
+            digest = xxhash.xxh3_128(hashes[-1] if hashes else seq.tenant.encode())
+            digest.update(array("q", seq.token_ids[start : start + self.block_size]).tobytes())
+            hashes.append(digest.digest())
+        return hashes[:count]
+
+
+def _spread_out(count: int) -> list[int]:
+    """0 .. count - 1 in bit-reversed order: every prefix of the list is spread over the whole range."""
+    bits = max(1, (count - 1).bit_length())
+    order = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(1 << bits))
+    return [number for number in order if number < count]

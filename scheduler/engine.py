@@ -1,0 +1,309 @@
+"""The engine: schedule, execute, settle. Synchronous, single-threaded, token ids in and out.
+
+    engine = Engine(EngineConfig(model="builtin"))
+    results = engine.generate(["how do I list files?"], SamplingParams(temperature=0))
+"""
+
+import logging
+import secrets
+from collections.abc import Sequence as Seq
+
+import torch
+
+from ..errors import ContextLengthError, InvalidRequestError, OverloadedError
+from ..models.loading import load_model
+from .block_manager import BlockManager
+from .detokenizer import Detokenizer, TextTokenizer
+from .engine_config import EngineConfig
+from .model_runner import ModelRunner
+from .outputs import Completion, Delta, EngineStats, FinishReason, GenerationResult, ModelInfo
+from .sampler import SampledToken
+from .sampling_params import SamplingParams
+from .scheduler import Scheduler
+from .sequence import Sequence, Status
+
+log = logging.getLogger(__name__)
+
+QUEUE_FULL_RETRY_SECONDS = 1.0
+
+
+class Engine:
+    """Loads one model and generates with continuous batching.
+
+    Raises ModelLoadError when the model cannot be served, naming the reason and the remedy.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        model = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
+        self.max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+        self.runner = ModelRunner(model, config, self.max_model_len)
+        self.block_manager = BlockManager(
+            self.runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching
+        )
+        self.scheduler = Scheduler(
+            self.block_manager,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self.info = ModelInfo(
+            name=config.model if config.model == "builtin" else model.path.name,
+            path=str(model.path),
+            architecture=model.architecture,
+            fingerprint=model.fingerprint,
+            max_model_len=self.max_model_len,
+            vocab_size=model.vocab_size,
+            eos_token_ids=model.eos_token_ids,
+            dtype=str(model.dtype).removeprefix("torch."),
+            precision=model.precision,
+            num_parameters=model.num_parameters,
+            kv_blocks_total=self.block_manager.num_usable_blocks,
+            block_size=config.block_size,
+            device="cpu",
+        )
+        self._live: dict[str, list[Sequence]] = {}
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "default",
+    ) -> None:
+        """Queue `params.n` completions of one prompt.
+
+        Raises InvalidRequestError, ContextLengthError or OverloadedError before anything is queued.
+        """
+        self._check(request_id, prompt_token_ids, params)
+        room = self.max_model_len - len(prompt_token_ids)
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= frozenset(self.info.eos_token_ids)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seqs = [
+            Sequence(
+                request_id,
+                index,
+                prompt_token_ids,
+                params,
+                max_tokens=room if params.max_tokens is None else params.max_tokens,
+                # Consecutive seeds give unrelated noise: the seed is mixed before use.
+                seed=seed + index,
+                stop_token_ids=stop_token_ids,
+                tenant=tenant,
+            )
+            for index in range(params.n)
+        ]
+        self._live[request_id] = seqs
+        for seq in seqs:
+            self.scheduler.add(seq)
+
+    def abort(self, request_id: str) -> None:
+        """End a request and free its blocks at once; unknown or finished ids are fine."""
+        for seq in self._live.pop(request_id, ()):
+            if seq.status is not Status.FINISHED:
+                self.scheduler.finish(seq, "abort")
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether any completion of the request is still to be computed."""
+        return request_id in self._live
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work()
+
+    def step(self) -> list[Delta]:
+        """Compute one batch; returns what it added to which sequence."""
+        output = self.scheduler.schedule()
+        if not output.scheduled:
+            return []
+        sampled = self.runner.execute(output)
+        self._steps += 1
+        for item in output.scheduled:
+            # Of the tokens just computed, those of the prompt; the rest are outputs being fed back.
+            prompt_left = item.seq.num_prompt_tokens - item.seq.num_computed_tokens
+            self._prompt_tokens += max(0, min(item.num_new_tokens, prompt_left))
+            self.block_manager.mark_computed(item.seq, item.num_new_tokens)
+        self._generation_tokens += len(sampled)
+        return [self._settle(seq, token) for seq, token in sampled]
+
+    @property
+    def stats(self) -> EngineStats:
+        manager = self.block_manager
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_blocks_used=manager.num_used_blocks,
+            kv_blocks_total=manager.num_usable_blocks,
+            prefix_queries=manager.prefix_queries,
+            prefix_hits=manager.prefix_hits,
+            preemptions=self.scheduler.num_preemptions,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def check(self) -> None:
+        """Assert the engine's invariants; for tests and debugging."""
+        self.scheduler.check()
+        live = [seq for seqs in self._live.values() for seq in seqs if seq.status is not Status.FINISHED]
+        assert len(live) == len(self.scheduler.running) + len(self.scheduler.waiting), "a sequence is lost"
+
+    def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        if request_id in self._live:
+            raise InvalidRequestError(f"request id {request_id!r} is already live; choose another.")
+        if not prompt_token_ids:
+            raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
+        vocab_size = self.info.vocab_size
+        worst = max(prompt_token_ids, key=lambda token: token if token >= 0 else vocab_size - token)
+        if not 0 <= worst < vocab_size:
+            raise InvalidRequestError(
+                f"The prompt holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.", param="prompt"
+            )
+        for name, token_ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+            for token_id in token_ids:
+                if not 0 <= token_id < vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} names token id {token_id}; this model's ids are 0 to {vocab_size - 1}.", param=name
+                    )
+        needed = len(prompt_token_ids) + (params.max_tokens or 1)
+        if needed > self.max_model_len:
+            raise ContextLengthError(
+                f"The prompt has {len(prompt_token_ids)} tokens and max_tokens is {params.max_tokens or 1}, "
+                f"{needed} together; this model takes {self.max_model_len}. Shorten the prompt or lower max_tokens.",
+                param="max_tokens" if len(prompt_token_ids) < self.max_model_len else "prompt",
+            )
+        waiting = len(self.scheduler.waiting)
+        if waiting + params.n > self.config.max_waiting:
+            raise OverloadedError(
+                f"{waiting} sequences are waiting, the limit is {self.config.max_waiting}; try again later.",
+                retry_after=QUEUE_FULL_RETRY_SECONDS,
+            )
+
+    def _settle(self, seq: Sequence, token: SampledToken | None) -> Delta:
+        if token is None:
+            # The KV of this sequence may hold NaN; nobody may find or inherit it.
+            self.block_manager.forget(seq.block_table)
+            self.runner.kv_cache.clear_blocks(seq.block_table)
+            self._finish(seq, "error")
+            return Delta(
+                seq.request_id,
+                seq.index,
+                [],
+                finish_reason="error",
+                error="The model gave no finite logits for this sequence.",
+            )
+        seq.token_ids.append(token.token_id)
+        reason: FinishReason | None = None
+        stop_token_id: int | None = None
+        if token.token_id in seq.stop_token_ids:
+            reason, stop_token_id = "stop", token.token_id
+        elif seq.num_output_tokens >= seq.max_tokens:
+            reason = "length"
+        if reason:
+            self._finish(seq, reason)
+        return Delta(
+            seq.request_id,
+            seq.index,
+            [token.token_id],
+            logprobs=None if token.logprob is None else [token.logprob],
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            num_cached_tokens=seq.num_cached_tokens,
+        )
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        self.scheduler.finish(seq, reason)
+        seqs = self._live[seq.request_id]
+        if all(other.status is Status.FINISHED for other in seqs):
+            del self._live[seq.request_id]
+
+    def generate(
+        self,
+        prompts: Seq[str] | Seq[list[int]],
+        params: SamplingParams | Seq[SamplingParams],
+        *,
+        tokenizer: TextTokenizer | None = None,
+        progress: bool = True,
+    ) -> list[GenerationResult]:
+        """Complete all prompts and return the results in their order.
+
+        Args:
+            prompts: texts or lists of token ids.
+            params: for all prompts, or one each.
+            tokenizer: loaded from the model's folder when not given; texts and stop strings need it.
+            progress: show a progress bar on stderr.
+        """
+        from tqdm import tqdm
+
+        if tokenizer is None:
+            from ..models.tokenizer import Tokenizer
+
+            tokenizer = Tokenizer.load(self.config.model)
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts but {len(each)} params; give one, or one each.")
+        prefix = secrets.token_hex(4)
+        results: list[GenerationResult] = []
+        pending: dict[tuple[str, int], tuple[Detokenizer, Completion]] = {}
+        queue = []
+        for number, (prompt, prompt_params) in enumerate(zip(prompts, each, strict=True)):
+            token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            request_id = f"{prefix}-{number}"
+            self._check(request_id, token_ids, prompt_params)
+            completions = [Completion(index, "", [], "abort") for index in range(prompt_params.n)]
+            for completion in completions:
+                if prompt_params.logprobs is not None:
+                    completion.logprobs = []
+                pending[request_id, completion.index] = (
+                    Detokenizer(tokenizer, prompt_params),
+                    completion,
+                )
+            results.append(GenerationResult(token_ids, completions))
+            queue.append((request_id, token_ids, prompt_params))
+        queue.reverse()
+        with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
+            try:
+                while pending:
+                    while queue and len(self.scheduler.waiting) < self.config.max_num_seqs:
+                        self.add_request(*queue.pop())
+                    for delta in self.step():
+                        self._collect(delta, pending)
+                        number = int(delta.request_id.rpartition("-")[2])
+                        results[number].num_cached_tokens = delta.num_cached_tokens
+                    bar.update(len(prompts) - len({request_id for request_id, _ in pending}) - bar.n)
+            except BaseException:
+                for request_id, _ in pending:
+                    self.abort(request_id)
+                raise
+        return results
+
+    def _collect(
+        self, delta: Delta, pending: dict[tuple[str, int], tuple[Detokenizer, Completion]]
+    ) -> None:
+        key = (delta.request_id, delta.index)
+        detokenizer, completion = pending[key]
+        chunk = detokenizer.push(delta)
+        completion.text += chunk.text
+        completion.token_ids += chunk.token_ids
+        if completion.logprobs is not None and chunk.logprobs:
+            completion.logprobs += chunk.logprobs
+        if chunk.finish_reason is None:
+            return
+        completion.finish_reason = chunk.finish_reason
+        completion.stop_reason = chunk.stop_reason
+        del pending[key]
+        if delta.finish_reason is None:
+            self.finish_sequence(delta.request_id, delta.index)
+
+    def finish_sequence(self, request_id: str, index: int) -> None:
+        """End one completion of a request because its text is complete (a stop string was found)."""
+        for seq in self._live.get(request_id, ()):
+            if seq.index == index and seq.status is not Status.FINISHED:
+                self._finish(seq, "stop")
+                return

@@ -1,0 +1,84 @@
+"""Runs the model over one step's batch and samples. Owns the weights and the KV tensors."""
+
+import math
+
+import torch
+
+from ..errors import ModelLoadError
+from ..kernels.paged_attention import KEY_TILE
+from ..models.attention_hook import StepContext
+from ..models.kv_cache import KVCache, bytes_per_token
+from ..models.loading import LoadedModel
+from .batch import build_batch
+from .engine_config import EngineConfig
+from .sampler import SampledToken, sample
+from .scheduler import SchedulerOutput
+from .sequence import Sequence
+
+# Without a setting the KV pool holds this many sequences of full length, within a share of the memory that is free.
+# (The system commits its memory only where KV is written.)
+DEFAULT_FULL_SEQUENCES = 16
+MEMORY_SHARE = 0.4
+
+
+class ModelRunner:
+    """Executes scheduler outputs on one model.
+
+    Raises ModelLoadError when the KV pool would not hold a single sequence of full length.
+    """
+
+    def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
+        if KEY_TILE % config.block_size:
+            raise ModelLoadError(
+                f"block_size is {config.block_size}; it must divide {KEY_TILE}, the tile that attention reads."
+            )
+        self.model = model
+        self.block_size = config.block_size
+        num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, max_model_len)
+        if num_tokens < max_model_len:
+            raise ModelLoadError(
+                f"The KV cache holds {num_tokens} tokens, less than one sequence of max_model_len {max_model_len}; "
+                "raise kv_cache_tokens or lower max_model_len."
+            )
+        # One more for the null block.
+        self.num_blocks = math.ceil(num_tokens / self.block_size) + 1
+        self.kv_cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype)
+
+    @torch.inference_mode()
+    def execute(self, output: SchedulerOutput) -> list[tuple[Sequence, SampledToken | None]]:
+        """Compute the scheduled tokens; returns the next token of every sequence that is due one.
+
+        A None in place of a token means that the model gave no finite logits for it.
+        """
+        batch = build_batch(output, self.block_size)
+        result = self.model.module(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.sample_rows,
+            penstock=StepContext(self.kv_cache, batch.attention),
+        )
+        if not batch.sampled:
+            return []
+        tokens = sample(result.logits[0], batch.sampled, self.model.eos_token_ids)
+        return list(zip(batch.sampled, tokens, strict=True))
+
+
+def _default_kv_tokens(model: LoadedModel, max_model_len: int) -> int:
+    per_token = bytes_per_token(model.layers, model.dtype)
+    free = _available_memory() * MEMORY_SHARE
+    return max(max_model_len, min(DEFAULT_FULL_SEQUENCES * max_model_len, int(free // per_token)))
+
+
+def _available_memory() -> int:
+    """Bytes that can be taken without swapping; half of all memory where the system does not say."""
+    import os
+
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

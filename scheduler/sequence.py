@@ -1,0 +1,104 @@
+"""One scheduled list of tokens, and the states it goes through. Only the scheduler changes a status."""
+
+import enum
+
+from .outputs import FinishReason
+from .sampling_params import SamplingParams
+
+
+class Status(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.WAITING: frozenset({Status.RUNNING, Status.FINISHED}),
+    Status.RUNNING: frozenset({Status.WAITING, Status.FINISHED}),
+    Status.FINISHED: frozenset(),
+}
+
+
+class Sequence:
+    """Prompt and output tokens, and how far their KV is computed.
+
+    `num_computed_tokens` chases `num_tokens`: prefill, chunked prefill, decode and recompute after preemption are all
+    "compute the difference, within the budget". A token is sampled when the chase is over.
+
+    Attributes:
+        seed: 64-bit key of the sampling noise.
+        max_tokens: most output tokens, already resolved against the context length.
+        num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
+        block_table: ids of the KV blocks, in order.
+        block_hashes: hash chain of the full blocks of `token_ids`, extended as needed by the block manager.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "finish_reason",
+        "index",
+        "max_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "params",
+        "request_id",
+        "seed",
+        "status",
+        "stop_token_ids",
+        "tenant",
+        "token_ids",
+        "was_admitted",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        max_tokens: int,
+        seed: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+        tenant: str = "default",
+    ) -> None:
+        self.request_id = request_id
+        self.index = index
+        self.params = params
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.stop_token_ids = stop_token_ids
+        self.tenant = tenant
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.was_admitted = False
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.status = Status.WAITING
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def move_to(self, status: Status) -> None:
+        assert status in TRANSITIONS[self.status], f"{self.status} -> {status}"
+        self.status = status
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.request_id}[{self.index}] {self.status.name.lower()} "
+            f"{self.num_computed_tokens}/{self.num_tokens} tokens, {len(self.block_table)} blocks>"
+        )
