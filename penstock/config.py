@@ -156,7 +156,9 @@ def _user_cache(environment: Mapping[str, str]) -> Path:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}."
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are: {', '.join(sorted(known))}." if len(known) <= 8 else "nothing here is called so."
 
 
 def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
