@@ -46,9 +46,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         form = completion_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
         )
-        return await stream(
-            request, generation, form, headers, write_timeout=context.settings.write_timeout
-        )
+        return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)
     return await body(request, generation, lambda whole: _body(head, whole, logprobs), headers)
 
 

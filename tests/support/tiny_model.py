@@ -36,7 +36,9 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     size = _write_tokenizer(folder)
     config = CONFIG | {"vocab_size": size, "eos_token_id": 256, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_weights(size, np.random.default_rng(seed)), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        _weights(size, np.random.default_rng(seed)), folder / "model.safetensors", metadata={"format": "pt"}
+    )
     return folder
 
 
