@@ -18,7 +18,7 @@ from ..errors import ConfigError, PenstockError
 from .environment import CacheEnvironment
 from .key import CacheKey
 from .ledger import Ledger
-from .record import Record, decode_body, encode_body, new_record, stamp, unpack_record
+from .record import Record, decode_body, encode_body, new_record, stamp
 from .values import CachedCompletion, CacheHit, CacheStats
 from .writer import Pending, Writer
 
@@ -164,20 +164,12 @@ class CompletionCache:
         if self._writer.state == "off":
             return None
         try:
-            found = self._env.read(place)
+            return self._env.read(place)
         except (lmdb.MapResizedError, lmdb.ReadersFullError):
-            self._writer.wake()  # its next round adopts the grown map; meanwhile this is a miss
-            return None
+            self._writer.wake()  # its next round adopts the grown map or frees dead slots; meanwhile a miss
         except lmdb.Error as error:
             self._writer.turn_off(error)
-            return None
-        if found is None:
-            return None
-        record = unpack_record(found[0])
-        if record is None:
-            self._damaged += 1
-            return None
-        return record, found[1]
+        return None
 
     def _check_usable(self) -> None:
         if self._unusable is None:
@@ -185,7 +177,7 @@ class CompletionCache:
         if self._unusable == "forked":
             raise PenstockError(
                 f"The cache at {self._env.path} was opened before this process ({os.getpid()}) was forked; "
-                "LMDB allows no handle across fork. Open a CompletionCache after forking."
+                "LMDB allows no handle across fork. Open the CompletionCache after forking, or spawn."
             )
         raise PenstockError(f"The cache at {self._env.path} is closed; open a new CompletionCache.")
 

@@ -12,7 +12,7 @@ import math
 import lmdb
 
 from .environment import CacheEnvironment, Transaction
-from .record import Record, index_line, pack_record, split_line, stamp, unpack_record
+from .record import Record, body_key, index_line, pack_record, split_line, stamp, unpack_record
 
 
 class Ledger:
@@ -22,10 +22,10 @@ class Ledger:
 
     def put(self, txn: Transaction, place: bytes, record: Record, body: bytes) -> None:
         """Adds an entry, in place of any older one."""
-        self._unindex(txn, place)
+        self.remove(txn, place)
         txn.put(place, pack_record(record), db=self._env.records)
-        txn.put(place, body, db=self._env.bodies)
-        txn.put(index_line(record.queued, place), b"", db=self._env.order)
+        self._append(txn, body_key(record, place), body, self._env.bodies)
+        self._append(txn, index_line(record.queued, place), b"", self._env.order)
         if record.expires != math.inf:
             txn.put(index_line(stamp(record.expires), place), b"", db=self._env.expiry)
 
@@ -36,9 +36,15 @@ class Ledger:
             self._put_record(txn, place, record, accessed=moment, queued=record.queued)
 
     def remove(self, txn: Transaction, place: bytes) -> None:
-        self._unindex(txn, place)
+        """Takes an entry away, its lines included; nothing happens if there is none."""
+        record = self._record(txn, place)
+        if record is None:
+            return
         txn.delete(place, db=self._env.records)
-        txn.delete(place, db=self._env.bodies)
+        txn.delete(body_key(record, place), db=self._env.bodies)
+        txn.delete(index_line(record.queued, place), db=self._env.order)
+        if record.expires != math.inf:
+            txn.delete(index_line(stamp(record.expires), place), db=self._env.expiry)
 
     def expire(self, txn: Transaction, now: float, limit: int) -> int:
         """Removes up to `limit` entries whose time is over; returns how many."""
@@ -68,7 +74,9 @@ class Ledger:
             queued, place = split_line(line)
             record = self._record(txn, place)
             txn.delete(line, db=self._env.order)
-            if record is not None and record.accessed > queued:
+            if record is None or record.queued != queued:
+                continue  # a line that has lost its entry
+            if record.accessed > queued:
                 txn.put(index_line(record.accessed, place), b"", db=self._env.order)
                 self._put_record(txn, place, record, accessed=record.accessed, queued=record.accessed)
             else:
@@ -90,10 +98,8 @@ class Ledger:
         changed = Record(record.created, record.expires, accessed, queued, record.checksum, record.digest)
         txn.put(place, pack_record(changed), db=self._env.records)
 
-    def _unindex(self, txn: Transaction, place: bytes) -> None:
-        record = self._record(txn, place)
-        if record is None:
-            return
-        txn.delete(index_line(record.queued, place), db=self._env.order)
-        if record.expires != math.inf:
-            txn.delete(index_line(stamp(record.expires), place), db=self._env.expiry)
+    def _append(self, txn: Transaction, line: bytes, value: bytes, database: lmdb._Database) -> None:
+        # Appending fills pages whole where inserting would split them in halves; False when another process's
+        # later entry is there already.
+        if not txn.put(line, value, append=True, db=database):
+            txn.put(line, value, db=database)

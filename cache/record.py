@@ -76,5 +76,10 @@ def index_line(moment: int, place: bytes) -> bytes:
     return _STAMP.pack(moment) + place
 
 
+def body_key(record: Record, place: bytes) -> bytes:
+    """Where the body lies."""
+    return index_line(stamp(record.created), place)
+
+
 def split_line(line: bytes) -> tuple[int, bytes]:
     return _STAMP.unpack_from(line)[0], line[_STAMP.size :]

@@ -32,7 +32,7 @@ State = Literal["on", "reading", "off"]
 MAX_QUEUED = 1024
 MAX_QUEUED_BYTES = 64 << 20
 LINGER_SECONDS = 0.01
-_FULL_BATCH = 128
+_FULL_BATCH = 512
 _TICK = 5.0
 _READER_CHECK_SECONDS = 60.0
 RETRY_SECONDS = 30.0
@@ -88,11 +88,13 @@ class Writer:
     def put(self, place: bytes, entry: Pending) -> None:
         """Queues a store; drops it (counted) when the queue is full or the file cannot be written now."""
         with self._changed:
-            if not self._accepts(place, entry):
+            old = self._queued.get(place)
+            total = self._queued_bytes + len(entry.body) - (len(old.body) if old else 0)
+            full = total > MAX_QUEUED_BYTES or (old is None and len(self._queued) >= MAX_QUEUED)
+            if full or self._stopping or self._resting():
                 self.dropped += 1
                 return
-            old = self._queued.get(place)
-            self._queued_bytes += len(entry.body) - (len(old.body) if old else 0)
+            self._queued_bytes = total
             self._queued[place] = entry
             if len(self._queued) == 1 or len(self._queued) >= _FULL_BATCH:
                 self._changed.notify_all()
@@ -139,13 +141,9 @@ class Writer:
                 error,
             )
 
-    def _accepts(self, place: bytes, entry: Pending) -> bool:
-        if self._stopping or self.state == "off":
-            return False
-        if self.state == "reading" and time.monotonic() < self._retry_at:
-            return False
-        full = len(self._queued) >= MAX_QUEUED and place not in self._queued
-        return not full and self._queued_bytes + len(entry.body) <= MAX_QUEUED_BYTES
+    def _resting(self) -> bool:
+        """Whether the file is not to be written now."""
+        return self.state == "off" or (self.state == "reading" and time.monotonic() < self._retry_at)
 
     def _run(self) -> None:
         while True:
@@ -176,7 +174,7 @@ class Writer:
     def _round(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
         """One transaction: stores, uses, expiry, eviction. Never raises."""
         self._more_to_remove = False
-        if self.state == "off" or (self.state == "reading" and time.monotonic() < self._retry_at):
+        if self._resting():
             self.dropped += len(entries)
             return
         try:
