@@ -59,9 +59,11 @@ def pack_weight(plain: Tensor, weight_scale: Tensor, *, keep_plain: bool) -> Int
     `keep_plain` keeps both forms of a large weight: twice the memory for a faster single-row product (measured:
     49 against 83 us at 4864x896), which is what decoding one stream is made of.
 
-    Raises ValueError when K is too large for exact int32 accumulation.
+    Raises ValueError when K is too large for exact int32 accumulation, or 1.
     """
     out_features, in_features = plain.shape
+    if in_features == 1:
+        raise ValueError("K is 1; torch._int_mm computes such products wrongly (torch 2.13), so keep it in float.")
     if in_features > MAX_REDUCTION:
         raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
     small = plain.numel() <= SMALL_WEIGHT
