@@ -10,7 +10,6 @@ from penstock.kernels.int8_matmul import (
     Int8Weight,
     int8_matmul,
     int8_matmul_reference,
-    pack_weight,
     quantize_activation,
     quantize_weight,
 )
@@ -18,6 +17,12 @@ from penstock.kernels.int8_matmul import (
 SIZES = [(1, 2), (1, 7), (7, 2), (5, 3), (17, 31), (33, 64), (64, 33), (127, 129), (320, 64), (100, 1000)]
 ROWS = [1, 2, 3, 4, 5, 7, 16, 17, 33, 64]
 LARGE = (1030, 1031)  # above SMALL_WEIGHT: the packed form, at odd sizes
+
+
+def pack_weight(plain: torch.Tensor, scale: torch.Tensor, *, keep_plain: bool) -> Int8Weight:
+    weight = Int8Weight.of(plain, scale)
+    weight.pack(keep_plain=keep_plain)
+    return weight
 
 
 def weight_of(shape: tuple[int, int], *, keep_plain: bool = True) -> tuple[torch.Tensor, torch.Tensor, Int8Weight]:
