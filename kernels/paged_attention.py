@@ -47,7 +47,7 @@ class DecodeGroup:
     count: int
     context_lens: Tensor  # [count] int64, the row's own position included
     keys: KeySpan
-    masks: dict[int, Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -122,13 +122,14 @@ def paged_attention(
         stop = group.start + group.count
         q = query[:, :, group.start : stop].transpose(1, 2).reshape(-1, groups, head_dim)  # [Hkv*B, G, D]
         k, v = _read(key_pool, group.keys, metadata), _read(value_pool, group.keys, metadata)
-        mask = group.masks.get(window)
+        mask = group.masks.get((window, num_kv_heads))
         if mask is None:
-            mask = group.masks[window] = _decode_mask(group, window)
+            mask = _decode_mask(group, window).repeat(num_kv_heads, 1, 1)
+            group.masks[window, num_kv_heads] = mask
         sink = None
         if head_sinks is not None:
             sink = head_sinks.expand(-1, -1, group.count).transpose(1, 2).reshape(-1, groups, 1)
-        o = _attend(q, k, v, mask.repeat(num_kv_heads, 1, 1), groups, softcap, sink)  # [Hkv*B, G, Dv]
+        o = _attend(q, k, v, mask, groups, softcap, sink)  # [Hkv*B, G, Dv]
         o = o.view(num_kv_heads, group.count, groups, -1).transpose(0, 1)
         out[group.start : stop] = o.reshape(group.count, num_heads, -1)
 

@@ -1,7 +1,9 @@
 """The KV tensors of all layers. Which block belongs to whom is the block manager's business."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class KVCache:
     """One pool of K [Hkv, num_slots, D] and one of V per layer; block b holds slots [b * block_size, (b+1) * block_size).
 
     Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
-    Memory is only committed by the system when first written.
+    The system commits memory only where KV is written, so a large pool costs nothing until it is used.
     """
 
     def __init__(
@@ -35,8 +37,8 @@ class KVCache:
         self.block_size = block_size
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             index: (
-                torch.zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
-                torch.zeros(shape.num_kv_heads, num_slots, shape.value_dim, dtype=dtype),
+                _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
+                _lazy_zeros(shape.num_kv_heads, num_slots, shape.value_dim, dtype=dtype),
             )
             for index, shape in shapes.items()
         }
@@ -47,6 +49,11 @@ class KVCache:
         for keys, values in self.layers.values():
             keys.index_fill_(1, slots, 0)
             values.index_fill_(1, slots, 0)
+
+
+def _lazy_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in untouched pages; `torch.zeros` would write, and so commit, all of them."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:

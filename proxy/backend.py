@@ -1,28 +1,23 @@
 """The model behind the server: its engine, its tokenizer, the names it answers to, and whether it is ready."""
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ..errors import ConfigError, EngineDeadError, ModelNotFoundError, PenstockError
 from ..models.location import model_name
 from ..models.tokenizer import Tokenizer
 from ..scheduler import AsyncEngine
 
-log = logging.getLogger(__name__)
-
 ANY_NAME = "*"
-# How often a living engine is looked at; a dead one refuses requests by itself in the meantime.
-WATCH_SECONDS = 0.25
 RETRY_AFTER = 2.0
 
 
 class Backend:
-    """Loads in the background; requests wait in `ready`. A dead engine is started anew.
+    """Loads in the background, while requests wait in `ready`.
 
     Args:
         model: "builtin", a folder, or a hub id; the tokenizer comes from there.
-        make_engine: starts over with a fresh engine each time.
+        engine: not started yet; it restarts itself when it dies.
         served_name: the name clients use; None takes the model's own.
         aliases: other name -> served name; "*" stands for any.
 
@@ -32,7 +27,7 @@ class Backend:
     def __init__(
         self,
         model: str,
-        make_engine: Callable[[], AsyncEngine],
+        engine: AsyncEngine,
         *,
         served_name: str | None = None,
         aliases: Mapping[str, str] | None = None,
@@ -47,15 +42,9 @@ class Backend:
                 )
         self.failure: PenstockError | None = None
         self._model = model
-        self._make_engine = make_engine
-        self._engine = make_engine()
+        self.engine = engine
         self._tokenizer: Tokenizer | None = None
         self._loaded = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-
-    @property
-    def engine(self) -> AsyncEngine:
-        return self._engine
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -64,27 +53,26 @@ class Backend:
 
     @property
     def is_ready(self) -> bool:
-        return self._loaded.is_set() and self.failure is None and self._engine.healthy
+        return self._loaded.is_set() and self.failure is None and self.engine.healthy
 
     async def start(self) -> None:
         """Returns when the model can answer. Raises ModelLoadError, which requests then see too."""
         try:
             # The engine's process starts first: loading weights takes longest.
-            starting = asyncio.create_task(self._engine.start())
+            starting = asyncio.create_task(self.engine.start())
             try:
                 self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._model)
             except PenstockError:
                 starting.cancel()
                 await asyncio.wait([starting])
                 raise
-            self._engine.attach_tokenizer(self._tokenizer)
+            self.engine.attach_tokenizer(self._tokenizer)
             await starting
         except PenstockError as error:
             self.failure = error
             raise
         finally:
             self._loaded.set()
-        self._watch = asyncio.create_task(self._restart_when_dead())
 
     async def ready(self) -> None:
         """Waits for the model. Raises EngineDeadError when it failed to load or its engine died."""
@@ -92,7 +80,7 @@ class Backend:
             await self._loaded.wait()
         if self.failure is not None:
             raise EngineDeadError(f"The model could not be loaded: {self.failure.message}")
-        if not self._engine.healthy:
+        if not self.engine.healthy:
             raise EngineDeadError("The engine has died and is being restarted; try again.", retry_after=RETRY_AFTER)
 
     def check_model(self, name: str | None) -> None:
@@ -108,28 +96,4 @@ class Backend:
         return [self.name, *(alias for alias in self.aliases if alias not in (ANY_NAME, self.name))]
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
-        await self._engine.shutdown()
-
-    async def _restart_when_dead(self) -> None:
-        pause = WATCH_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            if self._engine.healthy:
-                pause = WATCH_SECONDS
-                continue
-            log.error("The engine has died; starting a new one.")
-            self._loaded.clear()
-            try:
-                await self._engine.shutdown()
-                engine = self._make_engine()
-                engine.attach_tokenizer(self.tokenizer)
-                self._engine = engine
-                await engine.start()
-            except (PenstockError, OSError) as error:
-                pause = min(2 * pause, 30.0)
-                log.error("The engine did not start again (%s); next try in %.1f s.", error, pause)
-            finally:
-                self._loaded.set()
+        await self.engine.shutdown()

@@ -1,0 +1,92 @@
+"""Conversations as batches of token ids: tokenized, sorted by length within a chunk, padded on the right.
+
+With causal attention nothing ever looks at padding on the right, so no mask is needed. A chunk is a pure function of
+(seed, chunk index): training that resumes at a chunk sees what it would have seen.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from .chat import Conversation
+from .corpus import Corpus
+
+IGNORE = -100
+LONG_PAIRS = 22  # about 1,200 tokens
+MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    ids: torch.Tensor  # [B, L] int64
+    labels: torch.Tensor  # [B, L] int64; IGNORE where nothing is to be learnt; labels[:, t] is the token after ids[:, t]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    ids: list[int]
+    learn: list[bool]
+
+
+def tokenize(tokenizer: Tokenizer, conversations: list[Conversation]) -> list[Example]:
+    """Token ids of each conversation and which of them the model learns to write, at most MAX_TOKENS each."""
+    segments = [c.segments() for c in conversations]
+    flat = tokenizer.encode_batch([text for parts in segments for text, _ in parts], add_special_tokens=False)
+    encodings = iter(flat)
+    examples = []
+    for parts in segments:
+        ids: list[int] = []
+        learn: list[bool] = []
+        for _, answer in parts:
+            piece = next(encodings).ids
+            ids += piece
+            learn += [answer] * len(piece)
+        examples.append(Example(ids[:MAX_TOKENS], learn[:MAX_TOKENS]))
+    return examples
+
+
+def to_batch(examples: list[Example]) -> Batch:
+    length = max(len(e.ids) for e in examples) - 1
+    length += -length % 8  # fewer shapes for the compiler
+    ids = torch.zeros(len(examples), length, dtype=torch.int64)
+    labels = torch.full((len(examples), length), IGNORE, dtype=torch.int64)
+    for i, e in enumerate(examples):
+        n = len(e.ids) - 1
+        row = torch.tensor(e.ids)
+        ids[i, :n] = row[:-1]
+        labels[i, :n] = torch.where(torch.tensor(e.learn[1:]), row[1:], IGNORE)
+    return Batch(ids, labels)
+
+
+def group(examples: list[Example], batch_tokens: int) -> Iterator[Batch]:
+    """Batches of at most `batch_tokens` padded tokens, shortest conversations first."""
+    pending: list[Example] = []
+    for e in sorted(examples, key=lambda e: len(e.ids)):
+        if pending and (len(pending) + 1) * len(e.ids) > batch_tokens:
+            yield to_batch(pending)
+            pending = []
+        pending.append(e)
+    if pending:
+        yield to_batch(pending)
+
+
+def chunk(
+    corpus: Corpus, tokenizer: Tokenizer, seed: int, index: int, batch_tokens: int, conversations: int = 1500
+) -> list[Batch]:
+    """The batches of chunk `index`, in random order."""
+    rng = random.Random(seed * 1_000_003 + index)
+    batches = list(group(tokenize(tokenizer, [corpus.sample(rng) for _ in range(conversations)]), batch_tokens))
+    if sum(len(b.ids) for b in batches[-1:]) < 8:  # a last batch of a few rows would be a noisy step
+        batches.pop()
+    rng.shuffle(batches)
+    return batches
+
+
+def long_batch(corpus: Corpus, tokenizer: Tokenizer, seed: int, step: int, batch_tokens: int) -> Batch:
+    """One batch of conversations of many turns (1-2k tokens each)."""
+    rng = random.Random(seed * 1_000_003 - step)
+    count = max(1, batch_tokens // 1500)
+    return to_batch(tokenize(tokenizer, [corpus.sample_long(rng, LONG_PAIRS) for _ in range(count)]))

@@ -1,0 +1,79 @@
+"""The `penstock` command: reads the arguments, hands over to one module per subcommand. Imports nothing heavy itself."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from . import __version__
+from .config import add_arguments, load_settings
+from .errors import PenstockError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+_COMMANDS = {"serve": ".cli_serve", "chat": ".cli_chat", "complete": ".cli_complete"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. A user's mistake is one line on stderr, never a traceback."""
+    parsed = vars(_parser().parse_args(arguments))
+    command = parsed.pop("command")
+    if command == "version":
+        print(f"penstock {__version__}")
+        return 0
+    try:
+        settings = load_settings(parsed, os.environ)
+        run = import_module(_COMMANDS[command], __package__).run
+        return int(run(settings, parsed))
+    except PenstockError as error:
+        print(f"penstock {command}: {error.message}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Without the page of usage before each message: the message says what to change."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="penstock",
+        description="An LLM server: OpenAI's API, its own engine, a cache of completions.",
+        epilog="Every setting is also a key of the TOML file given by --config, and a PENSTOCK_* variable.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    serve = commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False)
+    add_arguments(serve, groups=("model", "server", "cache", "engine"))
+    chat = commands.add_parser("chat", help="talk to a model, or to a server, in the terminal", allow_abbrev=False)
+    _add_talk_arguments(chat)
+    chat.add_argument("--system", metavar="TEXT", help="instructions that stand before the conversation")
+    complete = commands.add_parser(
+        "complete", help="complete one text, or every line of a JSONL file", allow_abbrev=False
+    )
+    complete.add_argument("prompt", nargs="?", help="the text; read from stdin when it is '-'")
+    complete.add_argument("--chat", action="store_true", help="the text is a user's message, not a raw prompt")
+    complete.add_argument(
+        "--input", metavar="FILE", help='JSONL of {"prompt": ...} or {"messages": [...]}, "id" and parameters'
+    )
+    complete.add_argument("--output", metavar="FILE", help="JSONL of results; ids already there are skipped")
+    complete.add_argument("--concurrency", type=int, default=32, metavar="N", help="lines in flight (default: 32)")
+    _add_talk_arguments(complete)
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def _add_talk_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="a server to use instead of a model here, as http://host:port")
+    parser.add_argument("--api-key", metavar="KEY", help="the server's key")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0)", default=0.0)
+    parser.add_argument("--seed", type=int, metavar="N", help="makes sampling reproducible")
+    add_arguments(parser, groups=("model", "engine"))

@@ -1,0 +1,53 @@
+"""`penstock serve`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import __version__
+from .config import Settings
+from .scheduler import AsyncEngine, ModelInfo
+
+
+def run(settings: Settings, _arguments: Mapping[str, Any]) -> int:
+    from .proxy.log import set_up_logging
+
+    set_up_logging(settings.log_level)
+    if settings.workers > 1:
+        from .proxy.workers import serve_with_workers
+
+        serve_with_workers(settings, on_ready=lambda address, info: _announce(settings, address, info))
+    else:
+        _serve_alone(settings)
+    return 0
+
+
+def _serve_alone(settings: Settings) -> None:
+    import uvloop
+
+    from .proxy.server import address_of, engine_config, listen, serve
+
+    sock = listen(settings)
+
+    async def main() -> None:
+        await serve(
+            settings,
+            AsyncEngine(engine_config(settings)),
+            sock,
+            on_ready=lambda backend: _announce(settings, address_of(sock), backend.engine.info),
+        )
+
+    uvloop.run(main())
+
+
+def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
+    from .models.location import model_name
+
+    name = settings.served_model_name or model_name(settings.model)
+    precision = "INT8" if info.precision == "w8a8" else info.dtype
+    print(
+        f"Penstock {__version__} serves {name} ({info.architecture}, {info.num_parameters / 1e6:.1f}M parameters, "
+        f"{precision} on {info.device}, up to {info.max_model_len} tokens) at {address}"
+    )
+    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+    body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"how do I extract a tar.gz archive?"}}]}}'
+    print(f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)

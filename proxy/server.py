@@ -1,0 +1,183 @@
+"""One HTTP process from start to end: listen at once, load behind it, serve, drain, stop."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import Settings
+from ..errors import ConfigError
+from ..scheduler import AsyncEngine, EngineConfig
+from .backend import Backend
+
+if TYPE_CHECKING:
+    from ..cache import CompletionCache
+
+BACKLOG = 1024
+# How often a drain looks whether the last request has ended.
+DRAIN_POLL_SECONDS = 0.02
+# Time for cut requests to tell their clients so.
+FAREWELL_SECONDS = 1.0
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The engine's share of the settings: the fields that bear the same name."""
+    return EngineConfig(**{name: getattr(settings, name) for name in EngineConfig.__struct_fields__})
+
+
+def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
+    """A bound socket, listening unless `shared` (then every worker binds and listens for itself, SO_REUSEPORT).
+
+    Raises ConfigError when the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"host is {settings.host!r}, which is no address here: {error.strerror}.", param="host") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        if not shared:
+            sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror}); choose another --port.",
+            param="port",
+        ) from error
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """The URL under which a listening socket is reached from this machine."""
+    host, port = sock.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+class HttpServer:
+    """The HTTP side around a backend and a cache that the caller starts and closes.
+
+    Args:
+        sock: bound; `listen` makes it.
+        shared_metrics: folder in which several workers keep their figures together.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        cache: "CompletionCache | None",
+        sock: socket.socket,
+        *,
+        shared_metrics: Path | None = None,
+    ) -> None:
+        # Imported late, so that an engine started just before loads meanwhile.
+        from aiohttp import web
+
+        from .app import create_app
+        from .context import CONTEXT
+        from .runner import production_runner
+
+        app = create_app(settings, backend, cache, shared_metrics=shared_metrics)
+        self._edge = app[CONTEXT].edge
+        self._runner = production_runner(app, access_log=settings.access_log)
+        self._make_site = lambda: web.SockSite(self._runner, sock, backlog=BACKLOG)
+        self._site: web.SockSite | None = None
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        self._site = self._make_site()
+        await self._site.start()
+
+    async def drain(self, timeout: float, hurry: asyncio.Event) -> None:
+        """Takes no new work and waits for what runs: until it is done, `timeout` seconds are over, or `hurry` is set."""
+        self._edge.draining = True
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._edge.in_flight and loop.time() < deadline and not hurry.is_set():
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    async def close(self) -> None:
+        """Cuts what still runs."""
+        await self._runner.cleanup()
+
+
+async def serve(
+    settings: Settings,
+    engine: AsyncEngine,
+    sock: socket.socket,
+    *,
+    on_ready: Callable[[Backend], None],
+    shared_metrics: Path | None = None,
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+) -> None:
+    """Serves until one of `signals`, then drains for up to `drain_timeout` seconds; a second one ends that at once.
+
+    Raises ModelLoadError when the model cannot be served, ConfigError when the cache cannot be opened.
+    """
+    stop, hurry = _on_signals(signals)
+    backend = Backend(
+        settings.model, engine, served_name=settings.served_model_name, aliases=settings.model_aliases
+    )
+    loading = asyncio.create_task(backend.start())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
+    cache = None
+    server = None
+    try:
+        cache = open_cache(settings)
+        server = HttpServer(settings, backend, cache, sock, shared_metrics=shared_metrics)
+        await server.start()
+        await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            loading.result()
+            on_ready(backend)
+        await stopped
+        await server.drain(settings.drain_timeout, hurry)
+    finally:
+        stopped.cancel()
+        loading.cancel()
+        await asyncio.wait({loading, stopped})
+        # The engine goes first: streams that still run end with an error event that says why, not with a cut.
+        await backend.close()
+        if server is not None:
+            await server.drain(FAREWELL_SECONDS, hurry)
+            await server.close()
+        if cache is not None:
+            await asyncio.to_thread(cache.close)
+
+
+def open_cache(settings: Settings) -> "CompletionCache | None":
+    """None when caching is off. Raises ConfigError when its folder cannot be used."""
+    if not settings.cache:
+        return None
+    from ..cache import CompletionCache
+
+    assert settings.cache_path is not None, "load_settings fills it in"
+    return CompletionCache(
+        settings.cache_path, max_bytes=settings.cache_max_bytes, ttl=settings.cache_ttl
+    )
+
+
+def _on_signals(signals: tuple[signal.Signals, ...]) -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first signal, and by the second."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    return stop, hurry

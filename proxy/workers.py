@@ -1,0 +1,183 @@
+"""`--workers N`: one engine process, N HTTP processes on one port (SO_REUSEPORT), and a parent that keeps them alive."""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import msgspec
+
+from ..config import Settings
+from ..errors import ModelLoadError, PenstockError
+from ..scheduler import EngineProcess, ModelInfo
+from .server import address_of, engine_config, listen
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.5
+# A worker that dies this young was not killed by its work; so many in a row mean that it cannot run at all.
+YOUNG_SECONDS = 5.0
+MAX_YOUNG_DEATHS = 5
+STOP_SECONDS = 5.0
+
+
+class _Worker:
+    """One HTTP process. Its pipe brings a ModelInfo once it serves, or the error that stopped it."""
+
+    def __init__(self, settings: Settings, engine_address: str, metrics: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.news, theirs = context.Pipe(duplex=False)
+        self.started = time.monotonic()
+        self.process: SpawnProcess = context.Process(
+            target=_run_worker, args=(settings, engine_address, metrics, theirs), name="penstock-worker"
+        )
+        self.process.start()
+        theirs.close()
+
+    def read_news(self) -> ModelInfo | str | None:
+        """What it has said since; None when nothing."""
+        try:
+            return self.news.recv() if self.news.poll() else None
+        except (EOFError, OSError):
+            return None
+
+
+def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo], None]) -> None:
+    """Runs until SIGTERM or SIGINT; passes them on, so that every worker drains.
+
+    Raises ModelLoadError when the model cannot be served, ConfigError when the port cannot be had.
+    """
+    # Bound but never listening: it reserves the port for as long as the workers come and go.
+    reserved = listen(settings, shared=True)
+    settings = msgspec.structs.replace(settings, port=reserved.getsockname()[1])
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: signals.append(received))
+    metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
+    engine = EngineProcess(engine_config(settings))
+    workers: list[_Worker] = []
+    try:
+        engine.start()
+        workers = [_Worker(settings, engine.address, metrics) for _ in range(settings.workers)]
+        _watch(settings, engine, workers, metrics, signals, lambda info: on_ready(address_of(reserved), info))
+    finally:
+        _stop(workers, signals, settings.drain_timeout)
+        engine.stop()
+        reserved.close()
+        shutil.rmtree(metrics, ignore_errors=True)
+
+
+def _watch(
+    settings: Settings,
+    engine: EngineProcess,
+    workers: list[_Worker],
+    metrics: Path,
+    signals: list[int],
+    on_ready: Callable[[ModelInfo], None],
+) -> None:
+    """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
+    serving: set[int] = set()
+    young_deaths = 0
+    announced = False
+    while not signals:
+        wait([worker.process.sentinel for worker in workers] + [worker.news for worker in workers], WATCH_SECONDS)
+        for place, worker in enumerate(workers):
+            news = worker.read_news()
+            if isinstance(news, str) and not announced:
+                raise ModelLoadError(news)
+            if isinstance(news, ModelInfo):
+                serving.add(place)
+                young_deaths = 0
+                if len(serving) == len(workers) and not announced:
+                    announced = True
+                    on_ready(news)
+            if worker.process.is_alive() or signals:
+                continue
+            young = time.monotonic() - worker.started < YOUNG_SECONDS
+            young_deaths = young_deaths + 1 if young else 0
+            if young_deaths > MAX_YOUNG_DEATHS:
+                raise PenstockError(f"HTTP workers keep ending right after their start ({young_deaths} in a row).")
+            log.error(
+                "HTTP worker %s ended (exit code %s); starting another", worker.process.pid, worker.process.exitcode
+            )
+            worker.news.close()
+            workers[place] = _Worker(settings, engine.address, metrics)
+        if not engine.alive and not signals:
+            if not announced:
+                raise ModelLoadError("The engine process ended while loading the model; its log says why.")
+            log.error("the engine ended; starting it again")
+            engine.start()
+
+
+def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> None:
+    """SIGTERM to all, SIGKILL to what has not ended when its drain should be over."""
+    for worker in workers:
+        worker.process.terminate()
+    deadline = time.monotonic() + drain_timeout + STOP_SECONDS
+    hurried = False
+    while any(worker.process.is_alive() for worker in workers) and time.monotonic() < deadline:
+        wait([worker.process.sentinel for worker in workers if worker.process.is_alive()], 0.1)
+        if len(signals) > 1 and not hurried:
+            hurried = True
+            for worker in workers:
+                worker.process.terminate()  # their second signal, which ends the drain
+    for worker in workers:
+        if worker.process.is_alive():
+            worker.process.kill()
+        worker.process.join()
+
+
+def _run_worker(settings: Settings, engine_address: str, metrics: Path, news: Connection) -> None:
+    """The whole life of a worker process."""
+    # Ctrl-C reaches the whole terminal group; the parent hears it and tells us by SIGTERM, once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Read by prometheus-client when it is first imported, which is after this.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+
+    import uvloop
+
+    from ..scheduler import AsyncEngine
+    from .log import set_up_logging
+    from .server import serve
+
+    set_up_logging(settings.log_level)
+
+    async def run() -> None:
+        _end_with_parent()
+        engine = AsyncEngine.connect(engine_address)
+        sock = listen(settings, shared=True)
+        await serve(
+            settings,
+            engine,
+            sock,
+            on_ready=lambda backend: news.send(backend.engine.info),
+            shared_metrics=metrics,
+            signals=(signal.SIGTERM,),
+        )
+
+    try:
+        uvloop.run(run())
+    except PenstockError as error:
+        news.send(error.message)
+        raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """A parent killed outright can pass nothing on; without it, this process would hold the port for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.remove_reader(parent.sentinel)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, gone)
