@@ -108,7 +108,10 @@ class LoadPlan:
 
 @dataclass(slots=True)
 class Outcome:
-    """One request as its client saw it; times in seconds of the loop's clock, `ended` 0 until whole."""
+    """One request as its client saw it; times in seconds, `ended` 0 until it was whole.
+
+    By perf_counter: uvloop's own clock counts whole milliseconds.
+    """
 
     started: float
     pieces: list[float] = field(default_factory=list)
@@ -199,7 +202,7 @@ async def _drive(
 
     async def one_stream() -> None:
         for number in waiting:
-            outcome = Outcome(asyncio.get_running_loop().time())
+            outcome = Outcome(time.perf_counter())
             outcomes.append(outcome)
             await _request(session, plan, model, plan.prompt(number), outcome)
             if on_done is not None:
@@ -221,7 +224,7 @@ async def _request(
 ) -> None:
     body = _body(plan, model, prompt)
     path = "/chat/completions" if plan.endpoint == "chat" else "/completions"
-    outcome.started = asyncio.get_running_loop().time()
+    outcome.started = time.perf_counter()
     try:
         async with session.post(
             plan.url.rstrip("/") + path, data=orjson.dumps(body), allow_redirects=False
@@ -236,7 +239,6 @@ async def _request(
 
 
 async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> None:
-    loop = asyncio.get_running_loop()
     done = False
     async for data in _events(response):
         if data == b"[DONE]":
@@ -248,7 +250,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
             return
         for choice in event.get("choices", ()):
             if choice.get("text") or choice.get("delta", {}).get("content"):
-                outcome.pieces.append(loop.time())
+                outcome.pieces.append(time.perf_counter())
             outcome.finish_reason = choice.get("finish_reason") or outcome.finish_reason
         if usage := event.get("usage"):
             outcome.prompt_tokens = usage.get("prompt_tokens")
@@ -256,7 +258,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
     if not done or outcome.finish_reason is None:
         outcome.error = "the stream ended without finish_reason and [DONE]"
     else:
-        outcome.ended = loop.time()
+        outcome.ended = time.perf_counter()
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

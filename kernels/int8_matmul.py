@@ -16,18 +16,20 @@ U8_ZERO_POINT = 128
 # Up to this many weights `torch._int_mm` on the plain form is at least as fast as oneDNN at every number of rows: its
 # call costs about 25 us less (measured on a 2-core Zen 5: 7 against 29 us for one row at 896x896).
 SMALL_WEIGHT = 1 << 20
+# From this many weights a single row is bound by memory, and the packed form is the faster one for it too.
+LARGE_WEIGHT = 1 << 25
 QUANTIZE_ELEMENTS = 1 << 20
 # |acc| <= K * 127 * 127 must stay inside int32.
 MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * INT8_MAX)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Int8Weight:
-    """A weight matrix ready to multiply.
+    """A weight matrix ready to multiply, in one or both of two forms; the product is the same with either.
 
     Attributes:
-        plain: [N, K] int8, or None when only the packed form is kept.
-        packed: oneDNN's blocked form of `plain`, or None where oneDNN has no exact INT8 path.
+        plain: [N, K] int8: the faster form for one row, at any number of rows for a small matrix.
+        packed: oneDNN's blocked form: the faster one for several rows of a large matrix. Made by `pack`.
         weight_scale: [N] float32.
     """
 
@@ -37,6 +39,30 @@ class Int8Weight:
     zero_points: Tensor
     out_features: int
     in_features: int
+
+    @classmethod
+    def of(cls, plain: Tensor, weight_scale: Tensor) -> "Int8Weight":
+        """From a [N, K] int8 matrix and its [N] scale.
+
+        Raises ValueError when K is too large for exact int32 accumulation.
+        """
+        out_features, in_features = plain.shape
+        if in_features > MAX_REDUCTION:
+            raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
+        zero_points = torch.zeros(out_features, dtype=torch.int32)
+        return cls(plain, None, weight_scale, zero_points, out_features, in_features)
+
+    def pack(self, *, keep_plain: bool) -> None:
+        """Make the packed form where it is of use: not for a small matrix, nor where oneDNN is not exact.
+
+        `keep_plain` keeps both: twice the memory for a faster single row (measured: 49 against 83 us at 4864x896), which
+        is what decoding one stream is made of. May run in a thread beside `int8_matmul`.
+        """
+        if self.plain is None or self.plain.numel() <= SMALL_WEIGHT or not _onednn_is_exact():
+            return
+        self.packed = torch.ops.onednn.qlinear_prepack(self.plain, None)
+        if not keep_plain or self.plain.numel() >= LARGE_WEIGHT:
+            self.plain = None
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,29 +79,6 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return quantized, scale
 
 
-def pack_weight(plain: Tensor, weight_scale: Tensor, *, keep_plain: bool) -> Int8Weight:
-    """Choose the form(s) of a [N, K] int8 weight to keep: plain when small, else packed.
-
-    `keep_plain` keeps both forms of a large weight: twice the memory for a faster single-row product (measured:
-    49 against 83 us at 4864x896), which is what decoding one stream is made of.
-
-    Raises ValueError when K is too large for exact int32 accumulation.
-    """
-    out_features, in_features = plain.shape
-    if in_features > MAX_REDUCTION:
-        raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
-    small = plain.numel() <= SMALL_WEIGHT
-    packed = torch.ops.onednn.qlinear_prepack(plain, None) if not small and _onednn_is_exact() else None
-    return Int8Weight(
-        plain=plain if keep_plain or packed is None else None,
-        packed=packed,
-        weight_scale=weight_scale,
-        zero_points=torch.zeros(out_features, dtype=torch.int32),
-        out_features=out_features,
-        in_features=in_features,
-    )
-
-
 def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token absmax: [M, K] float -> ([M, K] int8, [M, 1] float32 scale), |q| <= 127."""
     x = x.float()
@@ -87,14 +90,16 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
 def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """[M, K] float -> [M, N] float32; `bias` is [N] float32."""
     quantized, act_scale = quantize_activation(x)
-    if weight.plain is not None and (x.shape[0] == 1 or weight.packed is None):
-        out = torch._int_mm(quantized, weight.plain.t()).float().mul_(weight.weight_scale)
+    plain, packed = weight.plain, weight.packed
+    if packed is None or (x.shape[0] == 1 and plain is not None):
+        assert plain is not None
+        out = torch._int_mm(quantized, plain.t()).float().mul_(weight.weight_scale)
     else:
         out = torch.ops.onednn.qlinear_pointwise(
             quantized.view(torch.uint8).bitwise_xor_(0x80),  # v + 128 as u8: flips the sign bit, no conversion
             1.0,
             U8_ZERO_POINT,
-            weight.packed,
+            packed,
             weight.weight_scale,
             weight.zero_points,
             None,

@@ -3,20 +3,23 @@
 Linears that read the same input (q, k and v; gate and up) share one matrix: a third of the quantizations and calls.
 """
 
+import ctypes
 import gc
+import mmap
+import sys
+import threading
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.int8_matmul import Int8Weight, int8_matmul, pack_weight, quantize_weight
+from ..kernels.int8_matmul import Int8Weight, int8_matmul, quantize_weight
 
 # Routers pick experts by small differences between logits and cost next to nothing: they stay as stored.
 ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
 # Siblings that transformers' models feed with one and the same tensor.
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Both forms of a large weight are kept up to this many weights in all: a faster single stream for memory that a small
-# model does not miss.
-KEEP_PLAIN_WEIGHTS = 64 << 20
+# Both forms of every matrix are kept up to this many weights in all: a faster single stream for a gigabyte at most.
+KEEP_PLAIN_WEIGHTS = 1 << 30
 
 
 class Int8Linear(nn.Module):
@@ -36,7 +39,7 @@ class SharedInt8Linear:
     """Several linears of one input as one matrix. The first to be called computes for all; each takes its columns."""
 
     def __init__(self, weight: Int8Weight, bias: Tensor | None, sizes: list[int]) -> None:
-        self._linear = Int8Linear(weight, bias)
+        self.linear = Int8Linear(weight, bias)
         self._sizes = sizes
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
@@ -45,7 +48,7 @@ class SharedInt8Linear:
         # By identity: the held reference keeps the tensor's id from being given to another.
         if x is not self._input or self._parts[index] is None:
             self._input = x
-            self._parts = list(self._linear(x).split(self._sizes, dim=-1))
+            self._parts = list(self.linear(x).split(self._sizes, dim=-1))
         part = self._parts[index]
         assert part is not None
         self._parts[index] = None
@@ -61,6 +64,7 @@ class Int8LinearPart(nn.Module):
         super().__init__()
         self._shared = shared
         self._index = index
+        self.weight_int8 = shared.linear.weight_int8
 
     def forward(self, x: Tensor) -> Tensor:
         return self._shared.take(self._index, x)
@@ -74,8 +78,8 @@ def quantize_linears(model: nn.Module) -> int:
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, Conv1D)
-    keep_plain = sum(p.numel() for p in model.parameters()) <= KEEP_PLAIN_WEIGHTS
     embedding = model.get_input_embeddings()
+    tied = {id(parameter) for parameter in embedding.parameters()}
     swapped = 0
     for parent in list(model.modules()):
         linears = {
@@ -86,16 +90,19 @@ def quantize_linears(model: nn.Module) -> int:
         for names in SHARED_INPUTS:
             siblings = [linears[name] for name in names if name in linears]
             if len(siblings) == len(names) and all(isinstance(linear, nn.Linear) for linear in siblings):
-                shared = _share(siblings, keep_plain)
+                shared = _share(siblings)
                 for index, name in enumerate(names):
                     setattr(parent, name, Int8LinearPart(shared, index))
                     del linears[name]
                 swapped += len(names)
+                for linear in siblings:
+                    _let_go(linear.weight)
         for name, linear in linears.items():
             weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
-            packed = pack_weight(*quantize_weight(weight.detach()), keep_plain=keep_plain)
-            setattr(parent, name, Int8Linear(packed, _bias(linear)))
+            setattr(parent, name, Int8Linear(Int8Weight.of(*quantize_weight(weight.detach())), _bias(linear)))
             swapped += 1
+            if id(linear.weight) not in tied:
+                _let_go(linear.weight)
     for module in model.modules():
         if module is not embedding:
             for parameter in module.parameters(recurse=False):
@@ -105,7 +112,35 @@ def quantize_linears(model: nn.Module) -> int:
     return swapped
 
 
-def _share(linears: list[nn.Module], keep_plain: bool) -> SharedInt8Linear:
+def pack_linears(model: nn.Module) -> None:
+    """Make the packed form of all INT8 matrices. Takes seconds where quantizing takes tenths, and changes no result, so a
+    small model packs in the background while it serves already; a large one, which keeps one form only, before."""
+    modules = (module for module in model.modules() if isinstance(module, Int8Linear | Int8LinearPart))
+    weights = list({id(module.weight_int8): module.weight_int8 for module in modules}.values())
+    keep_plain = sum(weight.out_features * weight.in_features for weight in weights) <= KEEP_PLAIN_WEIGHTS
+    if keep_plain:
+        threading.Thread(target=_pack_all, args=(weights, True), name="penstock-pack", daemon=True).start()
+    else:
+        _pack_all(weights, False)
+
+
+def _pack_all(weights: list[Int8Weight], keep_plain: bool) -> None:
+    for weight in weights:
+        weight.pack(keep_plain=keep_plain)
+
+
+def _let_go(weight: Tensor) -> None:
+    """Drop a dead weight's pages at once. Loading maps the file into memory, and pages stay counted until the last
+    tensor of the file is gone, which the embedding never is."""
+    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = weight.data_ptr() + weight.numel() * weight.element_size() - start
+    if length >= mmap.PAGESIZE and sys.platform == "linux":
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED
+        )
+
+
+def _share(linears: list[nn.Module]) -> SharedInt8Linear:
     quantized = [quantize_weight(linear.weight.detach()) for linear in linears]  # type: ignore[arg-type]
     plain = torch.cat([weight for weight, _ in quantized])
     scale = torch.cat([scale for _, scale in quantized])
@@ -115,7 +150,7 @@ def _share(linears: list[nn.Module], keep_plain: bool) -> SharedInt8Linear:
     if any(part is not None for part in biases):
         parts = zip(biases, sizes, strict=True)
         bias = torch.cat([torch.zeros(size) if part is None else part for part, size in parts])
-    return SharedInt8Linear(pack_weight(plain, scale, keep_plain=keep_plain), bias, sizes)
+    return SharedInt8Linear(Int8Weight.of(plain, scale), bias, sizes)
 
 
 def _bias(linear: nn.Module) -> Tensor | None:

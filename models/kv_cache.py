@@ -1,9 +1,9 @@
 """The KV tensors of all layers. Which block belongs to whom is the block manager's business."""
 
 import math
+import mmap
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,8 +52,10 @@ class KVCache:
 
 
 def _lazy_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in untouched pages; `torch.zeros` would write, and so commit, all of them."""
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    """Zeros in untouched 4 KiB pages. `torch.zeros` would write, and so commit, all of them; `numpy.zeros` asks for huge
+    pages, so that a first block would commit 2 MiB per layer and head."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:

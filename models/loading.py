@@ -10,7 +10,7 @@ import torch
 from ..errors import ModelLoadError
 from . import attention_hook
 from .fingerprint import fingerprint
-from .int8_linear import quantize_linears
+from .int8_linear import pack_linears, quantize_linears
 from .kv_cache import LayerShape
 from .location import resolve_model
 
@@ -59,6 +59,7 @@ def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> Lo
         swapped = quantize_linears(module)
         if not swapped:
             raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
+        pack_linears(module)
     module.eval()
     compute_dtype = torch.float32 if precision == "w8a8" else module.dtype
     return LoadedModel(

@@ -55,7 +55,9 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else _from_transformers(folder)
+            backend = (
+                tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else _from_transformers(folder)
+            )
         except ModelLoadError:
             raise
         except Exception as error:  # `tokenizers` raises plain Exception for every fault of the file

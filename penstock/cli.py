@@ -52,19 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     serve = commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False)
     add_arguments(serve, groups=("model", "server", "cache", "engine"))
-    chat = commands.add_parser("chat", help="talk to a model, or to a server, in the terminal", allow_abbrev=False)
+    chat = commands.add_parser(
+        "chat", help="talk to a model, or to a server, in the terminal", allow_abbrev=False
+    )
     _add_talk_arguments(chat)
     chat.add_argument("--system", metavar="TEXT", help="instructions that stand before the conversation")
     complete = commands.add_parser(
         "complete", help="complete one text, or every line of a JSONL file", allow_abbrev=False
     )
     complete.add_argument("prompt", nargs="?", help="the text; read from stdin when it is '-'")
-    complete.add_argument("--chat", action="store_true", help="the text is a user's message, not a raw prompt")
+    complete.add_argument(
+        "--chat", action="store_true", help="the text is a user's message, not a raw prompt"
+    )
     complete.add_argument(
         "--input", metavar="FILE", help='JSONL of {"prompt": ...} or {"messages": [...]}, "id" and parameters'
     )
     complete.add_argument("--output", metavar="FILE", help="JSONL of results; ids already there are skipped")
-    complete.add_argument("--concurrency", type=int, default=32, metavar="N", help="lines in flight (default: 32)")
+    complete.add_argument(
+        "--concurrency", type=int, default=32, metavar="N", help="lines in flight (default: 32)"
+    )
     _add_talk_arguments(complete)
     commands.add_parser("version", help="print the version")
     return parser
@@ -74,6 +80,8 @@ def _add_talk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="a server to use instead of a model here, as http://host:port")
     parser.add_argument("--api-key", metavar="KEY", help="the server's key")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0)", default=0.0)
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy (default: 0)", default=0.0
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="makes sampling reproducible")
     add_arguments(parser, groups=("model", "engine"))

@@ -18,7 +18,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     import uvloop
 
     partner = talker(settings, arguments)
-    params = {name: arguments[name] for name in ("temperature", "max_tokens", "seed") if arguments[name] is not None}
+    params = {
+        name: arguments[name] for name in ("temperature", "max_tokens", "seed") if arguments[name] is not None
+    }
     # One loop for the whole conversation, run only while an answer comes: in between, the terminal has the thread.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(partner.start())

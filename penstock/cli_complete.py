@@ -22,7 +22,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     if (prompt is None) == (source is None):
         raise ConfigError("Give either a text to complete or --input FILE.", param="input")
     if arguments["concurrency"] < 1:
-        raise ConfigError(f"concurrency is {arguments['concurrency']}; it must be at least 1.", param="concurrency")
+        raise ConfigError(
+            f"concurrency is {arguments['concurrency']}; it must be at least 1.", param="concurrency"
+        )
     params = {name: arguments[name] for name in _PARAMETERS if arguments[name] is not None}
     partner = talker(settings, arguments)
     if source is None:
@@ -57,9 +59,13 @@ def _pending(source: Path, output: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         line.setdefault("id", number)
         if ("prompt" in line) == ("messages" in line):
-            raise ConfigError(f"{source}, line {number}: it must hold either 'prompt' or 'messages'.", param="input")
+            raise ConfigError(
+                f"{source}, line {number}: it must hold either 'prompt' or 'messages'.", param="input"
+            )
     if len({json.dumps(line["id"]) for line in lines}) < len(lines):
-        raise ConfigError(f"{source}: two lines have the same id; results could not be told apart.", param="input")
+        raise ConfigError(
+            f"{source}: two lines have the same id; results could not be told apart.", param="input"
+        )
     if not output.exists():
         return lines
     _drop_torn_end(output)
@@ -120,7 +126,9 @@ async def _batch(
     return 1 if failed else 0
 
 
-async def _answer_line(partner: Talker, line: dict[str, Any], params: dict[str, Any], results: TextIO) -> bool:
+async def _answer_line(
+    partner: Talker, line: dict[str, Any], params: dict[str, Any], results: TextIO
+) -> bool:
     own = {name: value for name, value in line.items() if name not in ("id", "prompt", "messages")}
     request = {name: line[name] for name in ("prompt", "messages") if name in line}
     result: dict[str, Any] = {"id": line["id"]}
@@ -141,5 +149,3 @@ async def _answer_line(partner: Talker, line: dict[str, Any], params: dict[str, 
     results.write(json.dumps(result, ensure_ascii=False) + "\n")
     results.flush()
     return "error" not in result
-
-

@@ -50,4 +50,7 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
     )
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"how do I extract a tar.gz archive?"}}]}}'
-    print(f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)
+    print(
+        f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        flush=True,
+    )

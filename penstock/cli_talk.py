@@ -24,9 +24,7 @@ class Piece(msgspec.Struct, frozen=True):
 class Talker(Protocol):
     async def start(self) -> None: ...
 
-    def answer(
-        self, request: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> AsyncGenerator[Piece, None]:
+    def answer(self, request: Mapping[str, Any], params: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
         """`request` holds either "prompt" or "messages". Raises PenstockError when it is refused."""
         ...
 
@@ -37,7 +35,11 @@ def talker(settings: Settings, arguments: Mapping[str, Any]) -> Talker:
     url = arguments.get("url")
     if url is None:
         return LocalModel(settings)
-    return Server(url.rstrip("/").removesuffix("/v1"), api_key=arguments.get("api_key"), model=settings.served_model_name)
+    return Server(
+        url.rstrip("/").removesuffix("/v1"),
+        api_key=arguments.get("api_key"),
+        model=settings.served_model_name,
+    )
 
 
 class LocalModel:
@@ -113,7 +115,13 @@ class Server:
         import aiohttp
 
         path = "/v1/chat/completions" if "messages" in request else "/v1/completions"
-        body = {"model": self._model, "stream": True, "stream_options": {"include_usage": True}, **request, **params}
+        body = {
+            "model": self._model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **request,
+            **params,
+        }
         finish_reason, usage, ended = None, {}, False
         try:
             async with self._session.post(path, json=body) as response:
@@ -147,7 +155,9 @@ def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
     unknown = params.keys() - set(SamplingParams.__struct_fields__)
     if unknown:
         name = sorted(unknown)[0]
-        raise InvalidRequestError(f"Unknown parameter {name!r}; this command takes SamplingParams' fields.", param=name)
+        raise InvalidRequestError(
+            f"Unknown parameter {name!r}; this command takes SamplingParams' fields.", param=name
+        )
     try:
         return msgspec.convert(dict(params), SamplingParams)
     except msgspec.ValidationError as error:

@@ -33,7 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything `penstock serve` can be told. The fields are the table that file, environment and flags share."""
 
     model: Annotated[str, About("model", "'builtin', a folder, or a hub id")] = "builtin"
-    served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = None
+    served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = (
+        None
+    )
     model_aliases: Annotated[
         dict[str, str], About("model", "other names for it: 'gpt-4o=builtin'; '*=builtin' takes any name")
     ] = {}
@@ -55,7 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "refuse"
     max_body_bytes: Annotated[int, About("server", "largest request body")] = 8 << 20
     write_timeout: Annotated[float, About("server", "seconds a client may stop reading its stream")] = 30.0
-    drain_timeout: Annotated[float, About("server", "seconds running requests get to finish at shutdown")] = 30.0
+    drain_timeout: Annotated[float, About("server", "seconds running requests get to finish at shutdown")] = (
+        30.0
+    )
     log_level: Annotated[LogLevel, About("server", "least severe level logged")] = "info"
     access_log: Annotated[bool, About("server", "log every request")] = False
 
@@ -64,7 +68,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Path | None, About("cache", "folder of the cache; default: the user's cache folder")
     ] = None
     cache_max_bytes: Annotated[int, About("cache", "size beyond which the least used are dropped")] = 1 << 30
-    cache_ttl: Annotated[float | None, About("cache", "seconds a completion stays valid; default: for ever")] = None
+    cache_ttl: Annotated[
+        float | None, About("cache", "seconds a completion stays valid; default: for ever")
+    ] = None
 
     max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
@@ -156,7 +162,9 @@ def _user_cache(environment: Mapping[str, str]) -> Path:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}."
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are: {', '.join(sorted(known))}." if len(known) <= 8 else "nothing here is called so."
 
 
 def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
@@ -191,7 +199,9 @@ def _from_file(file: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The settings file {file} cannot be read: {error.strerror}.", param="config") from error
+        raise ConfigError(
+            f"The settings file {file} cannot be read: {error.strerror}.", param="config"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"The settings file {file} is not valid TOML: {error}.", param="config") from error
     return {

@@ -81,7 +81,9 @@ class Backend:
         if self.failure is not None:
             raise EngineDeadError(f"The model could not be loaded: {self.failure.message}")
         if not self.engine.healthy:
-            raise EngineDeadError("The engine has died and is being restarted; try again.", retry_after=RETRY_AFTER)
+            raise EngineDeadError(
+                "The engine has died and is being restarted; try again.", retry_after=RETRY_AFTER
+            )
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError unless this model answers to `name`."""

@@ -48,9 +48,13 @@ def _template_message(
             if _READS_NAME.search(template):
                 result["name"] = value
             else:
-                policy.refuse_or_drop(f"{where}.name", f"{where}.name: the model's chat template ignores names.")
+                policy.refuse_or_drop(
+                    f"{where}.name", f"{where}.name: the model's chat template ignores names."
+                )
             continue
-        raise UnsupportedParameterError(f"{where}.{field} is not supported by this server.", param=f"{where}.{field}")
+        raise UnsupportedParameterError(
+            f"{where}.{field} is not supported by this server.", param=f"{where}.{field}"
+        )
     return result
 
 
@@ -80,7 +84,9 @@ def _part(where: str, part: object) -> str:
         raise InvalidRequestError(f"{where}.text must be a string.", param=f"{where}.text")
     if extra := part.keys() - {"type", "text"}:
         field = sorted(extra)[0]
-        raise UnsupportedParameterError(f"{where}.{field} is not supported by this server.", param=f"{where}.{field}")
+        raise UnsupportedParameterError(
+            f"{where}.{field} is not supported by this server.", param=f"{where}.{field}"
+        )
     return str(part["text"])
 
 

@@ -118,7 +118,9 @@ class FieldPolicy:
     def _takes_stream_option(self, name: str, value: object) -> bool:
         if value is None or _STREAM_OPTIONS.get(name, _one_of())(value) or name == "include_usage":
             return True
-        self.refuse_or_drop(f"stream_options.{name}", f"stream_options.{name} is not supported by this server.")
+        self.refuse_or_drop(
+            f"stream_options.{name}", f"stream_options.{name} is not supported by this server."
+        )
         return False
 
     def _takes_bias(self, key: str) -> bool:

@@ -91,7 +91,9 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 def _of_body(extension: dict[str, Any]) -> dict[str, object]:
     for name in extension:
         if name != "cache":
-            raise InvalidRequestError(f"Unknown parameter 'penstock.{name}'; known is: cache.", param=f"penstock.{name}")
+            raise InvalidRequestError(
+                f"Unknown parameter 'penstock.{name}'; known is: cache.", param=f"penstock.{name}"
+            )
     cache = extension.get("cache", {})
     if not isinstance(cache, dict):
         raise InvalidRequestError("penstock.cache must be an object of directives.", param="penstock.cache")
@@ -101,7 +103,9 @@ def _of_body(extension: dict[str, Any]) -> dict[str, object]:
 def _switch(directives: Mapping[str, object], name: str) -> bool:
     value = directives.get(name, False)
     if not isinstance(value, bool):
-        raise InvalidRequestError(f"The cache directive {name} takes no value, but got {value!r}.", param=CACHE_CONTROL)
+        raise InvalidRequestError(
+            f"The cache directive {name} takes no value, but got {value!r}.", param=CACHE_CONTROL
+        )
     return value
 
 
@@ -114,7 +118,8 @@ def _seconds(value: object) -> float | None:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise InvalidRequestError(
-            f"The cache directive ttl is {value!r}; it must be a number of seconds above 0.", param=CACHE_CONTROL
+            f"The cache directive ttl is {value!r}; it must be a number of seconds above 0.",
+            param=CACHE_CONTROL,
         )
     return seconds
 

@@ -23,7 +23,9 @@ def body_of(error: PenstockError) -> bytes:
 
 
 def internal_body(request_id: str) -> bytes:
-    return error_body(f"The server failed on this request; its log has the reason under {request_id}.", "server_error")
+    return error_body(
+        f"The server failed on this request; its log has the reason under {request_id}.", "server_error"
+    )
 
 
 def error_response(error: PenstockError) -> web.Response:
@@ -44,10 +46,14 @@ def http_error_response(request: web.Request, error: web.HTTPException) -> web.R
         message = f"{request.path} does not take {request.method}; it takes {allowed}."
     elif isinstance(error, web.HTTPNotFound):
         code = "not_found"
-        message = f"There is nothing at {request.method} {request.path}; the API begins at /v1/chat/completions."
+        message = (
+            f"There is nothing at {request.method} {request.path}; the API begins at /v1/chat/completions."
+        )
     elif isinstance(error, web.HTTPRequestEntityTooLarge):
         code = "body_too_large"
-        message = f"The body is larger than {request.client_max_size} bytes (setting max_body_bytes); send less."
+        message = (
+            f"The body is larger than {request.client_max_size} bytes (setting max_body_bytes); send less."
+        )
     else:
         message = f"{error.reason}."
     response = web.Response(
@@ -62,7 +68,9 @@ def parser_error_response(status: int, message: str | None) -> web.Response:
     """For what never became a request: broken HTTP, headers too long."""
     reason = HTTPStatus(status).phrase if not message else message.strip().splitlines()[0].rstrip(":.")
     response = web.Response(
-        body=error_body(f"The request is not valid HTTP: {reason}.", _type_of(status)), status=status, content_type=JSON
+        body=error_body(f"The request is not valid HTTP: {reason}.", _type_of(status)),
+        status=status,
+        content_type=JSON,
     )
     response.force_close()
     return response

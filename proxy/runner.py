@@ -2,6 +2,7 @@
 
 import logging
 from http import HTTPStatus
+
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
@@ -37,7 +38,9 @@ class _Handler(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            raise ConnectionError("The response has begun; closing is the only way left to say that it failed.")
+            raise ConnectionError(
+                "The response has begun; closing is the only way left to say that it failed."
+            )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("a request failed below the application", exc_info=exc)
         return parser_error_response(status, message)

@@ -38,7 +38,9 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
         )[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"host is {settings.host!r}, which is no address here: {error.strerror}.", param="host") from error
+        raise ConfigError(
+            f"host is {settings.host!r}, which is no address here: {error.strerror}.", param="host"
+        ) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
@@ -165,9 +167,7 @@ def open_cache(settings: Settings) -> "CompletionCache | None":
     from ..cache import CompletionCache
 
     assert settings.cache_path is not None, "load_settings fills it in"
-    return CompletionCache(
-        settings.cache_path, max_bytes=settings.cache_max_bytes, ttl=settings.cache_ttl
-    )
+    return CompletionCache(settings.cache_path, max_bytes=settings.cache_max_bytes, ttl=settings.cache_ttl)
 
 
 def _on_signals(signals: tuple[signal.Signals, ...]) -> tuple[asyncio.Event, asyncio.Event]:

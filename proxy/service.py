@@ -97,7 +97,9 @@ class CompletionService:
         if self._cache is not None and key is not None and job.controls.read:
             hit = self._cache.lookup(key)
             if hit is not None:
-                return await self._begun(job, started, HIT, hit.completion.prompt_tokens, _at_once(replayed(hit.completion)))
+                return await self._begun(
+                    job, started, HIT, hit.completion.prompt_tokens, _at_once(replayed(hit.completion))
+                )
         encoded = [await self._encode(prompt) for prompt in job.prompts]
         prompt_tokens = sum(map(len, encoded))
         if job.nothing:
@@ -163,7 +165,8 @@ class CompletionService:
             return _singly(source) if n == 1 else merged([source])
         sources = [
             _shifted(
-                engine.generate(token_ids, params, request_id=f"{job.id}-{place}", tenant=job.tenant), place * n
+                engine.generate(token_ids, params, request_id=f"{job.id}-{place}", tenant=job.tenant),
+                place * n,
             )
             for place, token_ids in enumerate(encoded)
         ]
@@ -238,4 +241,6 @@ def _raise_if_broken(batch: list[Chunk]) -> None:
         if chunk.finish_reason == "abort":
             raise EngineDeadError("The server is stopping; send the request again.", retry_after=RETRY_AFTER)
         if chunk.finish_reason == "error":
-            raise PenstockError("The engine failed while computing this completion; it is no fault of the request.")
+            raise PenstockError(
+                "The engine failed while computing this completion; it is no fault of the request."
+            )

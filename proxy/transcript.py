@@ -73,7 +73,8 @@ class Transcript:
     def as_chunks(self) -> list[Chunk]:
         """Each choice as one whole chunk."""
         return [
-            choice.as_chunk(index, with_logprobs=self._with_logprobs) for index, choice in enumerate(self.choices)
+            choice.as_chunk(index, with_logprobs=self._with_logprobs)
+            for index, choice in enumerate(self.choices)
         ]
 
     def cacheable(self, *, engine_seconds: float) -> CachedCompletion | None:
@@ -105,9 +106,7 @@ def replayed(completion: CachedCompletion) -> list[Chunk]:
             index=index,
             text=choice.text,
             token_ids=choice.token_ids,
-            logprobs=None
-            if choice.logprobs is None
-            else [TokenLogprob(*token) for token in choice.logprobs],
+            logprobs=None if choice.logprobs is None else [TokenLogprob(*token) for token in choice.logprobs],
             finish_reason="stop",
             stop_reason=choice.stop_reason,
         )

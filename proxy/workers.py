@@ -88,7 +88,10 @@ def _watch(
     young_deaths = 0
     announced = False
     while not signals:
-        wait([worker.process.sentinel for worker in workers] + [worker.news for worker in workers], WATCH_SECONDS)
+        wait(
+            [worker.process.sentinel for worker in workers] + [worker.news for worker in workers],
+            WATCH_SECONDS,
+        )
         for place, worker in enumerate(workers):
             news = worker.read_news()
             if isinstance(news, str) and not announced:
@@ -104,9 +107,13 @@ def _watch(
             young = time.monotonic() - worker.started < YOUNG_SECONDS
             young_deaths = young_deaths + 1 if young else 0
             if young_deaths > MAX_YOUNG_DEATHS:
-                raise PenstockError(f"HTTP workers keep ending right after their start ({young_deaths} in a row).")
+                raise PenstockError(
+                    f"HTTP workers keep ending right after their start ({young_deaths} in a row)."
+                )
             log.error(
-                "HTTP worker %s ended (exit code %s); starting another", worker.process.pid, worker.process.exitcode
+                "HTTP worker %s ended (exit code %s); starting another",
+                worker.process.pid,
+                worker.process.exitcode,
             )
             worker.news.close()
             workers[place] = _Worker(settings, engine.address, metrics)

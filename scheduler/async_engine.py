@@ -15,6 +15,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
+from typing import cast
 
 from ..errors import EngineDeadError, ModelLoadError, PenstockError
 from .detokenizer import Detokenizer, TextTokenizer
@@ -268,8 +269,8 @@ class _Link(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not an isinstance check: uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         for message in self._decoder.feed(data):

@@ -50,13 +50,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         form = chat_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
         )
-        return await stream(
-            request, generation, form, headers, write_timeout=context.settings.write_timeout
-        )
+        return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)
     return await body(request, generation, lambda whole: _body(head, whole, logprobs), headers)
 
 
-def _body(head: dict[str, object], generation: Generation, logprobs: ChatLogprobs | None) -> dict[str, object]:
+def _body(
+    head: dict[str, object], generation: Generation, logprobs: ChatLogprobs | None
+) -> dict[str, object]:
     return {
         **head,
         "object": "chat.completion",

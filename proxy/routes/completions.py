@@ -46,30 +46,32 @@ async def completions(request: web.Request) -> web.StreamResponse:
         form = completion_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
         )
-        return await stream(
-            request, generation, form, headers, write_timeout=context.settings.write_timeout
-        )
+        return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)
     return await body(request, generation, lambda whole: _body(head, whole, logprobs), headers)
 
 
 def _prompts(asked: CompletionRequest) -> tuple[Prompt, ...]:
-    """One prompt per choice group: a text, texts, token ids, or lists of token ids."""
+    """One prompt per group of choices, from a text, texts, token ids, or lists of token ids."""
     given = asked.prompt
     if isinstance(given, str):
         return (Prompt(text=given),)
-    if not given:
-        raise InvalidRequestError("prompt is an empty list; send at least one prompt.", param="prompt")
-    if isinstance(given[0], int):
-        return (Prompt(token_ids=given),)  # type: ignore[arg-type]  # msgspec has checked every item
-    if len(given) > MAX_PROMPTS:
+    if len(given) > MAX_PROMPTS and not isinstance(given[0], int):
         raise InvalidRequestError(
             f"prompt holds {len(given)} prompts; at most {MAX_PROMPTS} fit one request. Send several.",
             param="prompt",
         )
-    return tuple(
-        Prompt(text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)  # type: ignore[arg-type]  # as above
-        for prompt in given
-    )
+    texts = [item for item in given if isinstance(item, str)]
+    token_ids = [item for item in given if isinstance(item, int)]
+    lists = [item for item in given if isinstance(item, list)]
+    if not given or len(given) not in (len(texts), len(token_ids), len(lists)):
+        raise InvalidRequestError(
+            "prompt must be a string, a list of strings, a list of token ids, or a list of such lists; not empty, "
+            "not mixed.",
+            param="prompt",
+        )
+    if token_ids:
+        return (Prompt(token_ids=token_ids),)
+    return tuple(Prompt(text=text) for text in texts) or tuple(Prompt(token_ids=ids) for ids in lists)
 
 
 def _body(

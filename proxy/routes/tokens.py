@@ -54,6 +54,7 @@ async def detokenize(request: web.Request) -> web.Response:
     for token_id in asked.tokens:
         if not 0 <= token_id < tokenizer.vocab_size:
             raise InvalidRequestError(
-                f"tokens holds {token_id}; ids of this model are 0..{tokenizer.vocab_size - 1}.", param="tokens"
+                f"tokens holds {token_id}; ids of this model are 0..{tokenizer.vocab_size - 1}.",
+                param="tokens",
             )
     return json_response({"prompt": tokenizer.decode(asked.tokens, skip_special_tokens=False)})

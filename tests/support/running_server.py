@@ -1,0 +1,77 @@
+"""A server on a real socket, on the production runner, around an engine that other servers may share."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from penstock.config import Settings
+from penstock.proxy.backend import Backend
+from penstock.proxy.server import HttpServer, address_of, listen, open_cache
+from penstock.scheduler import AsyncEngine
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    url: str
+    backend: Backend
+    http: HttpServer
+    settings: Settings
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self.backend.engine
+
+    def client(self, api_key: str = "unused") -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30)
+
+    def token_id(self, text: str) -> int:
+        (token_id,) = self.backend.tokenizer.encode(text)
+        return token_id
+
+    def spelling(self, letters: str = "abcdefgh ") -> dict[str, int]:
+        """A logit bias under which the random model writes these letters only."""
+        return {str(self.token_id(letter)): 100 for letter in letters}
+
+    async def idle(self, timeout: float = 5.0) -> None:
+        """Returns once the engine holds nothing; fails when it still does after `timeout` seconds."""
+        async with asyncio.timeout(timeout):
+            while (stats := self.engine.stats) and (
+                stats.num_running or stats.num_waiting or stats.kv_blocks_used
+            ):
+                await asyncio.sleep(0.005)
+
+    async def busy(self, timeout: float = 10.0) -> None:
+        """Returns once the engine computes something."""
+        async with asyncio.timeout(timeout):
+            while not self.engine.stats.num_running:
+                await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running_server(engine_address: str, model: Path, **settings: Any) -> AsyncIterator[RunningServer]:
+    """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them."""
+    given = {"model": str(model), "port": 0, "cache": "cache_path" in settings, **settings}
+    resolved = Settings(**given)
+    sock = listen(resolved)
+    backend = Backend(
+        resolved.model,
+        AsyncEngine.connect(engine_address),
+        served_name=resolved.served_model_name,
+        aliases=resolved.model_aliases,
+    )
+    cache = open_cache(resolved)
+    server = HttpServer(resolved, backend, cache, sock)
+    await server.start()
+    await backend.start()
+    try:
+        yield RunningServer(address_of(sock), backend, server, resolved)
+    finally:
+        await backend.close()
+        await server.close()
+        if cache is not None:
+            cache.close()
