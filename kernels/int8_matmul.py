@@ -47,6 +47,8 @@ class Int8Weight:
         Raises ValueError when K is too large for exact int32 accumulation.
         """
         out_features, in_features = plain.shape
+        if in_features == 1:
+            raise ValueError("K is 1; torch._int_mm computes such products wrongly (torch 2.13): keep it in float.")
         if in_features > MAX_REDUCTION:
             raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
         zero_points = torch.zeros(out_features, dtype=torch.int32)

@@ -31,11 +31,13 @@ class KeySpan:
     Attributes:
         num_keys: padded length, a multiple of KEY_TILE.
         first_slot: the run's first slot when it is contiguous and read in place, else -1.
+        num_own_keys: of a run in place, how many keys are in the sequence's own blocks; those behind are another's.
         block_ids: [B * num_keys / block_size] int64 otherwise.
     """
 
     num_keys: int
     first_slot: int = -1
+    num_own_keys: int | None = None
     block_ids: Tensor | None = None
 
 
@@ -129,7 +131,7 @@ def paged_attention(
         sink = None
         if head_sinks is not None:
             sink = head_sinks.expand(-1, -1, group.count).transpose(1, 2).reshape(-1, groups, 1)
-        o = _attend(q, k, v, mask, groups, softcap, sink)  # [Hkv*B, G, Dv]
+        o = _attend(q, k, v, mask, groups, softcap, sink, group.keys.num_own_keys)  # [Hkv*B, G, Dv]
         o = o.view(num_kv_heads, group.count, groups, -1).transpose(0, 1)
         out[group.start : stop] = o.reshape(group.count, num_heads, -1)
 
@@ -146,19 +148,28 @@ def paged_attention(
             sink = None
             if head_sinks is not None:
                 sink = head_sinks.expand(-1, -1, last - first).reshape(num_kv_heads, -1, 1)
-            o = _attend(q, k[:, :num_keys], v[:, :num_keys], mask, last - first, softcap, sink)
+            k_block, v_block = k[:, :num_keys], v[:, :num_keys]
+            o = _attend(q, k_block, v_block, mask, last - first, softcap, sink, span.keys.num_own_keys)
             o = o.view(num_kv_heads, groups, last - first, -1).permute(2, 0, 1, 3)
             out[span.start + first : span.start + last] = o.reshape(last - first, num_heads, -1)
     return out
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rows: int, softcap: float | None, sink: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    rows: int,
+    softcap: float | None,
+    sink: Tensor | None,
+    num_own_keys: int | None,
 ) -> Tensor:
     """Softmax(q @ k + mask) @ v by whole key tiles.
 
     q [H, R, D], k [H, S, D], v [H, S, Dv], sink [H, R, 1] or None; `mask` is additive, [1 or H, 1 or `rows`, n] for the
-    last n keys, and repeats over R / rows. Returns [H, R, Dv].
+    last n keys, and repeats over R / rows. Keys from `num_own_keys` on are another's, and may be anything, even NaN.
+    Returns [H, R, Dv].
     """
     heads, num_rows, _ = q.shape
     if num_rows < MIN_ROWS:
@@ -166,6 +177,9 @@ def _attend(
     scores = torch.bmm(q, k.transpose(1, 2))  # [H, R', S]
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
+    own = scores.shape[2] if num_own_keys is None else num_own_keys
+    if own < scores.shape[2]:
+        scores[:, :, own:] = float("-inf")
     masked = scores[:, :num_rows].view(heads, -1, rows, scores.shape[2])[..., scores.shape[2] - mask.shape[2] :]
     masked.add_(mask[:, None])
     if sink is None:
@@ -175,12 +189,21 @@ def _attend(
     weights = weights.to(v.dtype)
     tiles = scores.shape[2] // KEY_TILE
     if tiles == 1:
-        return torch.bmm(weights, v)[:, :num_rows]
+        return torch.bmm(weights, _own_only(v, own))[:, :num_rows]
     partial = v.new_empty(tiles, heads, q.shape[1], v.shape[2])
     for tile in range(tiles):
         keys = slice(tile * KEY_TILE, (tile + 1) * KEY_TILE)
-        torch.bmm(weights[:, :, keys], v[:, keys], out=partial[tile])
+        torch.bmm(weights[:, :, keys], _own_only(v[:, keys], own - keys.start), out=partial[tile])
     return partial.sum(dim=0)[:, :num_rows]
+
+
+def _own_only(v: Tensor, own: int) -> Tensor:
+    """`v` [H, S, Dv] with zeros from key `own` on: zero weights would not silence a NaN."""
+    if own >= v.shape[1]:
+        return v
+    v = v.clone()
+    v[:, own:] = 0
+    return v
 
 
 def _softmax_with_sink(scores: Tensor, sink: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class ProbeContext:
     """Stands in for a `StepContext` at load: records what each layer stores, and computes plain causal attention."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
+    windowed: set[int] = field(default_factory=set)
 
 
 def register() -> None:
@@ -83,6 +84,12 @@ def attention_forward(
         scaling = float(query.shape[-1]) ** -0.5
     if isinstance(penstock, ProbeContext):
         _refuse_unknown(module, attention_mask, is_causal, kwargs)
+        if layer in penstock.layers:
+            raise ModelLoadError(
+                f"{type(module).__name__} attends twice in layer {layer}, which has one place for keys and values."
+            )
+        if sliding_window is not None:
+            penstock.windowed.add(layer)
         penstock.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         scores = torch.zeros(query.shape[2], query.shape[2]).masked_fill_(
             torch.ones(query.shape[2], query.shape[2]).triu(1).bool(), float("-inf")
@@ -118,5 +125,5 @@ def _refuse_unknown(
         )
     if attention_mask is not None:
         raise ModelLoadError(f"{where} brings a mask of its own to attention, which Penstock does not apply.")
-    if is_causal is False:
+    if is_causal is False or getattr(module, "is_causal", True) is False:
         raise ModelLoadError(f"{where} is not causal; only causal language models can be served.")

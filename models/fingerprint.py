@@ -15,10 +15,11 @@ def fingerprint(folder: Path, *settings: str) -> str:
     """
     digest = xxhash.xxh3_128()
     for path in sorted({path for pattern in DECISIVE for path in folder.glob(pattern)}):
-        digest.update(path.name.encode())
+        # Lengths keep apart what would read the same joined together.
+        digest.update(f"{len(path.name)}:{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     for setting in settings:
-        digest.update(setting.encode())
+        digest.update(f"{len(setting)}:{setting}".encode())
     return digest.hexdigest()

@@ -85,7 +85,8 @@ def quantize_linears(model: nn.Module) -> int:
         linears = {
             name: child
             for name, child in parent.named_children()
-            if isinstance(child, kinds) and name not in ROUTER_NAMES
+            # A single input or output is not worth it, and the product of a single input comes out wrong (`Int8Weight`).
+            if isinstance(child, kinds) and name not in ROUTER_NAMES and min(child.weight.shape) > 1
         }
         for names in SHARED_INPUTS:
             siblings = [linears[name] for name in names if name in linears]

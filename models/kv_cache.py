@@ -43,8 +43,19 @@ class KVCache:
             for index, shape in shapes.items()
         }
 
+    def broken_blocks(self, block_ids: list[int]) -> list[int]:
+        """Those that hold NaN or infinity."""
+
+        def is_broken(block_id: int) -> bool:
+            slots = slice(block_id * self.block_size, (block_id + 1) * self.block_size)
+            return not all(bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair)
+
+        return [block_id for block_id in block_ids if is_broken(block_id)]
+
     def clear_blocks(self, block_ids: list[int]) -> None:
-        """Zero blocks that may hold NaN or infinity, before anyone else gets them."""
+        """Zero blocks that may hold NaN or infinity, before anyone reads them."""
+        if not block_ids:
+            return
         slots = (torch.tensor(block_ids)[:, None] * self.block_size + torch.arange(self.block_size)).flatten()
         for keys, values in self.layers.values():
             keys.index_fill_(1, slots, 0)

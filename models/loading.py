@@ -17,6 +17,7 @@ from .location import resolve_model
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +90,25 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
             raise ModelLoadError(
                 f"{path} is stored quantized, which Penstock cannot load yet; give the original and quantize = 'w8a8'."
             )
-        module = AutoModelForCausalLM.from_pretrained(
+        module, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             attn_implementation=attention_hook.NAME,
+            output_loading_info=True,
         )
     except ModelLoadError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, KeyError) and error.args == (attention_hook.NAME,):
+            reason = "its architecture computes attention by itself, out of reach of Penstock's paged KV"
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers only warns, and fills them with random numbers.
+        raise ModelLoadError(
+            f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
+            "download or export it again."
+        )
     if not getattr(module, "_supports_attention_backend", False):
         raise ModelLoadError(
             f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
@@ -122,6 +132,7 @@ def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
         raise ModelLoadError(
             f"{type(module).__name__} does not pass our context down to attention: {error}"
         ) from error
+    _refuse_wrong_windows(type(module).__name__, config, probe)
     expected = config.num_hidden_layers
     if len(probe.layers) != expected:
         raise ModelLoadError(
@@ -131,7 +142,30 @@ def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
     return probe.layers
 
 
+def _refuse_wrong_windows(name: str, config: Any, probe: attention_hook.ProbeContext) -> None:
+    """What a layer may see comes to us as an argument only for windows; other patterns are in masks we never get."""
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in SERVED_LAYER_TYPES:
+            raise ModelLoadError(
+                f"{name} has a layer of type {kind!r}; Penstock computes {' and '.join(SERVED_LAYER_TYPES)} only."
+            )
+        if layer in probe.layers and kind == "sliding_attention" and layer not in probe.windowed:
+            raise ModelLoadError(f"{name} does not tell attention about the sliding window of layer {layer}.")
+
+
 def _context_length(config: Any) -> int:
+    """The model's own, short of where rotary frequencies would depend on the longest sequence in the batch."""
+    length = _stated_length(config)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        original = parameters.get("original_max_position_embeddings") or length
+        if parameters.get("rope_type") in ("dynamic", "longrope") and original < length:
+            log.warning("%s is served up to %d tokens, where its rotary frequencies change", config.model_type, original)
+            length = original
+    return length
+
+
+def _stated_length(config: Any) -> int:
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:

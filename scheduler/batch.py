@@ -26,12 +26,14 @@ class Batch:
         input_ids, positions: [1, T] int64.
         sample_rows: [S] int64, the rows whose logits are sampled, in the order of `sampled`.
         sampled: the sequences that get a new token.
+        fresh_blocks: blocks first written in this step, and not to their end.
     """
 
     input_ids: Tensor
     positions: Tensor
     sample_rows: Tensor
     sampled: list[Sequence]
+    fresh_blocks: list[int]
     attention: AttentionMetadata
 
 
@@ -47,6 +49,7 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
     slots: list[int] = []
     sample_rows: list[int] = []
     sampled: list[Sequence] = []
+    fresh_blocks: list[int] = []
     for item in (*decodes, *prefills):
         seq, start = item.seq, item.seq.num_computed_tokens
         stop = start + item.num_new_tokens
@@ -56,6 +59,8 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         slots += [
             table[position // block_size] * block_size + position % block_size for position in range(start, stop)
         ]
+        if stop % block_size and start <= stop - stop % block_size:
+            fresh_blocks.append(table[stop // block_size])
         if item.samples:
             sample_rows.append(len(input_ids) - 1)
             sampled.append(seq)
@@ -64,6 +69,7 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         positions=torch.tensor([positions]),
         sample_rows=torch.tensor(sample_rows, dtype=torch.long),
         sampled=sampled,
+        fresh_blocks=fresh_blocks,
         attention=AttentionMetadata(
             slot_mapping=torch.tensor(slots),
             decodes=_decode_groups(decodes, block_size),
@@ -116,7 +122,8 @@ def _prefill_spans(prefills: list[ScheduledSequence], row: int, block_size: int)
 
 def _key_span(seqs: list[Sequence], num_keys: int, block_size: int) -> KeySpan:
     if len(seqs) == 1 and _is_contiguous(seqs[0].block_table):
-        return KeySpan(num_keys, first_slot=seqs[0].block_table[0] * block_size)
+        table = seqs[0].block_table
+        return KeySpan(num_keys, first_slot=table[0] * block_size, num_own_keys=len(table) * block_size)
     num_blocks = num_keys // block_size
     block_ids: list[int] = []
     for seq in seqs:

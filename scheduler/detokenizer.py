@@ -7,9 +7,11 @@ from .outputs import Chunk, Delta
 from .sampling_params import SamplingParams
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character is at most 4 bytes, hence at most 4 tokens of a byte-level vocabulary. Text that still ends in a
-# replacement character after as many tokens is really undecodable, and waiting longer would stall the stream.
-MAX_HELD_TOKENS = 4
+# A character of 4 bytes lacks at most its last one: unfinished, it reads as 1 replacement character or as one per byte.
+MAX_UNFINISHED = 3
+# After as many tokens that end in no whole character the bytes are garbage, and decoding them again with every token
+# would be quadratic.
+MAX_HELD_TOKENS = 64
 
 
 class TextTokenizer(Protocol):
@@ -31,18 +33,17 @@ class Detokenizer:
         self._stop = params.stop
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._settled: list[int] = []
-        self._settled_text = ""
         self._fresh: list[int] = []
+        self._shown = ""  # of the text of both
         self._held = ""
 
     def push(self, delta: Delta) -> Chunk:
         """The chunk for one delta. After a chunk with a finish_reason nothing more may be pushed."""
         ends = delta.finish_reason is not None
         in_text = delta.token_ids if delta.stop_token_id is None else delta.token_ids[:-1]
-        text = self._held + self._decode(in_text, flush=ends)
         chunk = Chunk(
             delta.index,
-            text,
+            "",
             delta.token_ids,
             delta.logprobs,
             delta.finish_reason,
@@ -50,27 +51,52 @@ class Detokenizer:
             delta.num_cached_tokens,
         )
         if not self._stop:
+            chunk.text = self._decode(in_text, flush=ends)
             return chunk
-        at, match = min(((text.find(stop), stop) for stop in self._stop if stop in text), default=(-1, ""))
-        if match:
-            chunk.text = text[:at]
-            chunk.finish_reason, chunk.stop_reason = "stop", match
-        elif not ends:
-            held = self._possible_stop_length(text)
-            chunk.text = text[: len(text) - held]
-            self._held = text[len(text) - held :]
+        # Token by token, so that what belongs to a completion does not depend on how its tokens were bundled.
+        for count, token_id in enumerate(in_text, 1):
+            self._held += self._decode([token_id], flush=False)
+            if self._cut(chunk, count):
+                return chunk
+        if ends:
+            self._held += self._decode([], flush=True)
+            if not self._cut(chunk, len(delta.token_ids)):
+                chunk.text += self._held
         return chunk
 
+    def _cut(self, chunk: Chunk, count: int) -> bool:
+        """End the chunk before a stop string, with its first `count` tokens; or release what can be none."""
+        text = self._held
+        found = [(text.find(stop), stop) for stop in self._stop if stop in text]
+        if found:
+            at, match = min(found)
+            chunk.text += text[:at]
+            chunk.token_ids = chunk.token_ids[:count]
+            chunk.logprobs = chunk.logprobs and chunk.logprobs[:count]
+            chunk.finish_reason, chunk.stop_reason = "stop", match
+            return True
+        safe = len(text) - self._possible_stop_length(text)
+        chunk.text += text[:safe]
+        self._held = text[safe:]
+        return False
+
     def _decode(self, token_ids: list[int], *, flush: bool) -> str:
-        if not token_ids and not (flush and self._fresh):
-            return ""
+        """The text that is certain now: all but an unfinished character at the end."""
+        held = len(self._fresh)
         self._fresh += token_ids
-        whole = self._tokenizer.decode(self._settled + self._fresh)
-        if whole.endswith(REPLACEMENT) and not flush and len(self._fresh) < MAX_HELD_TOKENS + len(token_ids) - 1:
+        if not self._fresh:
             return ""
-        piece = whole[len(self._settled_text) :]
-        self._settled, self._fresh = self._fresh, []
-        self._settled_text = self._tokenizer.decode(self._settled)
+        whole = self._tokenizer.decode(self._settled + self._fresh)
+        if whole.endswith(REPLACEMENT) and not flush and held < MAX_HELD_TOKENS:
+            if not whole.startswith(self._shown):
+                return ""  # some tokenizers give up a whole run of bytes for its unfinished end
+            certain = max(len(whole.rstrip(REPLACEMENT)), len(whole) - MAX_UNFINISHED, len(self._shown))
+            piece, self._shown = whole[len(self._shown) : certain], whole[:certain]
+            return piece
+        piece = whole[len(self._shown) :]
+        fresh, self._fresh = self._fresh, []
+        if text := self._tokenizer.decode(fresh):  # tokens without text are no context for the next
+            self._settled, self._shown = fresh, text
         return piece
 
     def _possible_stop_length(self, text: str) -> int:

@@ -187,9 +187,8 @@ class Engine:
 
     def _settle(self, seq: Sequence, token: SampledToken | None) -> Delta:
         if token is None:
-            # The KV of this sequence may hold NaN; nobody may find or inherit it.
-            self.block_manager.forget(seq.block_table)
-            self.runner.kv_cache.clear_blocks(seq.block_table)
+            # Nobody may find KV that holds NaN. (Blocks that are shared and sound stay as they are: others read them.)
+            self.block_manager.forget(self.runner.kv_cache.broken_blocks(seq.block_table))
             self._finish(seq, "error")
             return Delta(
                 seq.request_id,
@@ -270,7 +269,7 @@ class Engine:
         with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
             try:
                 while pending:
-                    while queue and len(self.scheduler.waiting) < self.config.max_num_seqs:
+                    while queue and self._has_place(queue[-1][2].n):
                         self.add_request(*queue.pop())
                     for delta in self.step():
                         self._collect(delta, pending)
@@ -282,6 +281,10 @@ class Engine:
                     self.abort(request_id)
                 raise
         return results
+
+    def _has_place(self, n: int) -> bool:
+        waiting = len(self.scheduler.waiting)
+        return waiting < self.config.max_num_seqs and waiting + n <= self.config.max_waiting
 
     def _collect(
         self, delta: Delta, pending: dict[tuple[str, int], tuple[Detokenizer, Completion]]

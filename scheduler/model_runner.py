@@ -51,6 +51,8 @@ class ModelRunner:
         A None in place of a token means that the model gave no finite logits for it.
         """
         batch = build_batch(output, self.block_size)
+        # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
+        self.kv_cache.clear_blocks(batch.fresh_blocks)
         result = self.model.module(
             input_ids=batch.input_ids,
             position_ids=batch.positions,

@@ -18,6 +18,8 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _MASK = (1 << 64) - 1
+# Below this, differences between float32 logits are beyond the reach of the noise already, and dividing would overflow.
+MIN_TEMPERATURE = 1e-10
 
 
 @dataclass(slots=True)
@@ -60,8 +62,9 @@ def gumbel_noise(seed: int, position: int, token_ids: Tensor) -> Tensor:
     state = (state ^ _shift_right(state, 30)) * _MIX_1
     state = (state ^ _shift_right(state, 27)) * _MIX_2
     state = state ^ _shift_right(state, 31)
-    # 24 random bits, centred in their interval: strictly inside (0, 1) in float32, so both logarithms are finite.
-    uniform = (_shift_right(state, 40).float() + 0.5) * 2.0**-24
+    # 23 random bits, centred in their interval: exact in float32's 24, so strictly inside (0, 1) and both logarithms
+    # finite. (With 24 bits the largest rounds to 1: infinite noise, once in 16 million tokens.)
+    uniform = (_shift_right(state, 41).float() + 0.5) * 2.0**-23
     return uniform.log_().neg_().log_().neg_()
 
 
@@ -89,7 +92,7 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: list[int]) -> None:
 def _prepare_random(row: Tensor, seq: Sequence) -> None:
     """Temperature, filters and noise, so that the argmax is the draw; [V] in place."""
     params = seq.params
-    row.div_(params.temperature)
+    row.div_(max(params.temperature, MIN_TEMPERATURE))
     kept: Tensor | None = None  # token ids that may be drawn, None for all
     if 0 < params.top_k < row.shape[0]:
         kept = row.topk(params.top_k).indices

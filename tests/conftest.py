@@ -1,19 +1,50 @@
-"""Fixtures shared by all tests: tiny random models made on the spot."""
+"""Fixtures shared by all tests: tiny random models and tokenizers made on the spot."""
+
+import os
+
+# Spinning OpenMP barriers cost milliseconds a call when another process shares the cores; read once, at torch's import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
 import pytest
-import torch
+
+VOCAB_SIZE = 320
+EOS = 2
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer of at most VOCAB_SIZE ids: every byte, three special tokens, some merges."""
+    import json
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = "the list of files in a folder, and how to extract an archive or search for text in it. naïve café €"
+    tokenizer.train_from_iterator([words] * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama in Hugging Face format, float32, without a tokenizer."""
+    """A random two-layer Llama in Hugging Face format, float32, with a byte-level tokenizer."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=320,
+        vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -21,8 +52,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.2,
-        eos_token_id=2,
+        eos_token_id=EOS,
     )
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     LlamaForCausalLM(config).save_pretrained(folder)
+    save_byte_tokenizer(folder)
     return folder

@@ -1,0 +1,308 @@
+"""Scheduler and block manager under random add, abort, step and preemption: the design's eight invariants, always.
+
+Both are pure bookkeeping, so the model is played by a function that names the next token.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from penstock.scheduler.block_manager import BlockManager
+from penstock.scheduler.sampling_params import SamplingParams
+from penstock.scheduler.scheduler import Scheduler, SchedulerOutput
+from penstock.scheduler.sequence import Sequence, Status
+
+PARAMS = SamplingParams()
+
+
+def next_token(seq: Sequence) -> int:
+    """Any pure function of the tokens so far; few values, so that outputs share prefixes too."""
+    return (sum(seq.token_ids) * 7 + len(seq.token_ids)) % 3
+
+
+@dataclass
+class Machine:
+    """A scheduler with a played runner that also remembers what every KV slot was computed from."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    budget: int
+    prefix_caching: bool = True
+    live: list[Sequence] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.manager = BlockManager(self.num_blocks + 1, self.block_size, prefix_caching=self.prefix_caching)
+        self.scheduler = Scheduler(
+            self.manager, max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.budget
+        )
+        # What was written to a slot: all tokens up to and including its own, which is what its KV depends on.
+        self.slots: dict[int, tuple[int, ...]] = {}
+        self.steps = 0
+
+    @property
+    def max_len(self) -> int:
+        return self.num_blocks * self.block_size
+
+    def add(self, prompt: list[int], max_tokens: int, tenant: str = "default") -> Sequence:
+        name = f"r{len(self.ended) + len(self.live)}"
+        seq = Sequence(name, 0, prompt, PARAMS, max_tokens=max_tokens, seed=0, tenant=tenant)
+        self.scheduler.add(seq)
+        self.live.append(seq)
+        return seq
+
+    def abort(self, seq: Sequence) -> None:
+        self.end(seq, "abort")
+
+    def end(self, seq: Sequence, reason) -> None:
+        self.scheduler.finish(seq, reason)
+        self.live.remove(seq)
+        self.ended[seq.request_id] = self.ended.get(seq.request_id, 0) + 1
+
+    def step(self) -> SchedulerOutput:
+        had_work = self.scheduler.has_work()
+        output = self.scheduler.schedule()
+        self.check_output(output, had_work)
+        sampled = []
+        for item in output.scheduled:
+            seq, start = item.seq, item.seq.num_computed_tokens
+            if item.samples:
+                sampled.append(seq)
+            for position in range(start, start + item.num_new_tokens):
+                block = seq.block_table[position // self.block_size]
+                assert self.manager.blocks[block].ref_count == 1, "a shared block is written"
+                self.slots[block * self.block_size + position % self.block_size] = (
+                    seq.tenant,
+                    *seq.token_ids[: position + 1],
+                )
+        for item in output.scheduled:
+            self.manager.mark_computed(item.seq, item.num_new_tokens)
+        for seq in sampled:
+            seq.token_ids.append(next_token(seq))
+            if seq.num_output_tokens >= seq.max_tokens:
+                self.end(seq, "length")
+        self.steps += 1
+        return output
+
+    def check_output(self, output: SchedulerOutput, had_work: bool) -> None:
+        assert output.num_tokens <= self.budget
+        assert bool(output.scheduled) == had_work, "work stands still"
+        seqs = [item.seq for item in output.scheduled]
+        assert len({id(seq) for seq in seqs}) == len(seqs), "a sequence twice in one step"
+        for item in output.scheduled:
+            assert item.seq.status is Status.RUNNING and item.seq in self.scheduler.running
+            assert 1 <= item.num_new_tokens <= item.seq.num_uncomputed_tokens
+            needed = item.seq.num_computed_tokens + item.num_new_tokens
+            assert len(item.seq.block_table) == -(-needed // self.block_size)
+
+    def check(self) -> None:
+        self.scheduler.check()
+        assert {id(seq) for seq in self.live} == {
+            id(seq) for seq in (*self.scheduler.waiting, *self.scheduler.running)
+        }
+        for seq in self.scheduler.running:
+            # Every computed position's KV is that of this very prefix, whoever computed it.
+            for position in range(seq.num_computed_tokens):
+                block = seq.block_table[position // self.block_size]
+                written = self.slots[block * self.block_size + position % self.block_size]
+                assert written == (seq.tenant, *seq.token_ids[: position + 1]), "another's KV"
+        for block in self.manager.cached.values():
+            tail = tuple(block.token_ids)
+            for offset in range(self.block_size):
+                written = self.slots[block.block_id * self.block_size + offset]
+                assert written[1:][-offset - 1 :] == tail[: offset + 1], "a cached block is not what it says"
+
+    def drain(self) -> None:
+        # Preemption may compute tokens again, but each step ends with some sequence further than ever before or ended.
+        limit = 50 + 4 * sum(seq.num_tokens + seq.max_tokens for seq in self.live) * (1 + len(self.live))
+        while self.scheduler.has_work():
+            self.step()
+            self.check()
+            limit -= 1
+            assert limit > 0, "livelock"
+
+    def check_baseline(self) -> None:
+        assert not self.live and not self.scheduler.running and not self.scheduler.waiting
+        assert len(self.manager.free) == self.manager.num_usable_blocks == self.num_blocks
+        assert self.manager.num_used_blocks == 0
+        assert all(block.ref_count == 0 for block in self.manager.blocks)
+        assert all(count == 1 for count in self.ended.values()), "a request ended twice"
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(1, 12),
+        block_size=st.integers(1, 5),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(1, 24),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, **sizes) -> None:
+        self.machine = Machine(**sizes)
+        self.added = 0
+
+    @rule(data=st.data(), n=st.integers(1, 3), tenant=st.sampled_from(["a", "b"]))
+    def add(self, data, n: int, tenant: str) -> None:
+        longest = self.machine.max_len
+        # Few token values and few lengths, so that prompts share beginnings.
+        prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=longest), label="prompt")
+        max_tokens = data.draw(st.integers(1, max(1, longest - len(prompt) + 1)), label="max_tokens")
+        for _ in range(n):
+            self.machine.add(prompt, max_tokens, tenant)
+            self.added += 1
+
+    @precondition(lambda self: self.machine.live)
+    @rule(data=st.data())
+    def abort(self, data) -> None:
+        self.machine.abort(data.draw(st.sampled_from(self.machine.live), label="aborted"))
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.machine.step()
+            self.machine.check()
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "machine"):
+            self.machine.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "machine"):
+            self.machine.drain()
+            self.machine.check_baseline()
+            assert sum(self.machine.ended.values()) == self.added, "a request got lost"
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    budget=st.integers(1, 16),
+    max_num_seqs=st.integers(1, 8),
+    block_size=st.sampled_from([1, 2, 4]),
+)
+@example(lengths=[12] * 8, budget=16, max_num_seqs=8, block_size=4)
+@settings(max_examples=60, deadline=None)
+def test_a_pool_of_exactly_one_sequence_serves_everyone(lengths, budget, max_num_seqs, block_size):
+    machine = Machine(-(-16 // block_size), block_size, max_num_seqs, budget)
+    for number, length in enumerate(lengths):
+        machine.add([number % 2] * length, 16 - length + 1)
+    machine.drain()
+    machine.check_baseline()
+    assert len(machine.ended) == len(lengths)
+
+
+@given(data=st.data(), budget=st.integers(1, 9), num_blocks=st.integers(4, 10))
+@settings(max_examples=60, deadline=None)
+def test_tokens_do_not_depend_on_the_schedule(data, budget, num_blocks):
+    """What is generated is a function of the prompt alone, whatever is batched, preempted or shared."""
+    prompts = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=8), min_size=1, max_size=6))
+    machine = Machine(num_blocks, 2, 4, budget)
+    seqs = [machine.add(prompt, min(6, machine.max_len - len(prompt) + 1)) for prompt in prompts]
+    machine.drain()
+    for seq, prompt in zip(seqs, prompts, strict=True):
+        alone = list(prompt)
+        for _ in range(seq.max_tokens):
+            alone.append((sum(alone) * 7 + len(alone)) % 3)
+        assert seq.token_ids == alone
+
+
+def test_a_full_prompt_hit_still_computes_one_token():
+    machine = Machine(8, 4, 4, 64)
+    for _ in range(2):
+        machine.add([1] * 8, 1)
+        output = machine.step()
+    assert output.scheduled[0].num_new_tokens == 4  # the last block again: its last token gives the logits
+    assert machine.manager.prefix_hits == 4
+    machine.add([1] * 9, 1)
+    assert machine.step().scheduled[0].num_new_tokens == 1
+
+
+def test_tenants_never_share_blocks():
+    machine = Machine(16, 4, 4, 64)
+    machine.add([1] * 12, 1, tenant="a")
+    machine.step()
+    machine.add([1] * 12, 1, tenant="b")
+    assert machine.step().scheduled[0].num_new_tokens == 12
+    machine.add([1] * 12, 1, tenant="a")
+    assert machine.step().scheduled[0].num_new_tokens == 4
+
+
+def test_completions_of_one_prompt_compute_it_once():
+    machine = Machine(64, 4, 8, 256)
+    for _ in range(4):
+        machine.add([1, 2] * 20, 3)
+    computed = 0
+    while machine.scheduler.has_work():
+        computed += sum(item.num_new_tokens for item in machine.step().scheduled)
+        machine.check()
+    # 40 prompt tokens once; each completion computes the prompt's last block anew and two outputs.
+    assert computed <= 40 + 3 * 4 + 4 * 2
+
+
+def test_a_hash_collision_does_not_give_anothers_kv(monkeypatch: pytest.MonkeyPatch):
+    machine = Machine(8, 2, 4, 64)
+    monkeypatch.setattr(
+        BlockManager, "_hashes", lambda self, seq, count: [bytes([position]) * 16 for position in range(count)]
+    )
+    machine.add([1, 1, 1, 1, 1], 1)
+    machine.step()
+    machine.add([2, 2, 2, 2, 2], 1)
+    assert machine.step().scheduled[0].num_new_tokens == 5
+    machine.check()
+
+
+def test_decodes_are_never_held_back_by_a_prefill():
+    machine = Machine(64, 4, 8, 8)
+    streams = [machine.add([number], 20) for number in range(3)]
+    machine.step()
+    machine.add([9] * 100, 1)
+    for _ in range(10):
+        output = machine.step()
+        assert {id(item.seq) for item in output.scheduled} >= {id(seq) for seq in streams}
+        machine.check()
+
+
+def test_the_oldest_is_never_preempted():
+    machine = Machine(4, 2, 4, 16)
+    oldest = machine.add([1], 8)
+    for number in range(3):
+        machine.add([2 + number], 8)
+    machine.step()
+    while oldest in machine.live:
+        assert oldest.status is Status.RUNNING
+        before = oldest.num_tokens
+        machine.step()
+        machine.check()
+        assert oldest.num_tokens == before + 1
+    assert machine.scheduler.num_preemptions > 0
+    machine.drain()
+    machine.check_baseline()
+
+
+def test_least_useful_cached_blocks_go_first():
+    machine = Machine(4, 2, 4, 16)
+    machine.add([1] * 5, 1)  # caches two blocks
+    machine.step()
+    machine.add([2] * 5, 1)  # takes the two free uncached ones and one cached: the chain's tail
+    machine.step()
+    machine.add([1] * 5, 1)
+    output = machine.step()
+    assert output.scheduled[0].num_new_tokens in (3, 5)
+    machine.check()
+
+
+@pytest.mark.slow
+def test_many_more_random_schedules():
+    run_state_machine_as_test(
+        SchedulerMachine, settings=settings(TestSchedulerMachine.settings, max_examples=3000)
+    )
