@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.models.location import BUILTIN_PATH
+from penstock.models.location import BUILTIN_FOLDER
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import TokenLogprob
 
@@ -84,6 +84,6 @@ def test_a_tiny_llama_in_w8a8_answers_the_same_under_load(tiny_llama: Path):
     )
 
 
-@pytest.mark.skipif(not (BUILTIN_PATH / "config.json").is_file(), reason="the built-in model is not built")
+@pytest.mark.skipif(not (BUILTIN_FOLDER / "config.json").is_file(), reason="the built-in model is not built")
 def test_the_builtin_model_answers_the_same_under_load():
     assert_same_under_load(EngineConfig(model="builtin", max_model_len=256, kv_cache_tokens=640))
