@@ -31,8 +31,7 @@ class CompletionCache:
 
     Args:
         path: a folder of its own; created if missing.
-        max_bytes: cap on the pages of live data. The file itself may be somewhat longer (freed pages,
-        fragments).
+        max_bytes: cap on the pages of live data; the file is longer by freed pages (twice under heavy churn).
         ttl: seconds until an entry is over, unless `store` says otherwise; None keeps it until it is evicted.
         clock: seconds; the same clock in all processes that share the folder.
 
@@ -67,8 +66,7 @@ class CompletionCache:
     def lookup(self, key: CacheKey) -> CacheHit | None:
         """The completion stored under `key`, unless it is over. Never waits for a writer; event-loop safe.
 
-        Raises PenstockError only when the cache was closed, or opened by the process this one was forked
-        from.
+        Raises PenstockError only when the cache was closed, or opened before this process was forked.
         """
         found = self._find(key.place)
         if found is None:
@@ -93,8 +91,7 @@ class CompletionCache:
         return CacheHit(completion, max(0.0, now - record.created))
 
     def store(self, key: CacheKey, completion: CachedCompletion, *, ttl: float | None = None) -> None:
-        """Queues a completion to be written and returns; found by this process at once, by others after the
-        commit.
+        """Queues a completion and returns; this process finds it at once, others after the commit.
 
         Dropped, and counted, when the queue is full, the disk cannot be written, or the entry is larger than
         an eighth of the cap. `ttl` in seconds overrides the cache's; 0 or less stores nothing.

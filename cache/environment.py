@@ -1,13 +1,11 @@
-"""The LMDB environment of one cache: opened with care, grown when full, read without waiting. Knows no
-policy.
+"""The LMDB environment of a cache: opened with care, grown when full, read without waiting. Knows no policy.
 
 Facts this file is built on (py-lmdb 3.0, LMDB 0.9.36, tried on Linux):
 - A read transaction with two gets costs 4 µs and does not wait for a writer, not even during its fsync.
 - The file is as long as the pages ever used, whatever the map size; so a large map costs only address space.
 - `set_mapsize` replaces the mapping under every reader and writer of this process. Hence the rule here: only
   the writing thread calls it, outside its own transactions, and `_map_lock` keeps readers out meanwhile.
-- LMDB trusts its file: a page missing at the end is a SIGBUS later, not an error. So the length is checked at
-  open.
+- LMDB trusts its file: a page missing at the end is a SIGBUS later, not an error; so the length is checked.
 """
 
 import errno
@@ -40,8 +38,7 @@ class CacheEnvironment:
     order     stamp|place -> nothing       expiry   stamp|place -> nothing (entries with a time to live)
 
     Bodies lie in the order of their creation, not of their hashed places: they fill pages one after the other
-    and leave together. A store then writes half the pages (1.9 KB each, synced by the 512: 28 µs, against
-    52).
+    and leave together. A store then writes half the pages (1.9 KB each, synced by the 512: 28 µs, not 52).
 
     Raises ConfigError when the folder cannot be used: not ours, newer, damaged, unreadable, or open already.
     """

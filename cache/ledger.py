@@ -1,5 +1,4 @@
-"""What a write transaction may do to the entries, so that the four databases always agree. Knows no threads,
-no clock.
+"""What a write transaction does to entries, so that the four databases always agree. Knows no threads.
 
 Least recently used, cheaply: an entry has exactly one line in the order index, under the stamp `queued`. A
 use only rewrites the small record (`accessed`). When eviction reaches a line whose entry was used since, it

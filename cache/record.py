@@ -11,6 +11,7 @@ from .values import CachedCompletion
 
 _RECORD = struct.Struct(f"<ddQQQ{DIGEST_BYTES}s")
 _STAMP = struct.Struct(">Q")  # big-endian: LMDB sorts by bytes, so time order is key order
+_LAST_STAMP = float(2**63)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(CachedCompletion)
@@ -67,8 +68,8 @@ def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
 
 
 def stamp(now: float) -> int:
-    """A time as an index sorts it: whole microseconds."""
-    return max(0, int(now * 1e6))
+    """A time as an index sorts it: whole microseconds. An absurd time to live ends at the last stamp."""
+    return int(min(max(0.0, now * 1e6), _LAST_STAMP))
 
 
 def index_line(moment: int, place: bytes) -> bytes:

@@ -1,13 +1,10 @@
-"""The one thread of a process that writes its cache. Knows queues, batches and failures; not keys, nor
-completions.
+"""The one thread of a process that writes its cache: queue, batches, failures. Knows neither keys nor bodies.
 
-Stores are collected for `LINGER_SECONDS` and committed together: a synced commit of one costs 255 µs, one of
-32 costs 24 µs each (measured), and every commit is one fsync. Until a store is on disk it is found in the
-queue.
+Stores are collected for `LINGER_SECONDS` and committed together, since every commit is an fsync: alone a put
+costs 255 µs, among 32 it costs 24 µs (measured). Until a store is on disk it is found in the queue.
 
 When the file cannot be written (disk full, limits), stores are dropped with one warning and tried again after
-`RETRY_SECONDS`; reading goes on. When the file turns out damaged, the cache is off for good. Serving never
-stops.
+`RETRY_SECONDS`; reading goes on. When the file turns out damaged, the cache is off. Serving never stops.
 """
 
 import errno
@@ -59,12 +56,7 @@ class Pending(msgspec.Struct, frozen=True):
 class Writer:
     """Start it with the environment open; it must be stopped before the environment closes."""
 
-    def __init__(
-        self,
-        environment: CacheEnvironment,
-        ledger: Ledger,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, environment: CacheEnvironment, ledger: Ledger, clock: Callable[[], float]) -> None:
         self.state: State = "on"
         self.stored = self.dropped = self.evicted = self.expired = 0
         self._env, self._ledger, self._clock = environment, ledger, clock
@@ -131,12 +123,12 @@ class Writer:
         return not self._thread.is_alive()
 
     def turn_off(self, error: Exception) -> None:
-        """The file is damaged: neither read nor written from now on."""
+        """Neither read nor written from now on: the file is damaged, or fails in a way that will not pass."""
         if self.state != "off":
             self.state = "off"
             log.warning(
-                "The completion cache at %s is off: its file is damaged (%s). Serving goes on without it; "
-                "delete the folder and restart to have it back.",
+                "The completion cache at %s is off: its file is damaged or unusable (%s). Serving goes on "
+                "without it; delete the folder and restart to have it back.",
                 self._env.path,
                 error,
             )
@@ -149,8 +141,7 @@ class Writer:
         while True:
             with self._changed:
                 self._wait_for_work()
-                # In this order, and `_writing` is set before `_queued` is emptied: `find` sees each entry
-                # throughout.
+                # `_writing` is set before `_queued` is emptied, so that `find` sees each entry throughout.
                 self._writing = self._queued
                 self._queued, self._queued_bytes = {}, 0
                 touches, self._touches = self._touches, {}

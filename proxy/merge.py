@@ -15,39 +15,38 @@ async def merged(sources: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerat
 
     Closing it closes every source, and returns when that has happened.
     """
-    queue: asyncio.Queue[Chunk | None] = asyncio.Queue(MAX_PENDING)
+    # A source's last item says how it ended: None for well.
+    queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue(MAX_PENDING)
 
     async def pump(source: AsyncGenerator[Chunk, None]) -> None:
-        async with aclosing(source):
-            async for chunk in source:
-                await queue.put(chunk)
-
-    async def pump_all() -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                for source in sources:
-                    group.create_task(pump(source))
-        finally:
-            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a task is running this
-                await queue.put(None)
+            async with aclosing(source):
+                async for chunk in source:
+                    await queue.put(chunk)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
 
-    pumping = asyncio.create_task(pump_all())
+    pumps = [asyncio.create_task(pump(source)) for source in sources]
     try:
-        over = False
-        while not over:
-            batch = []
+        running = len(pumps)
+        while running:
+            batch: list[Chunk] = []
             item = await queue.get()
-            while item is not None:
-                batch.append(item)
+            while True:
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    batch.append(item)
                 if queue.empty():
                     break
                 item = queue.get_nowait()
-            over = item is None
             if batch:
                 yield batch
-        await pumping
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
     finally:
-        pumping.cancel()
-        await asyncio.wait([pumping])
+        for task in pumps:
+            task.cancel()
+        await asyncio.wait(pumps)

@@ -11,6 +11,7 @@ from ..scheduler.outputs import Chunk
 from .usage import Usage
 
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = [(char.encode(), f"\\u{ord(char):04x}".encode()) for char in "\x85\u2028\u2029"]
 
 
 def event(data: bytes) -> bytes:
@@ -65,7 +66,7 @@ class StreamFormat:
             return self._begin(chunk.index) + self._chunk(chunk)
         if chunk.finish_reason is None:
             if self._logprobs is None or not chunk.logprobs:
-                return prefix + orjson.dumps(chunk.text) + self._plain_tail if chunk.text else b""
+                return prefix + _string(chunk.text) + self._plain_tail if chunk.text else b""
             reason = b"null"
         else:
             reason = b'"' + chunk.finish_reason.encode() + b'"'
@@ -73,7 +74,7 @@ class StreamFormat:
         return b"".join(
             (
                 prefix,
-                orjson.dumps(chunk.text),
+                _string(chunk.text),
                 self._closing,
                 b',"logprobs":',
                 logprobs,
@@ -90,6 +91,16 @@ class StreamFormat:
         if self._preamble is None:
             return b""
         return choice + self._preamble + b',"logprobs":null,"finish_reason":null}' + self._tail
+
+
+def _string(text: str) -> bytes:
+    """JSON of a text, on one line for every reader: many split at what Unicode calls line ends, not only at \\n."""
+    data = orjson.dumps(text)
+    if text.isascii():
+        return data
+    for char, escape in _LINE_ENDS:
+        data = data.replace(char, escape)
+    return data
 
 
 def chat_format(

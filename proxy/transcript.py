@@ -109,6 +109,8 @@ def replayed(completion: CachedCompletion) -> list[Chunk]:
             logprobs=None if choice.logprobs is None else [TokenLogprob(*token) for token in choice.logprobs],
             finish_reason="stop",
             stop_reason=choice.stop_reason,
+            # Nothing was computed for any of the prompts; the figure is one for all of them.
+            num_cached_tokens=0 if index else completion.prompt_tokens,
         )
         for index, choice in enumerate(completion.choices)
     ]

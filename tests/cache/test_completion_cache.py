@@ -107,6 +107,21 @@ class TestTimeToLive:
         assert cache.stats().expired == 20
         assert cache.stats().entries == 10
 
+    def test_any_time_is_accepted(self, open_cache, clock):
+        cache = open_cache(clock=clock)
+        for number, ttl in enumerate((1e-9, 1e15, 1e300, math.inf)):
+            cache.store(make_key(number), make_completion(number), ttl=ttl)
+        cache.flush()
+        clock.now += 1e9
+        cache.flush()
+        assert [cache.lookup(make_key(number)) is not None for number in range(4)] == [
+            False,
+            True,
+            True,
+            True,
+        ]
+        assert (cache.stats().state, cache.stats().expired) == ("on", 1)
+
     def test_nothing_is_stored_for_no_time(self, open_cache):
         cache = open_cache()
         for ttl in (0, -1, math.nan):
