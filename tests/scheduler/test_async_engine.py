@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 from penstock.errors import EngineDeadError, InvalidRequestError, ModelLoadError, OverloadedError
-from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 # Starting an engine takes seconds: they are shared, and each test leaves its engine idle.
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -127,9 +127,7 @@ async def test_refusals_come_before_the_first_chunk_and_whole(engine: AsyncEngin
         await collect(engine, [999], SHORT)
     assert caught.value.param == "prompt"
     many = SamplingParams(n=100, max_tokens=1)
-    results = await asyncio.gather(
-        *(collect(engine, [5], many) for _ in range(14)), return_exceptions=True
-    )
+    results = await asyncio.gather(*(collect(engine, [5], many) for _ in range(14)), return_exceptions=True)
     refused = [result for result in results if isinstance(result, OverloadedError)]
     assert refused and all(error.retry_after for error in refused)
     assert any(isinstance(result, list) for result in results)
@@ -234,7 +232,7 @@ async def test_a_model_that_cannot_load_says_why(tmp_path: Path, in_process: boo
     engine = AsyncEngine(EngineConfig(model=str(tmp_path)), in_process=in_process)
     with pytest.raises(ModelLoadError, match=tmp_path.name):
         await asyncio.wait_for(engine.start(), 60)
-    assert not engine.healthy and not os.path.exists(engine.address)
+    assert not engine.healthy and not _is_there(engine.address)
 
 
 @on_one_loop
@@ -255,13 +253,15 @@ async def test_shutdown_ends_the_child_and_the_streams(tiny_llama: Path):
     await engine.shutdown()
     with pytest.raises(EngineDeadError, match="shut down"):
         await task
-    assert not _exists(pid) and not os.path.exists(engine.address)
+    assert not _exists(pid) and not _is_there(engine.address)
     with pytest.raises(EngineDeadError):
         await collect(engine, [5], SHORT)
 
 
 @on_one_loop
-async def test_other_clients_share_the_engine_and_take_their_requests_with_them(process: AsyncEngine, tiny_llama: Path):
+async def test_other_clients_share_the_engine_and_take_their_requests_with_them(
+    process: AsyncEngine, tiny_llama: Path
+):
     second = AsyncEngine.connect(process.address)
     await second.start()
     assert second.info == process.info
@@ -281,9 +281,7 @@ async def test_other_clients_share_the_engine_and_take_their_requests_with_them(
                 await asyncio.sleep(100)
         asyncio.run(main())
     """
-    client = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
-    )
+    client = _spawn(script)
     try:
         assert client.stdout is not None
         assert await asyncio.to_thread(client.stdout.readline) == "got\n"
@@ -309,9 +307,7 @@ def test_the_child_ends_when_its_owner_is_killed(tiny_llama: Path):
                 await asyncio.sleep(100)
         asyncio.run(main())
     """
-    owner = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
-    )
+    owner = _spawn(script)
     assert owner.stdout is not None
     pid = int(owner.stdout.readline())
     assert _exists(pid)
@@ -327,6 +323,16 @@ def test_the_child_ends_when_its_owner_is_killed(tiny_llama: Path):
 def test_importing_the_async_engine_loads_no_torch():
     code = "import sys, penstock.scheduler; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _spawn(script: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def _exists(pid: int) -> bool:
