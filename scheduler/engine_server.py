@@ -3,6 +3,7 @@
 Runs in a child process (`python -m penstock.scheduler.engine_server`) or in a thread; its clients are the same.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -229,7 +230,7 @@ def _report_failure(message: str, listener: socket.socket) -> None:
     try:
         while True:
             connection, _ = listener.accept()
-            with connection:
+            with connection, contextlib.suppress(OSError):  # it may have left already
                 connection.setblocking(True)
                 connection.sendall(encode(LoadFailed(message)))
     except TimeoutError:

@@ -63,40 +63,47 @@ def test_a_users_mistake_is_one_line(arguments: tuple[str, ...], code: int, says
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_complete_and_chat_with_a_model_here(model: Path, tmp_path: Path) -> None:
+def test_a_batch_goes_on_where_it_was(
+    model: Path, served: tuple[str, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Begun with a model here, cut, and finished by a server."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [{"prompt": f"line {number}", "max_tokens": number} for number in range(1, 6)]
     lines += [{"id": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}]
     lines += [{"id": "bad", "prompt": "x", "temperature": -1}]
     source.write_text("\n".join(map(json.dumps, lines)))
-    arguments = ("complete", "--model", str(model), "--input", str(source), "--output", str(output))
-    done = run(*arguments, check=1)
+    files = ("--input", str(source), "--output", str(output))
+    done = run("complete", "--model", str(model), *files, check=1)
     assert "1 of 7 lines failed" in done.stderr
     results = {result["id"]: result for result in map(json.loads, output.read_text().splitlines())}
     assert results.keys() == {1, 2, 3, 4, 5, "chat", "bad"}
     assert [results[number]["completion_tokens"] for number in range(1, 6)] == [1, 2, 3, 4, 5]
     assert "temperature is -1" in results["bad"]["error"]
 
-    # Goes on where it was: the torn line and the failed one are done again, the rest is left alone.
+    # The torn line and the failed one are done again, the rest is left alone.
     kept = output.read_text().splitlines()[:3]
     output.write_text("\n".join(kept) + '\n{"id": "torn')
     lines[-1].pop("temperature")
     source.write_text("\n".join(map(json.dumps, lines)))
-    run(*arguments)
+    run("complete", "--url", served[0], *files)
     assert output.read_text().splitlines()[:3] == kept
-    again = [json.loads(line)["id"] for line in output.read_text().splitlines()]
-    assert len(again) - len(set(map(str, again))) == ("bad" in map(str, [json.loads(line)["id"] for line in kept]))
-
-    said = run("chat", "--model", str(model), "--max-tokens", "3", text="hello\n/reset\nagain\n/what\n/exit\n")
-    assert said.stdout.count("[cut:") == 2
-    assert "/reset forgets" in said.stdout
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {result["id"] for result in again if "error" not in result} == {1, 2, 3, 4, 5, "chat", "bad"}
+    assert len(again) == 7 + sum("error" in json.loads(line) for line in kept)
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Two workers, one engine."""
     process, url = start(
-        "--model", str(model), "--workers", "2", "--cache-path", str(tmp_path_factory.mktemp("served") / "cache")
+        "--model",
+        str(model),
+        "--workers",
+        "2",
+        "--cache-path",
+        str(tmp_path_factory.mktemp("served") / "cache"),
     )
     yield url, process
     process.terminate()
@@ -105,7 +112,10 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [*PENSTOCK, "serve", "--port", "0", *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*PENSTOCK, "serve", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     announcement = process.stdout.readline()
@@ -134,14 +144,15 @@ def children(process: subprocess.Popen[str], part: str) -> list[int]:
     ]
 
 
-def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str]]) -> None:
     url, _ = served
     done = run("complete", "abc", "--url", url, "--max-tokens", "3")
     status, reply = post(url + "/v1/completions", ASK)
     assert status == 200
     assert done.stdout == reply["choices"][0]["text"] + "\n"  # type: ignore[index]
-    said = run("chat", "--url", url + "/v1", "--max-tokens", "3", text="hello\n")
-    assert said.stdout.count("[cut:") == 1
+    said = run("chat", "--url", url + "/v1", "--max-tokens", "3", text="hello\n/reset\nagain\n/what\n/exit\n")
+    assert said.stdout.count("[cut:") == 2
+    assert "/reset forgets" in said.stdout
     refused = run("complete", "abc", "--url", url, "--temperature", "-1", check=1)
     assert "temperature is -1" in refused.stderr
 

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 import pytest
+from penstock.proxy.server import engine_config
+from penstock.scheduler import EngineConfig
 
 from penstock.config import TABLE, Settings, add_arguments, load_settings
 from penstock.errors import ConfigError
-from penstock.proxy.server import engine_config
-from penstock.scheduler import EngineConfig
 
 ALL_GROUPS = ("model", "server", "cache", "engine")
 
@@ -28,7 +28,8 @@ def toml(folder: Path, text: str) -> str:
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
     file = toml(tmp_path, "port = 1\nhost = 'file'\nmax_num_seqs = 3")
     settings = load_settings(
-        flags("--config", file, "--port", "3"), {"PENSTOCK_PORT": "2", "PENSTOCK_HOST": "environment", "HOME": "/x"}
+        flags("--config", file, "--port", "3"),
+        {"PENSTOCK_PORT": "2", "PENSTOCK_HOST": "environment", "HOME": "/x"},
     )
     assert (settings.port, settings.host, settings.max_num_seqs) == (3, "environment", 3)
     assert settings.workers == Settings().workers
@@ -90,7 +91,9 @@ def test_mistakes_are_named(environment: dict[str, str], says: str) -> None:
 
 
 def test_unknown_keys_of_a_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"penstock.toml: unknown setting 'wokers'; did you mean 'workers'\?"):
+    with pytest.raises(
+        ConfigError, match=r"penstock.toml: unknown setting 'wokers'; did you mean 'workers'\?"
+    ):
         load_settings({"config": toml(tmp_path, "wokers = 2")}, {})
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_settings({"config": toml(tmp_path, "= 2")}, {})
