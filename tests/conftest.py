@@ -2,7 +2,7 @@
 
 import os
 
-# Spinning OpenMP barriers cost milliseconds a call when another process shares the cores; read once, at torch's import.
+# Spinning OpenMP barriers cost milliseconds a call when others share the cores; torch reads this once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,7 +30,9 @@ def save_byte_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = "the list of files in a folder, and how to extract an archive or search for text in it. naïve café €"
+    words = (
+        "the list of files in a folder, and how to extract an archive or search for text in it. naïve café €"
+    )
     tokenizer.train_from_iterator([words] * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
@@ -58,3 +60,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     save_byte_tokenizer(folder)
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless marks are chosen by hand."""
+    if not config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from penstock.kernels import int8_matmul as kernel
 from penstock.kernels.int8_matmul import (
     MAX_REDUCTION,
@@ -25,7 +24,9 @@ def pack_weight(plain: torch.Tensor, scale: torch.Tensor, *, keep_plain: bool) -
     return weight
 
 
-def weight_of(shape: tuple[int, int], *, keep_plain: bool = True) -> tuple[torch.Tensor, torch.Tensor, Int8Weight]:
+def weight_of(
+    shape: tuple[int, int], *, keep_plain: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, Int8Weight]:
     plain, scale = quantize_weight(torch.randn(shape))
     return plain, scale, pack_weight(plain, scale, keep_plain=keep_plain)
 
@@ -55,7 +56,9 @@ def test_equals_the_reference_in_every_kept_form(keep_plain: bool, with_bias: bo
         assert torch.equal(int8_matmul(x, weight, bias), int8_matmul_reference(x, plain, scale, bias))
 
 
-@pytest.mark.parametrize(("shape", "keep_plain"), [((100, 1000), True), (LARGE, True), (LARGE, False)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "keep_plain"), [((100, 1000), True), (LARGE, True), (LARGE, False)], ids=str
+)
 def test_a_row_is_the_same_in_any_batch(shape: tuple[int, int], keep_plain: bool):
     torch.manual_seed(1)
     _, _, weight = weight_of(shape, keep_plain=keep_plain)
@@ -81,7 +84,9 @@ def test_zeros_and_empty_batches():
     assert torch.equal(int8_matmul(torch.zeros(3, 8), weight), torch.zeros(3, 5))
     assert int8_matmul(torch.empty(0, 8), weight).shape == (0, 5)
     plain, scale = quantize_weight(torch.zeros(5, 8))
-    assert torch.equal(int8_matmul(torch.randn(2, 8), pack_weight(plain, scale, keep_plain=True)), torch.zeros(2, 5))
+    assert torch.equal(
+        int8_matmul(torch.randn(2, 8), pack_weight(plain, scale, keep_plain=True)), torch.zeros(2, 5)
+    )
 
 
 def test_inputs_of_other_dtypes_and_strides():
@@ -130,7 +135,7 @@ def test_a_reduction_of_one_is_refused():
 
 
 def test_a_row_with_nan_does_not_look_healthy():
-    """A broken activation must stay visible: a sequence computed from it is ended, not answered with noise."""
+    """A broken activation must stay visible: its sequence is ended, not answered with noise."""
     _, _, weight = weight_of((5, 8))
     for broken in (float("nan"), float("inf")):
         x = torch.randn(3, 8)

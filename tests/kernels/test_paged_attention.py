@@ -1,11 +1,10 @@
-"""Paged attention equals its float64 reference, and gives a row the same bits whatever it is computed with."""
+"""Paged attention agrees with float64, and gives a row the same bits whatever it is computed with."""
 
 import itertools
 from dataclasses import dataclass
 
 import pytest
 import torch
-
 from penstock.kernels.paged_attention import (
     KEY_TILE,
     AttentionMetadata,
@@ -25,7 +24,7 @@ STALE = 3e18  # large and finite: what memory of a former owner may hold at wors
 
 @dataclass
 class Pool:
-    """K and V of several sequences in blocks, contiguous or scattered; everything not theirs is stale garbage."""
+    """K and V of several sequences in blocks, contiguous or scattered; all the rest is stale garbage."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -38,16 +37,25 @@ class Pool:
     def span(self, seqs: list[int], num_keys: int, *, in_place: bool) -> KeySpan:
         if in_place:
             (seq,) = seqs
-            assert self.tables[seq] == list(range(self.tables[seq][0], self.tables[seq][0] + len(self.tables[seq])))
+            assert self.tables[seq] == list(
+                range(self.tables[seq][0], self.tables[seq][0] + len(self.tables[seq]))
+            )
             own = len(self.tables[seq]) * BLOCK
             return KeySpan(num_keys, first_slot=self.tables[seq][0] * BLOCK, num_own_keys=own)
         count = num_keys // BLOCK
         block_ids = [(self.tables[seq] + [0] * count)[:count] for seq in seqs]
-        return KeySpan(num_keys, block_ids=torch.tensor(sum(block_ids, [])))
+        return KeySpan(
+            num_keys, block_ids=torch.tensor([block_id for table in block_ids for block_id in table])
+        )
 
 
 def make_pool(
-    lengths: list[int], *, kv_heads: int = 2, dim: int = 64, value_dim: int | None = None, contiguous: bool = False,
+    lengths: list[int],
+    *,
+    kv_heads: int = 2,
+    dim: int = 64,
+    value_dim: int | None = None,
+    contiguous: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Pool:
     counts = [-(-length // BLOCK) for length in lengths]
@@ -82,7 +90,9 @@ def prefill(pool: Pool, query: torch.Tensor, seq: int, first: int, last: int, *,
     return paged_attention(query[:, first:last], pool.keys, pool.values, metadata, **kwargs)
 
 
-def decode(pool: Pool, query: torch.Tensor, seqs: list[int], lens: list[int], *, in_place: bool = False, **kwargs):
+def decode(
+    pool: Pool, query: torch.Tensor, seqs: list[int], lens: list[int], *, in_place: bool = False, **kwargs
+):
     """One row per sequence, with the given context lengths, as one group; `query` is [H, B, D] -> [B, H, Dv]."""
     num_keys = padded_keys(max(lens))
     group = DecodeGroup(0, len(seqs), torch.tensor(lens), pool.span(seqs, num_keys, in_place=in_place))
@@ -135,7 +145,9 @@ def test_prefill_and_decode_over_head_shapes(groups: int, dim: int):
     last = torch.stack([query[:, -1] for query in queries], dim=1)
     out = decode(pool, last, [0, 1, 2], lengths, scaling=dim**-0.5)
     for seq, length in enumerate(lengths):
-        assert_close(out[seq : seq + 1], reference(pool, queries[seq], seq, length - 1, length, scaling=dim**-0.5))
+        assert_close(
+            out[seq : seq + 1], reference(pool, queries[seq], seq, length - 1, length, scaling=dim**-0.5)
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -164,12 +176,15 @@ def test_a_row_has_the_same_bits_however_it_is_computed(name: str):
     pool = make_pool(lengths, contiguous=True)
     queries = [torch.randn(heads, length, 64) for length in lengths]
     whole = [
-        prefill(pool, queries[seq], seq, 0, length, in_place=False, **kwargs) for seq, length in enumerate(lengths)
+        prefill(pool, queries[seq], seq, 0, length, in_place=False, **kwargs)
+        for seq, length in enumerate(lengths)
     ]
     for seq, length in enumerate(lengths):
         for size, in_place in itertools.product((1, 2, 3, 5, 7, 32, 100, 128, 129), (False, True)):
             chunks = [
-                prefill(pool, queries[seq], seq, first, min(first + size, length), in_place=in_place, **kwargs)
+                prefill(
+                    pool, queries[seq], seq, first, min(first + size, length), in_place=in_place, **kwargs
+                )
                 for first in range(0, length, size)
                 if size > 2 or first % 37 == 0
             ]
@@ -197,7 +212,9 @@ def test_bits_do_not_depend_on_the_batch_for_other_head_shapes(groups: int, dim:
         whole = prefill(pool, queries[seq], seq, 0, length, in_place=False, scaling=0.1)
         for size in (3, 50):
             chunks = [
-                prefill(pool, queries[seq], seq, first, min(first + size, length), in_place=False, scaling=0.1)
+                prefill(
+                    pool, queries[seq], seq, first, min(first + size, length), in_place=False, scaling=0.1
+                )
                 for first in range(0, length, size)
             ]
             assert torch.equal(torch.cat(chunks), whole)

@@ -1,4 +1,4 @@
-"""What loads, loads whole; what would be served wrongly is refused by name; a fingerprint knows every byte."""
+"""What loads, loads whole; what would be served wrongly is refused by name; fingerprints know every byte."""
 
 import json
 import shutil
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-from penstock.errors import ConfigError, ModelLoadError
 from penstock.models.attention_hook import ProbeContext, attention_forward
 from penstock.models.fingerprint import fingerprint
 from penstock.models.int8_linear import Int8Linear, quantize_linears
 from penstock.models.loading import load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
+from torch import nn
+
+from penstock.errors import ConfigError, ModelLoadError
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -34,7 +34,9 @@ def save(kind: str, folder: Path, **settings: Any) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(COMMON | settings))).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(COMMON | settings))).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -57,7 +59,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mpt": ({}, "MptForCausalLM computes attention by itself"),
     "bert": ({}, "BertSelfAttention is not causal"),
     "diffllama": ({}, "DiffLlamaAttention attends twice"),
-    "llama4_text": ({"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}, "chunked_attention"),
+    "llama4_text": (
+        {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48},
+        "chunked_attention",
+    ),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv'"),
     "recurrent_gemma": ({}, "RecurrentGemmaForCausalLM"),
     "nemotron": ({}, "NemotronForCausalLM does not pass"),
@@ -182,7 +187,9 @@ def test_what_is_loaded_is_described(tiny_llama: Path):
 def test_other_dtypes_load_and_run(dtype: str, tiny_llama: Path):
     engine = Engine(EngineConfig(model=str(tiny_llama), dtype=dtype, max_model_len=64))
     assert engine.info.dtype == dtype
-    result = engine.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), progress=False)
+    result = engine.generate(
+        [[5, 6, 7]], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), progress=False
+    )
     assert len(result[0].completions[0].token_ids) == 8
 
 
@@ -195,7 +202,13 @@ def test_the_fingerprint_changes_with_every_decisive_byte(llama_copy: Path):
 
     seen = {fingerprint(llama_copy)}
     assert fingerprint(llama_copy) in seen
-    for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
         for at in (0, -1):
             change(name, at)
             seen.add(fingerprint(llama_copy))
@@ -233,8 +246,15 @@ def test_precision_is_part_of_the_fingerprint(tiny_llama: Path):
 
 
 def test_quantizing_swaps_every_linear_but_routers(tmp_path: Path):
-    folder = save("qwen2_moe", tmp_path, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-                  shared_expert_intermediate_size=16, decoder_sparse_step=1)
+    folder = save(
+        "qwen2_moe",
+        tmp_path,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        decoder_sparse_step=1,
+    )
     model = load_model(str(folder), quantize="w8a8")
     left = {name.rpartition(".")[2] for name, m in model.module.named_modules() if isinstance(m, nn.Linear)}
     assert left <= {"gate", "shared_expert_gate"}
@@ -244,11 +264,19 @@ def test_quantizing_swaps_every_linear_but_routers(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("gpt2", {}), ("opt", {"ffn_dim": 48}), ("gemma", {"head_dim": 8})],
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gpt2", {}),
+        ("opt", {"ffn_dim": 48}),
+        ("gemma", {"head_dim": 8}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_quantized_model_answers_nearly_as_before(kind: str, settings: dict[str, Any], dtype: str, tmp_path: Path):
+def test_a_quantized_model_answers_nearly_as_before(
+    kind: str, settings: dict[str, Any], dtype: str, tmp_path: Path
+):
     """GPT-2's Conv1D, stored transposed, and tied heads too."""
     folder = save(kind, tmp_path, **settings)
     ids, positions = torch.arange(20)[None] * 3, torch.arange(20)[None]
@@ -288,9 +316,14 @@ def test_a_layer_keeps_its_bias_and_its_shape():
 
 
 def test_rotary_frequencies_never_depend_on_batch_mates(tmp_path: Path):
-    """longrope changes all frequencies once any sequence of the batch is long: served up to that length only."""
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
-            "original_max_position_embeddings": 64}
+    """longrope changes all frequencies once any batch-mate is long: served up to that length only."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "original_max_position_embeddings": 64,
+    }
     model = load_model(str(save("phi3", tmp_path, rope_parameters=rope, original_max_position_embeddings=64)))
     assert model.max_model_len == 64
 

@@ -1,7 +1,7 @@
 """Greedy output is token-identical to transformers' own `generate`, for every architecture listed here.
 
-Each is a tiny random model in float32. The engine serves it under the worst conditions: small random token budgets,
-batch-mates, a KV pool so tiny that sequences are preempted, and a second round that hits the prefix cache.
+Each is a tiny random model in float32. The engine serves it under the worst conditions: small random token
+budgets, batch-mates, a KV pool so tiny that sequences are preempted, and a second round with prefix hits.
 """
 
 import random
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
 VOCAB_SIZE = 320
@@ -38,13 +37,18 @@ MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermed
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 1},
     "mistral": {"sliding_window": WINDOW},
-    "ministral": {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral": {
+        "head_dim": 16,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": {},
     "qwen2 with window": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen2_moe": MOE | {"shared_expert_intermediate_size": 48, "decoder_sparse_step": 1},
     "qwen3": {"head_dim": 32},
-    "qwen3_moe": MOE | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
+    "qwen3_moe": MOE
+    | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
     "gemma": {"head_dim": 32},
     "gemma2": {
         "tie_word_embeddings": False,  # tied, a random Gemma repeats its last token for ever
@@ -116,7 +120,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def make_model(name: str, folder: Path) -> Any:
-    """A random model of the architecture, saved to `folder`; returns it for reference, with eager attention."""
+    """Save a random model of the architecture; returns it for reference, with eager attention."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(hash_of(name))
@@ -165,7 +169,9 @@ def expected(model: Any, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     return tokens, logprobs[torch.arange(len(tokens)), tokens]
 
 
-def serve(engine: Engine, prompts: list[list[int]], rng: random.Random) -> list[tuple[list[int], torch.Tensor]]:
+def serve(
+    engine: Engine, prompts: list[list[int]], rng: random.Random
+) -> list[tuple[list[int], torch.Tensor]]:
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0)
     tokens: dict[str, list[int]] = {str(number): [] for number in range(len(prompts))}
     logprobs: dict[str, list[float]] = {str(number): [] for number in range(len(prompts))}
@@ -187,7 +193,9 @@ def test_greedy_output_equals_generate(name: str, tmp_path: Path):
     rng = random.Random(name)
     prompts = prompts_for(rng)
     wanted = [expected(reference, prompt) for prompt in prompts]
-    assert max(len(set(tokens)) for tokens, _ in wanted) > 5, "the model only repeats itself: nothing is tested"
+    assert max(len(set(tokens)) for tokens, _ in wanted) > 5, (
+        "the model only repeats itself: nothing is tested"
+    )
     engine = Engine(
         EngineConfig(
             model=str(tmp_path),

@@ -1,11 +1,10 @@
-"""The same answer under any load: concurrent, chunked, preempted or alone, token for token and bit for bit."""
+"""The same answer under any load: concurrent, chunked, preempted or alone, token for token, bit for bit."""
 
 import random
 from pathlib import Path
 
 import pytest
-
-from penstock.models.location import BUILTIN_PATH
+from penstock.models.location import BUILTIN_FOLDER
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import TokenLogprob
 
@@ -17,7 +16,9 @@ def mixed_requests(vocab_size: int, rng: random.Random) -> list[tuple[list[int],
     shared = [rng.randrange(3, vocab_size) for _ in range(70)]
     requests = []
     for number in range(REQUESTS):
-        prompt = [rng.randrange(3, vocab_size) for _ in range(rng.choice([1, 2, 15, 16, 17, 31, 33, 64, 130]))]
+        prompt = [
+            rng.randrange(3, vocab_size) for _ in range(rng.choice([1, 2, 15, 16, 17, 31, 33, 64, 130]))
+        ]
         if number % 4 == 0:
             prompt = shared[: rng.choice([32, 40, 70])] + prompt
         params = SamplingParams(
@@ -36,7 +37,9 @@ def mixed_requests(vocab_size: int, rng: random.Random) -> list[tuple[list[int],
     return requests
 
 
-def run(engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]], rng: random.Random | None = None):
+def run(
+    engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]], rng: random.Random | None = None
+):
     """Tokens and logprobs by request; with `rng`, budgets vary and requests arrive while others run."""
     outputs: dict[str, tuple[list[int], list[TokenLogprob], str | None]] = {}
     queue = list(requests.items())
@@ -80,10 +83,12 @@ def assert_same_under_load(config: EngineConfig, *, max_num_seqs: int = 32) -> N
 
 def test_a_tiny_llama_in_w8a8_answers_the_same_under_load(tiny_llama: Path):
     assert_same_under_load(
-        EngineConfig(model=str(tiny_llama), quantize="w8a8", max_model_len=256, kv_cache_tokens=640, block_size=16)
+        EngineConfig(
+            model=str(tiny_llama), quantize="w8a8", max_model_len=256, kv_cache_tokens=640, block_size=16
+        )
     )
 
 
-@pytest.mark.skipif(not (BUILTIN_PATH / "config.json").is_file(), reason="the built-in model is not built")
+@pytest.mark.skipif(not (BUILTIN_FOLDER / "config.json").is_file(), reason="the built-in model is not built")
 def test_the_builtin_model_answers_the_same_under_load():
     assert_same_under_load(EngineConfig(model="builtin", max_model_len=256, kv_cache_tokens=640))

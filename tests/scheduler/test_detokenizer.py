@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from penstock.models.tokenizer import Tokenizer
 from penstock.scheduler.detokenizer import REPLACEMENT, Detokenizer
 from penstock.scheduler.outputs import Chunk, Delta, TokenLogprob
@@ -29,7 +28,7 @@ def run(
     finish: str = "length",
     stop_token_id: int | None = None,
 ) -> list[Chunk]:
-    """Push the tokens in deltas of the given sizes (the last size repeats); stops at the first finished chunk."""
+    """Push the tokens in deltas of the given sizes (the last repeats), up to the first finished chunk."""
     detokenizer = Detokenizer(tokenizer, params or SamplingParams(stop=stop))
     chunks = []
     sizes = list(sizes or [1])
@@ -85,7 +84,9 @@ def test_any_text_comes_back_whole(tokenizer: Tokenizer, text: str, sizes: list[
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_tokens_read_as_when_decoded_at_once(tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]):
+def test_any_tokens_read_as_when_decoded_at_once(
+    tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]
+):
     """Random bytes: what cannot be a character is replaced, exactly as in one decoding of everything."""
     assert text_of(run(tokenizer, token_ids, sizes=sizes)) == tokenizer.decode(token_ids)
 
@@ -130,7 +131,7 @@ def test_stop_strings_cut_where_a_search_of_the_whole_text_would(tokenizer, befo
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     if not token_ids:
         return
-    # The first stop string to be complete, token by token, cuts; of several in one token's text, the leftmost.
+    # The first stop string to be complete cuts; of several in one token's text, the leftmost.
     expected, used, reason = text, len(token_ids), None
     for count in range(1, len(token_ids) + 1):
         seen = tokenizer.decode(token_ids[:count])

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from penstock.errors import ContextLengthError, InvalidRequestError, OverloadedError
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import Delta
+
+from penstock.errors import ContextLengthError, InvalidRequestError, OverloadedError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
@@ -21,7 +21,9 @@ def with_changes(params: SamplingParams, **changes) -> SamplingParams:
 
 @pytest.fixture(scope="module")
 def engine(tiny_llama: Path) -> Engine:
-    return Engine(EngineConfig(model=str(tiny_llama), max_model_len=256, max_num_batched_tokens=64, max_waiting=16))
+    return Engine(
+        EngineConfig(model=str(tiny_llama), max_model_len=256, max_num_batched_tokens=64, max_waiting=16)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,9 @@ def drain(engine: Engine) -> dict[tuple[str, int], list[Delta]]:
     deltas: dict[tuple[str, int], list[Delta]] = {}
     while engine.has_work():
         for delta in engine.step():
-            assert not deltas.get((delta.request_id, delta.index), [Delta("", 0, [])])[-1].finish_reason, "twice"
+            assert not deltas.get((delta.request_id, delta.index), [Delta("", 0, [])])[-1].finish_reason, (
+                "twice"
+            )
             deltas.setdefault((delta.request_id, delta.index), []).append(delta)
         engine.check()
     assert all(each[-1].finish_reason for each in deltas.values())
@@ -73,7 +77,9 @@ def test_a_stop_token_ends_and_is_named(engine: Engine):
 def test_the_end_token_ends_unless_ignored_or_too_early(engine: Engine):
     end = {2: 100.0}  # the model's own end token, forced
     assert run(engine, [5], SamplingParams(temperature=0, logit_bias=end, max_tokens=9))[0] == [2]
-    tokens, last = run(engine, [5], SamplingParams(temperature=0, logit_bias=end, max_tokens=9, ignore_eos=True))
+    tokens, last = run(
+        engine, [5], SamplingParams(temperature=0, logit_bias=end, max_tokens=9, ignore_eos=True)
+    )
     assert tokens == [2] * 9 and last.finish_reason == "length"
     tokens, last = run(engine, [5], SamplingParams(temperature=0, logit_bias=end, max_tokens=9, min_tokens=4))
     assert len(tokens) == 5 and tokens[-1] == 2 and 2 not in tokens[:4] and last.finish_reason == "stop"
@@ -83,7 +89,10 @@ def test_a_seed_reproduces_and_no_seed_varies(engine: Engine):
     seeded = SamplingParams(temperature=1.5, seed=7, max_tokens=20, ignore_eos=True)
     assert run(engine, [5], seeded)[0] == run(engine, [5], seeded)[0]
     assert run(engine, [5], seeded)[0] != run(engine, [5], with_changes(seeded, seed=8))[0]
-    assert run(engine, [5], with_changes(seeded, seed=None))[0] != run(engine, [5], with_changes(seeded, seed=None))[0]
+    assert (
+        run(engine, [5], with_changes(seeded, seed=None))[0]
+        != run(engine, [5], with_changes(seeded, seed=None))[0]
+    )
 
 
 @pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**64 - 1])
@@ -97,7 +106,9 @@ def test_n_gives_so_many_different_completions(engine: Engine):
     params = SamplingParams(temperature=1.0, seed=3, n=4, max_tokens=12, ignore_eos=True)
     engine.add_request("r", list(range(3, 80)), params)
     deltas = drain(engine)
-    texts = {index: tuple(t for delta in each for t in delta.token_ids) for (_, index), each in deltas.items()}
+    texts = {
+        index: tuple(t for delta in each for t in delta.token_ids) for (_, index), each in deltas.items()
+    }
     assert sorted(texts) == [0, 1, 2, 3] and len(set(texts.values())) == 4
     # The first completion is what n = 1 gives.
     assert list(texts[0]) == run(engine, list(range(3, 80)), with_changes(params, n=1))[0]
@@ -108,14 +119,21 @@ def test_logprobs_come_one_for_each_token(engine: Engine):
     for delta in drain(engine)["r", 0]:
         (entry,) = delta.logprobs
         assert [entry.token_id] == delta.token_ids
-        assert len(entry.top) == 3 and entry.top[0] == (entry.token_id, entry.logprob)  # greedy: the likeliest
+        assert len(entry.top) == 3 and entry.top[0] == (
+            entry.token_id,
+            entry.logprob,
+        )  # greedy: the likeliest
         assert all(value <= 0 for _, value in entry.top)
     engine.add_request("r", [5, 6], GREEDY)
     assert all(delta.logprobs is None for delta in drain(engine)["r", 0])
 
 
 def test_penalties_and_bias_reach_the_sampler(engine: Engine):
-    tokens, _ = run(engine, [5], with_changes(GREEDY, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=50.0))
+    tokens, _ = run(
+        engine,
+        [5],
+        with_changes(GREEDY, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=50.0),
+    )
     assert len(set(tokens)) == len(tokens)
     assert set(run(engine, [5], with_changes(GREEDY, logit_bias={9: 100.0}))[0]) == {9}
 
@@ -140,8 +158,20 @@ REFUSALS = {
     "empty": ([], GREEDY, InvalidRequestError, "empty", "prompt"),
     "too large id": ([5, 320], GREEDY, InvalidRequestError, r"320.*0 to 319", "prompt"),
     "negative id": ([5, -1], GREEDY, InvalidRequestError, r"-1.*0 to 319", "prompt"),
-    "bias": ([5], with_changes(GREEDY, logit_bias={400: 1.0}), InvalidRequestError, r"logit_bias.*400.*319", "logit_bias"),
-    "stop": ([5], with_changes(GREEDY, stop_token_ids=(999,)), InvalidRequestError, r"999.*319", "stop_token_ids"),
+    "bias": (
+        [5],
+        with_changes(GREEDY, logit_bias={400: 1.0}),
+        InvalidRequestError,
+        r"logit_bias.*400.*319",
+        "logit_bias",
+    ),
+    "stop": (
+        [5],
+        with_changes(GREEDY, stop_token_ids=(999,)),
+        InvalidRequestError,
+        r"999.*319",
+        "stop_token_ids",
+    ),
     "long": ([5] * 256, GREEDY, ContextLengthError, r"256 tokens.*256", "prompt"),
     "long, open end": ([5] * 256, SamplingParams(), ContextLengthError, r"256", "prompt"),
     "with max_tokens": ([5] * 250, GREEDY, ContextLengthError, r"250 tokens.*20.*270.*256", "max_tokens"),
@@ -256,8 +286,12 @@ def poisoned_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_broken_sequence_ends_alone(poisoned_llama: Path, quantize: str, budget: int):
     engine = Engine(
         EngineConfig(
-            model=str(poisoned_llama), quantize=quantize, max_model_len=160, kv_cache_tokens=640,
-            max_num_batched_tokens=budget, block_size=16,
+            model=str(poisoned_llama),
+            quantize=quantize,
+            max_model_len=160,
+            kv_cache_tokens=640,
+            max_num_batched_tokens=budget,
+            block_size=16,
         )
     )
     shared = list(range(3, 43))

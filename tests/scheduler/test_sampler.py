@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from penstock.scheduler.sampler import gumbel_noise, sample
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.sequence import Sequence
@@ -12,13 +11,17 @@ from penstock.scheduler.sequence import Sequence
 VOCAB = 50
 
 
-def sequence(params: SamplingParams, *, prompt: list[int] | None = None, output: list[int] | None = None, seed: int = 0):
+def sequence(
+    params: SamplingParams, *, prompt: list[int] | None = None, output: list[int] | None = None, seed: int = 0
+):
     seq = Sequence("r", 0, prompt or [1], params, max_tokens=100, seed=seed)
     seq.token_ids += output or []
     return seq
 
 
-def one(logits: torch.Tensor, params: SamplingParams, *, eos: list[int] | None = None, **kwargs) -> int | None:
+def one(
+    logits: torch.Tensor, params: SamplingParams, *, eos: list[int] | None = None, **kwargs
+) -> int | None:
     token = sample(logits[None].clone(), [sequence(params, **kwargs)], eos or [])[0]
     return None if token is None else token.token_id
 
@@ -43,7 +46,7 @@ def test_draws_follow_the_softmax():
     usual = expected >= 5
     chi_square = ((counts - expected)[usual] ** 2 / expected[usual]).sum().item()
     freedom = int(usual.sum()) - 1
-    # The fixed seed makes this one fixed number; five standard deviations above the mean is beyond any accident.
+    # The fixed seed makes this one fixed number; five standard deviations are no accident.
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
 
 
@@ -62,7 +65,7 @@ def test_draws_along_positions_of_one_seed_follow_the_softmax_too():
 
 
 def test_noise_is_finite_for_every_random_number():
-    # The extremes of the generator come once in millions of tokens, which a vocabulary of 150,000 meets every minute.
+    # The extremes of the generator come once in millions of tokens, which a large vocabulary meets daily.
     lowest, highest = math.inf, -math.inf
     for start in range(0, 40_000_000, 4_000_000):
         noise = gumbel_noise(3, 5, torch.arange(start, start + 4_000_000))

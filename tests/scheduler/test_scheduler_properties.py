@@ -1,4 +1,4 @@
-"""Scheduler and block manager under random add, abort, step and preemption: the design's eight invariants, always.
+"""Scheduler and block manager under random add, abort, step and preemption: eight invariants, always.
 
 Both are pure bookkeeping, so the model is played by a function that names the next token.
 """
@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from penstock.scheduler.block_manager import BlockManager
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.scheduler import Scheduler, SchedulerOutput
@@ -117,7 +123,7 @@ class Machine:
                 assert written[1:][-offset - 1 :] == tail[: offset + 1], "a cached block is not what it says"
 
     def drain(self) -> None:
-        # Preemption may compute tokens again, but each step ends with some sequence further than ever before or ended.
+        # Preemption computes tokens again, but the oldest sequence gets further with every step.
         limit = 50 + 4 * sum(seq.num_tokens + seq.max_tokens for seq in self.live) * (1 + len(self.live))
         while self.scheduler.has_work():
             self.step()
@@ -252,7 +258,9 @@ def test_completions_of_one_prompt_compute_it_once():
 def test_a_hash_collision_does_not_give_anothers_kv(monkeypatch: pytest.MonkeyPatch):
     machine = Machine(8, 2, 4, 64)
     monkeypatch.setattr(
-        BlockManager, "_hashes", lambda self, seq, count: [bytes([position]) * 16 for position in range(count)]
+        BlockManager,
+        "_hashes",
+        lambda self, seq, count: [bytes([position]) * 16 for position in range(count)],
     )
     machine.add([1, 1, 1, 1, 1], 1)
     machine.step()
