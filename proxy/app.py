@@ -30,7 +30,7 @@ def create_app(
     Args:
         shared_metrics: folder in which several workers keep their figures together.
     """
-    figures = Metrics(backend, shared=shared_metrics)
+    figures = Metrics(backend, cache, shared=shared_metrics)
     edge = Edge(figures, api_keys=settings.api_keys)
     app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
     app[CONTEXT] = Context(

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidRequestError, UnsupportedParameterError
 from .compat import FieldPolicy
 
+_RESERVED = frozenset({"self", "messages", "tools", "documents", "add_generation_prompt"})
 ROLES = ("system", "developer", "user", "assistant")
 _READS_NAME = re.compile(r"""message(\.name\b|\[\s*['"]name['"]\s*\])""")
 
@@ -24,6 +25,21 @@ def template_messages(
         _template_message(f"messages[{place}]", message, template or "", policy)
         for place, message in enumerate(messages)
     ]
+
+
+def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    """The request's `chat_template_kwargs`: whatever the model's template knows, but not what has a field of
+    its own.
+
+    Raises InvalidRequestError naming the variable.
+    """
+    for name in given or {}:
+        if name in _RESERVED:
+            raise InvalidRequestError(
+                f"chat_template_kwargs must not hold {name!r}; only the request's own fields set it.",
+                param=f"chat_template_kwargs.{name}",
+            )
+    return given or {}
 
 
 def _template_message(

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ..cache import CompletionCache
 from ..errors import PenstockError
 from .backend import Backend
 from .transcript import Transcript
@@ -55,10 +56,13 @@ class Metrics:
 
     Args:
         backend: whose engine is asked.
+        cache: whose size is asked; None when caching is off.
         shared: folder of the workers' files; None when this process is the only one.
     """
 
-    def __init__(self, backend: Backend, *, shared: Path | None = None) -> None:
+    def __init__(
+        self, backend: Backend, cache: CompletionCache | None, *, shared: Path | None = None
+    ) -> None:
         own = CollectorRegistry()
         self.http_requests = Counter(
             "penstock_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=own
@@ -99,6 +103,8 @@ class Metrics:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
         self._asked.register(_EngineCollector(backend))
+        if cache is not None:
+            self._asked.register(_CacheCollector(cache))
 
     def observe(self, outcome: str, started: float) -> "Observation":
         return Observation(self, outcome, started)
@@ -165,6 +171,20 @@ class _EngineCollector(Collector):
         yield _counter("engine_steps", "Batches computed.", stats.steps)
         yield _counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+
+
+class _CacheCollector(Collector):
+    """The cache's file, which all workers share."""
+
+    def __init__(self, cache: CompletionCache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._cache.stats()
+        yield _gauge("cache_up", "1 while completions are read and written.", float(stats.state == "on"))
+        yield _gauge("cache_entries", "Completions kept.", stats.entries)
+        yield _gauge("cache_used_bytes", "Bytes they take.", stats.used_bytes)
+        yield _gauge("cache_max_bytes", "Bytes they may take.", stats.max_bytes)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -5,7 +5,7 @@ import uuid
 
 from aiohttp import web
 
-from ..chat import template_messages
+from ..chat import template_messages, template_variables
 from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..controls import cache_controls
@@ -27,7 +27,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     await context.backend.ready()
     tokenizer = context.backend.tokenizer
     messages = template_messages(asked.messages, template=tokenizer.chat_template, policy=policy)
-    text = tokenizer.render_chat(messages, **(asked.chat_template_kwargs or {}))
+    text = tokenizer.render_chat(messages, **template_variables(asked.chat_template_kwargs))
     job = Job(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         tenant=caller.tenant,

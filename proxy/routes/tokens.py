@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from ...errors import InvalidRequestError
-from ..chat import template_messages
+from ..chat import template_messages, template_variables
 from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..json_reply import json_response
@@ -26,7 +26,7 @@ async def tokenize(request: web.Request) -> web.Response:
         text = tokenizer.render_chat(
             messages,
             add_generation_prompt=asked.add_generation_prompt,
-            **(asked.chat_template_kwargs or {}),
+            **template_variables(asked.chat_template_kwargs),
         )
         special = bool(special)  # the template writes them itself
     else:

@@ -99,6 +99,7 @@ async def test_refusals(
             "stream_options.include_obfuscation",
             "not supported",
         ),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "must not hold"),
         ({"penstock": {"cash": {}}}, "penstock.cash", "cache"),
         ({"penstock": {"cache": {"mode": "trusted"}}}, "x-penstock-cache-control", "mode"),
     ],

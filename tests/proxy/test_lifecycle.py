@@ -149,4 +149,5 @@ async def test_metrics_count_what_happened(server: RunningServer) -> None:
     assert risen('penstock_e2e_request_latency_seconds_count{cache="bypass"}') == 1
     assert risen("penstock_generation_tokens_total") >= 10
     assert after["penstock_num_requests_running"] == 0
-    assert after["penstock_engine_up"] == 1
+    assert after["penstock_engine_up"] == after["penstock_cache_up"] == 1
+    assert after["penstock_cache_used_bytes"] <= after["penstock_cache_max_bytes"]
