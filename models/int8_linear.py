@@ -9,10 +9,15 @@ import mmap
 import sys
 import threading
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ..kernels.int8_matmul import Int8Weight, int8_matmul, quantize_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Routers pick experts by small differences between logits and cost next to nothing: they stay as stored.
 ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
@@ -70,7 +75,7 @@ class Int8LinearPart(nn.Module):
         return self._shared.take(self._index, x)
 
 
-def quantize_linears(model: nn.Module) -> int:
+def quantize_linears(model: "PreTrainedModel") -> int:
     """Swap every linear layer (`nn.Linear`, GPT-2's `Conv1D`) but routers; returns how many were swapped.
 
     What is left (norms, biases, routers) becomes float32; the embedding keeps its dtype and gives float32.
@@ -89,8 +94,8 @@ def quantize_linears(model: nn.Module) -> int:
             if isinstance(child, kinds) and name not in ROUTER_NAMES and min(child.weight.shape) > 1
         }
         for names in SHARED_INPUTS:
-            siblings = [linears[name] for name in names if name in linears]
-            if len(siblings) == len(names) and all(isinstance(linear, nn.Linear) for linear in siblings):
+            siblings = [linear for name in names if isinstance(linear := linears.get(name), nn.Linear)]
+            if len(siblings) == len(names):
                 shared = _share(siblings)
                 for index, name in enumerate(names):
                     setattr(parent, name, Int8LinearPart(shared, index))
@@ -141,8 +146,8 @@ def _let_go(weight: Tensor) -> None:
         )
 
 
-def _share(linears: list[nn.Module]) -> SharedInt8Linear:
-    quantized = [quantize_weight(linear.weight.detach()) for linear in linears]  # type: ignore[arg-type]
+def _share(linears: list[nn.Linear]) -> SharedInt8Linear:
+    quantized = [quantize_weight(linear.weight.detach()) for linear in linears]
     plain = torch.cat([weight for weight, _ in quantized])
     scale = torch.cat([scale for _, scale in quantized])
     sizes = [weight.shape[0] for weight, _ in quantized]

@@ -224,7 +224,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Seq[str] | Seq[list[int]],
+        prompts: Seq[str | list[int]],
         params: SamplingParams | Seq[SamplingParams],
         *,
         tokenizer: TextTokenizer | None = None,
