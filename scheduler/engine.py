@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
-from ..errors import ContextLengthError, InvalidRequestError, OverloadedError
+from ..errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
@@ -34,6 +34,8 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        if config.device == "cuda":
+            raise ModelLoadError("device is 'cuda', which this version cannot serve on yet; use 'cpu' or 'auto'.")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
