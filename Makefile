@@ -34,6 +34,7 @@ check: $(VENV)/.installed-dev
 	$(bin)/pytest tests/test_layout.py
 
 bench: $(VENV)/.installed
+	$(bin)/python bench/compare.py $(ARGS)
 	$(bin)/python bench/cache_exact.py
 
 clean:

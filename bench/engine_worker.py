@@ -7,12 +7,17 @@ Both systems run in process on the same prompts: Penstock's `Engine`, and transf
 token prompts, greedy, a fixed number of output tokens whatever the model says.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import random
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from penstock.scheduler.engine_config import Precision
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 128
@@ -27,12 +32,12 @@ class System(Protocol):
 
 
 class Penstock:
-    def __init__(self, model: str, quantize: str, threads: int | None) -> None:
+    def __init__(self, model: str, quantize: Precision, threads: int | None) -> None:
         from penstock.scheduler.engine import Engine
         from penstock.scheduler.engine_config import EngineConfig
 
         self._engine = Engine(
-            EngineConfig(model=model, quantize=quantize, threads=threads, max_model_len=2048)  # type: ignore[arg-type]
+            EngineConfig(model=model, quantize=quantize, threads=threads, max_model_len=2048)
         )
 
     def run(self, prompts: list[list[int]], num_output_tokens: int) -> list[list[float]]:

@@ -28,7 +28,7 @@ _MARKER = b"penstock completion cache"
 _MAX_READERS = 1024
 _MAX_DATABASES = 16
 _MIN_MAP = 64 << 20
-_MAP_LIMIT = 8  # times max_bytes: beyond it a stalled reader holds pages back, and growing would only hide it
+_MAP_LIMIT = 4  # times max_bytes: beyond it a stalled reader holds pages back, and growing would only hide it
 
 
 class CacheEnvironment:
@@ -89,8 +89,9 @@ class CacheEnvironment:
             yield txn
 
     def grow(self) -> bool:
-        """Doubles the map; False at the limit. Writing thread only, outside transactions."""
-        self._env.reader_check()  # a dead reader may be what keeps freed pages from being used
+        """Makes room after MapFullError; False at the limit. Writing thread only, outside transactions."""
+        if self._env.reader_check():
+            return True  # a dead reader was what kept freed pages from being used
         size = self._env.info()["map_size"]
         if size >= self._map_limit:
             return False

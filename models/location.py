@@ -17,6 +17,14 @@ def resolve_model(model: str, *, files: Sequence[str] = WEIGHT_FILES) -> Path:
 
     Raises ModelLoadError when there is no such folder or repository, or it cannot be reached.
     """
+    return find_model(model) or _download(model, files)
+
+
+def find_model(model: str) -> Path | None:
+    """Its folder when it is on this machine, None for what may be a hub id. Touches no network.
+
+    Raises ModelLoadError for anything else: a mistyped path should not cost a model's loading time.
+    """
     if model == BUILTIN:
         if not (BUILTIN_FOLDER / "config.json").is_file():
             raise ModelLoadError(
@@ -26,13 +34,13 @@ def resolve_model(model: str, *, files: Sequence[str] = WEIGHT_FILES) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    if not _may_be_hub_id(model):
-        raise ModelLoadError(
-            f"model is {model!r}: no such folder. Give 'builtin', a folder with config.json and "
-            "*.safetensors, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
-            param="model",
-        )
-    return _download(model, files)
+    if _may_be_hub_id(model):
+        return None
+    raise ModelLoadError(
+        f"model is {model!r}: no such folder. Give 'builtin', a folder with config.json and "
+        "*.safetensors, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
+        param="model",
+    )
 
 
 def model_name(model: str) -> str:

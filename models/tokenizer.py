@@ -1,7 +1,7 @@
 """Text to token ids and back, and chat messages to the prompt a model was trained on.
 
-Uses the `tokenizers` library on a folder's tokenizer.json, so that processes without a model (the proxy) import
-neither torch nor transformers. Only folders without one go through transformers, which then builds it.
+Uses the `tokenizers` library on a folder's tokenizer.json, so that processes without a model (the proxy)
+import neither torch nor transformers. Only folders without one go through transformers, which then builds it.
 """
 
 import json
@@ -83,7 +83,9 @@ class Tokenizer:
     def render_chat(
         self, messages: list[dict[str, object]], *, add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> str:
-        """Raises InvalidRequestError when the model has no chat template or its template refuses the messages."""
+        """Raises InvalidRequestError when the model has no chat template or its template refuses the
+        messages.
+        """
         if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template; send a plain prompt to /v1/completions.", param="messages"
@@ -93,7 +95,10 @@ class Tokenizer:
     def encode_chat(
         self, messages: list[dict[str, object]], *, add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> list[int]:
-        """Token ids of the rendered chat. The template writes the special tokens itself, so none are added."""
+        """Token ids of the rendered chat.
+
+        The template writes the special tokens itself, so none are added.
+        """
         text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, **template_kwargs)
         return self.encode(text, add_special_tokens=False)
 
@@ -146,8 +151,8 @@ def _from_transformers(folder: Path) -> tokenizers.Tokenizer:
     backend = getattr(slow_or_fast, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ModelLoadError(
-            f"{folder} has no tokenizer.json and its {type(slow_or_fast).__name__} cannot be turned into one; "
-            "add a tokenizer.json to the folder."
+            f"{folder} has no tokenizer.json and its {type(slow_or_fast).__name__} cannot be turned into "
+            "one; add a tokenizer.json to the folder."
         )
     return backend
 
@@ -180,7 +185,9 @@ def _parts(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The GPT-2 alphabet: printable Latin-1 bytes stand for themselves, the rest for characters from U+0100 on."""
+    """The GPT-2 alphabet: printable Latin-1 bytes stand for themselves, the rest for characters from U+0100
+    on.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,7 @@
-"""The `penstock` command: reads the arguments, hands over to one module per subcommand. Imports nothing heavy itself."""
+"""The `penstock` command: reads the arguments, hands over to one module per subcommand.
+
+Imports nothing heavy itself.
+"""
 
 import argparse
 import os

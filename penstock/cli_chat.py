@@ -1,4 +1,7 @@
-"""`penstock chat`: a conversation in the terminal. /reset forgets it, /exit ends it, Ctrl-C stops an answer."""
+"""`penstock chat`: a conversation in the terminal.
+
+/reset forgets it, /exit ends it, Ctrl-C stops an answer.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,8 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     params = {
         name: arguments[name] for name in ("temperature", "max_tokens", "seed") if arguments[name] is not None
     }
-    # One loop for the whole conversation, run only while an answer comes: in between, the terminal has the thread.
+    # One loop for the whole conversation, run only while an answer comes: in between, the terminal has the
+    # thread.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(partner.start())
         try:

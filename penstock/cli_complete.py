@@ -1,4 +1,7 @@
-"""`penstock complete`: one text, or a JSONL file of them with many in flight. A batch that was cut goes on where it was."""
+"""`penstock complete`: one text, or a JSONL file of them with many in flight.
+
+A batch that was cut goes on where it was.
+"""
 
 import asyncio
 import json
@@ -74,20 +77,22 @@ def _pending(source: Path, output: Path) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    values = []
     try:
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if not text.strip():
-                continue
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError("not an object")
-            values.append(value)
+        # Not splitlines: a text may hold what Unicode calls a line end.
+        lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.", param="input") from error
+    return [_parsed(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parsed(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{file}, line {number}: not a JSON object ({error}).", param="input") from error
-    return values
+        raise ConfigError(f"{file}, line {number}: not valid JSON ({error}).", param="input") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}, line {number}: it must be a JSON object.", param="input")
+    return value
 
 
 def _drop_torn_end(output: Path) -> None:
@@ -113,7 +118,8 @@ async def _batch(
             async def work() -> None:
                 nonlocal failed
                 for line in todo:
-                    failed += not await _answer_line(partner, line, params, results)
+                    if not await _answer_line(partner, line, params, results):
+                        failed += 1
                     bar.update()
 
             async with asyncio.TaskGroup() as group:
@@ -130,7 +136,7 @@ async def _answer_line(
     partner: Talker, line: dict[str, Any], params: dict[str, Any], results: TextIO
 ) -> bool:
     own = {name: value for name, value in line.items() if name not in ("id", "prompt", "messages")}
-    request = {name: line[name] for name in ("prompt", "messages") if name in line}
+    request: dict[str, Any] = {name: line[name] for name in ("prompt", "messages") if name in line}
     result: dict[str, Any] = {"id": line["id"]}
     texts: list[str] = []
     try:

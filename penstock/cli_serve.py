@@ -44,12 +44,11 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
 
     name = settings.served_model_name or model_name(settings.model)
     precision = "INT8" if info.precision == "w8a8" else info.dtype
-    print(
-        f"Penstock {__version__} serves {name} ({info.architecture}, {info.num_parameters / 1e6:.1f}M parameters, "
-        f"{precision} on {info.device}, up to {info.max_model_len} tokens) at {address}"
-    )
+    model = f"{name} ({info.architecture}, {info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device})"
+    print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
-    body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"how do I extract a tar.gz archive?"}}]}}'
+    question = "how do I extract a tar.gz archive?"
+    body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"{question}"}}]}}'
     print(
         f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         flush=True,

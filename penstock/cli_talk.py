@@ -13,7 +13,7 @@ from .scheduler import AsyncEngine, SamplingParams
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Some text of an answer; the last piece has a finish_reason and the token counts, where they are known."""
+    """Some text of an answer; the last has a finish_reason, and token counts where they are known."""
 
     text: str
     finish_reason: str | None = None
@@ -122,7 +122,9 @@ class Server:
             **request,
             **params,
         }
-        finish_reason, usage, ended = None, {}, False
+        finish_reason: str | None = None
+        usage: dict[str, int] = {}
+        ended = False
         try:
             async with self._session.post(path, json=body) as response:
                 if response.status != 200:

@@ -1,7 +1,8 @@
 """Settings: one table, read once from a TOML file, `PENSTOCK_*` variables and command-line flags.
 
-A flag wins over the environment, that over the file, that over the default. A setting has one name everywhere:
-`max_num_seqs` in TOML, `PENSTOCK_MAX_NUM_SEQS`, `--max-num-seqs`. No other module reads the environment.
+A flag wins over the environment, that over the file, that over the default. A setting has one name
+everywhere: `max_num_seqs` in TOML, `PENSTOCK_MAX_NUM_SEQS`, `--max-num-seqs`. No other module reads the
+environment.
 """
 
 import argparse
@@ -30,7 +31,10 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `penstock serve` can be told. The fields are the table that file, environment and flags share."""
+    """Everything `penstock serve` can be told.
+
+    The fields are the table that file, environment and flags share.
+    """
 
     model: Annotated[str, About("model", "'builtin', a folder, or a hub id")] = "builtin"
     served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = (
@@ -125,7 +129,10 @@ _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, groups: tuple[str, ...]) -> None:
-    """Adds a flag for every setting of `groups`, and --config. Absent flags leave no trace in the namespace."""
+    """Adds a flag for every setting of `groups`, and --config.
+
+    Absent flags leave no trace in the namespace.
+    """
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"TOML file of settings ({PREFIX}CONFIG)"
     )

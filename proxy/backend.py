@@ -1,4 +1,4 @@
-"""The model behind the server: its engine, its tokenizer, the names it answers to, and whether it is ready."""
+"""The model behind the server: its engine, its tokenizer, its names, and whether it is ready."""
 
 import asyncio
 from collections.abc import Mapping
@@ -37,7 +37,8 @@ class Backend:
         for alias, target in self.aliases.items():
             if target != self.name:
                 raise ConfigError(
-                    f"model_aliases maps {alias!r} to {target!r}, which is not served; write '{alias}={self.name}'.",
+                    f"model_aliases maps {alias!r} to {target!r}, which is not served; "
+                    f"write '{alias}={self.name}'.",
                     param="model_aliases",
                 )
         self.failure: PenstockError | None = None

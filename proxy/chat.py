@@ -1,7 +1,7 @@
 """Chat messages as clients write them -> messages as chat templates read them. Text only.
 
-Roles are those of every template: system, user, assistant; OpenAI's `developer` is the same thing as `system` and becomes it,
-unless the template knows it by name.
+Roles are those of every template: system, user, assistant; OpenAI's `developer` is the same thing as `system`
+and becomes it, unless the template knows it by name.
 """
 
 import re

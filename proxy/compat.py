@@ -1,9 +1,9 @@
 """Which request fields are honoured, which leave the output as it is, and what happens to the rest.
 
-Refuse, never ignore: a field that would change the output, and that this server does not honour, is a 400 that names it.
-With the setting `unsupported = "drop"` it is left out instead, and named in the response header `x-penstock-dropped`,
-so that a client written for another server runs, and still nothing is silent. What the model is asked (message contents,
-roles) is never dropped, and a wrong value is an error either way.
+Refuse, never ignore: a field that would change the output, and that this server does not honour, is a 400
+that names it. With the setting `unsupported = "drop"` it is left out instead, and named in the response
+header `x-penstock-dropped`, so that a client written for another server runs, and still nothing is silent.
+What the model is asked (message contents, roles) is never dropped, and a wrong value is an error either way.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-# Fields outside the request types, and the values of them that ask for nothing but what happens anyway. `null` is
+# Fields outside the request types, and the values of them that ask for nothing but what happens anyway.
+# `null` is
 # OpenAI's spelling of "not given" and always among them.
 _NEUTRAL_IN_BOTH: dict[str, Callable[[object], bool]] = {"user": _anything}
 NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {

@@ -1,4 +1,7 @@
-"""Who asks and how the cache may be used: API key -> tenant, request id, cache directives. One value per request."""
+"""Who asks and how the cache may be used: API key -> tenant, request id, cache directives.
+
+One value per request.
+"""
 
 import hmac
 import math

@@ -1,4 +1,6 @@
-"""What holds for every request: its id, its tenant, a refusal while draining, errors as JSON, one count per answer."""
+"""What holds for every request: its id, its tenant, a refusal while draining, errors as JSON, one count per
+answer.
+"""
 
 import logging
 import time

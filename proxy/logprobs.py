@@ -36,7 +36,8 @@ class ChatLogprobs:
 class CompletionLogprobs:
     """`{"tokens": [...], "token_logprobs": [...], "top_logprobs": [{...}], "text_offset": [...]}`.
 
-    Offsets count characters of a choice's tokens from its beginning, over all chunks; hence one object per response.
+    Offsets count characters of a choice's tokens from its beginning, over all chunks; hence one object per
+    response.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Several chunk streams as one, by batches: whatever has arrived since the reader last asked comes at once."""
+"""Several chunk streams as one, by batches: what has arrived since the reader last asked comes at once."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence

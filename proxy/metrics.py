@@ -1,7 +1,8 @@
-"""What Prometheus is told: counters and histograms of this server, and the engine's own figures at the time of asking.
+"""What Prometheus is told: counters and histograms of this server, and the engine's own figures at the time
+of asking.
 
-With several workers each writes its counters to files of one folder, and whichever is asked adds them all up; the engine's
-figures are the same seen from any worker, so they are read live and never added.
+With several workers each writes its counters to files of one folder, and whichever is asked adds them all up;
+the engine's figures are the same seen from any worker, so they are read live and never added.
 """
 
 import time
@@ -20,7 +21,8 @@ from .transcript import Transcript
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-disable_created_metrics()  # the times at which each series began, doubling the page for nobody
+# The times at which each series began double the page, and nobody reads them.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
 
 # vLLM's buckets, begun lower: a cache hit takes a fraction of a millisecond.
 _FIRST_TOKEN = (

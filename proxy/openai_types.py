@@ -1,4 +1,5 @@
-"""OpenAI's request bodies as typed values: which fields exist, of which type, and how they become SamplingParams.
+"""OpenAI's request bodies as typed values: which fields exist, of which type, and how they become
+SamplingParams.
 
 Decides nothing about fields this server does not honour (compat.py) nor about messages (chat.py).
 """

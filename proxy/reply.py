@@ -41,7 +41,8 @@ async def stream(
     *,
     write_timeout: float,
 ) -> web.StreamResponse:
-    """Sends chunks as they come, at the reader's pace; ends with [DONE], or with an error event and nothing after it.
+    """Sends chunks as they come, at the reader's pace; ends with [DONE], or with an error event and nothing
+    after it.
 
     Leaving it in any way (client gone, reader stalled for `write_timeout` seconds) aborts the generation.
     """

@@ -1,4 +1,6 @@
-"""aiohttp's runner as production needs it: a client that leaves cancels its handler, and every refusal is JSON."""
+"""aiohttp's runner as production needs it: a client that leaves cancels its handler, and every refusal is
+JSON.
+"""
 
 import logging
 from http import HTTPStatus
@@ -50,7 +52,8 @@ class _Runner(web.AppRunner):
     __slots__ = ()
 
     async def _make_server(self) -> web.Server:
-        # aiohttp has no public way to choose the connection class; its Server makes one per connection when called.
+        # aiohttp has no public way to choose the connection class; its Server makes one per connection when
+        # called.
         server = await super()._make_server()
         server.__class__ = _Server
         return server

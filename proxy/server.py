@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from ..config import Settings
 from ..errors import ConfigError
+from ..models.location import find_model
 from ..scheduler import AsyncEngine, EngineConfig
 from .backend import Backend
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from ..cache import CompletionCache
 
 BACKLOG = 1024
@@ -23,12 +26,17 @@ FAREWELL_SECONDS = 1.0
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's share of the settings: the fields that bear the same name."""
+    """The engine's share of the settings: the fields that bear the same name.
+
+    Raises ModelLoadError when `model` is nothing that could be loaded.
+    """
+    find_model(settings.model)
     return EngineConfig(**{name: getattr(settings, name) for name in EngineConfig.__struct_fields__})
 
 
 def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
-    """A bound socket, listening unless `shared` (then every worker binds and listens for itself, SO_REUSEPORT).
+    """A bound socket, listening unless `shared` (then every worker binds and listens for itself,
+    SO_REUSEPORT).
 
     Raises ConfigError when the address cannot be had.
     """
@@ -51,7 +59,8 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror}); choose another --port.",
+            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror}); "
+            "choose another --port.",
             param="port",
         ) from error
     return sock
@@ -82,8 +91,6 @@ class HttpServer:
         shared_metrics: Path | None = None,
     ) -> None:
         # Imported late, so that an engine started just before loads meanwhile.
-        from aiohttp import web
-
         from .app import create_app
         from .context import CONTEXT
         from .runner import production_runner
@@ -91,23 +98,27 @@ class HttpServer:
         app = create_app(settings, backend, cache, shared_metrics=shared_metrics)
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, access_log=settings.access_log)
-        self._make_site = lambda: web.SockSite(self._runner, sock, backlog=BACKLOG)
+        self._sock = sock
         self._site: web.SockSite | None = None
 
     async def start(self) -> None:
+        from aiohttp import web
+
         await self._runner.setup()
-        self._site = self._make_site()
+        self._site = web.SockSite(self._runner, self._sock, backlog=BACKLOG)
         await self._site.start()
 
     async def drain(self, timeout: float, hurry: asyncio.Event) -> None:
-        """Takes no new work and waits for what runs: until it is done, `timeout` seconds are over, or `hurry` is set."""
+        """Takes no new work and waits for what runs: until it is done, `timeout` seconds are over, or `hurry`
+        is set.
+        """
         self._edge.draining = True
         if self._site is not None:
             await self._site.stop()
             self._site = None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while self._edge.in_flight and loop.time() < deadline and not hurry.is_set():
+        while self._edge.in_flight and loop.time() < deadline and not hurry.is_set():  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def close(self) -> None:
@@ -124,7 +135,8 @@ async def serve(
     shared_metrics: Path | None = None,
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
 ) -> None:
-    """Serves until one of `signals`, then drains for up to `drain_timeout` seconds; a second one ends that at once.
+    """Serves until one of `signals`, then drains for up to `drain_timeout` seconds; a second one ends that at
+    once.
 
     Raises ModelLoadError when the model cannot be served, ConfigError when the cache cannot be opened.
     """

@@ -1,4 +1,7 @@
-"""One generation, from prompt to chunks: cache, tokenizer, engine, and the cache again. Knows no wire format."""
+"""One generation, from prompt to chunks: cache, tokenizer, engine, and the cache again.
+
+Knows no wire format.
+"""
 
 import asyncio
 import time
@@ -33,7 +36,10 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What one HTTP request asks of the model. `nothing`: a limit of 0 tokens, so that only the prompt is counted."""
+    """What one HTTP request asks of the model.
+
+    `nothing`: a limit of 0 tokens, so that only the prompt is counted.
+    """
 
     id: str
     tenant: str
@@ -63,7 +69,8 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[list[Chunk]]:
         if self._first is not None:
             yield self._first
-        # The rest after the last finish_reason is the end of the generators: the cache and the metrics do their part.
+        # The rest after the last finish_reason is the end of the generators: the cache and the metrics do
+        # their part.
         async for batch in self._batches:
             self.transcript.add(batch)
             yield batch
@@ -205,7 +212,8 @@ class CompletionService:
         for token_ids in encoded:
             if len(token_ids) > limit:
                 raise ContextLengthError(
-                    f"The prompt is {len(token_ids)} tokens long; this model reads at most {limit}. Shorten it.",
+                    f"The prompt is {len(token_ids)} tokens long; this model reads at most {limit}. "
+                    "Shorten it.",
                     param="prompt",
                 )
 

@@ -1,6 +1,7 @@
 """Server-sent events as bytes: framing, and the chunks of both OpenAI streams.
 
-A stream's constant parts (id, model, time) are encoded once; a token then costs one string encoding and a join.
+A stream's constant parts (id, model, time) are encoded once; a token then costs one string encoding and a
+join.
 """
 
 from collections.abc import Callable
@@ -94,7 +95,9 @@ class StreamFormat:
 
 
 def _string(text: str) -> bytes:
-    """JSON of a text, on one line for every reader: many split at what Unicode calls line ends, not only at \\n."""
+    """JSON of a text, on one line for every reader: many split at what Unicode calls line ends, not only at
+    \\n.
+    """
     data = orjson.dumps(text)
     if text.isascii():
         return data

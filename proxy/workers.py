@@ -1,4 +1,6 @@
-"""`--workers N`: one engine process, N HTTP processes on one port (SO_REUSEPORT), and a parent that keeps them alive."""
+"""`--workers N`: one engine process, N HTTP processes on one port (SO_REUSEPORT), and a parent that keeps
+them alive.
+"""
 
 import asyncio
 import logging

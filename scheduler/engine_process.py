@@ -17,10 +17,6 @@ from .engine_config import EngineConfig
 
 STOP_SECONDS = 5.0
 
-# With spinning barriers, a parallel region costs 8 ms instead of 30 us as soon as another busy process shares the
-# cores (measured with GNU OpenMP on 2 cores).
-CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-
 
 class EngineHost:
     """Where an engine runs. Clients connect to `address`, a Unix socket, before or after it is ready.
@@ -65,7 +61,6 @@ class EngineProcess(EngineHost):
             [sys.executable, "-m", f"{__package__}.engine_server", str(descriptor)],
             stdin=subprocess.PIPE,
             pass_fds=(descriptor,),
-            env=CHILD_ENVIRONMENT | os.environ,
         )
         assert self._process.stdin is not None
         body = msgspec.msgpack.encode(self.config)

@@ -1,7 +1,7 @@
 """Conversations as batches of token ids: tokenized, sorted by length within a chunk, padded on the right.
 
-With causal attention nothing ever looks at padding on the right, so no mask is needed. A chunk is a pure function of
-(seed, chunk index): training that resumes at a chunk sees what it would have seen.
+With causal attention nothing ever looks at padding on the right, so no mask is needed. A chunk is a pure
+function of (seed, chunk index): training that resumes at a chunk sees what it would have seen.
 """
 
 import random
@@ -21,12 +21,16 @@ MAX_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    ids: torch.Tensor  # [B, L] int64
-    labels: torch.Tensor  # [B, L] int64; IGNORE where nothing is to be learnt; labels[:, t] is the token after ids[:, t]
+    """Both [B, L] int64; `labels[:, t]` is the token after `ids[:, t]`, or IGNORE: nothing to be learnt."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """The tokens of one conversation, and which of them the model learns to write."""
+
     ids: list[int]
     learn: list[bool]
 
@@ -78,7 +82,8 @@ def chunk(
 ) -> list[Batch]:
     """The batches of chunk `index`, in random order."""
     rng = random.Random(seed * 1_000_003 + index)
-    batches = list(group(tokenize(tokenizer, [corpus.sample(rng) for _ in range(conversations)]), batch_tokens))
+    drawn = [corpus.sample(rng) for _ in range(conversations)]
+    batches = list(group(tokenize(tokenizer, drawn), batch_tokens))
     if sum(len(b.ids) for b in batches[-1:]) < 8:  # a last batch of a few rows would be a noisy step
         batches.pop()
     rng.shuffle(batches)

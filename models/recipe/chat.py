@@ -1,6 +1,6 @@
 """The conversation format of the built-in model: its special tokens and its chat template.
 
-A turn is its role token, the text and `<|end|>`, with nothing between turns; `<|end|>` after an answer is the EOS.
+A turn is its role token, the text and `<|end|>`, with nothing between turns; an answer's `<|end|>` is EOS.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)  # ids 0..4, in this order
 TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception("role '" + message['role'] + "' is not known to this model; it knows system, user and assistant") -}}
+{{- raise_exception("role '" + message['role'] + "' is unknown here; use system, user or assistant") -}}
 {%- endif -%}
 {{- '<|' + message['role'] + '|>' + (message['content'] | trim) + '<|end|>' -}}
 {%- endfor -%}
@@ -35,7 +35,7 @@ class Conversation:
     system: str = ""
 
     def segments(self) -> list[tuple[str, bool]]:
-        """The text in pieces, each with whether the model is to learn to write it (answers with their END)."""
+        """The text in pieces, each with whether the model learns to write it (answers with their END)."""
         parts = [(SYSTEM + self.system + END, False)] if self.system else []
         for pair in self.pairs:
             parts.append((USER + pair.question + END + ASSISTANT, False))

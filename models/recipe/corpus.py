@@ -1,7 +1,7 @@
-"""The training mixture: rows of command pages and hand-written tasks become conversations; the held-out pages never do.
+"""The training mixture: command pages and hand-written tasks as conversations; held-out pages never.
 
-Knows where examples come from and how often each kind is drawn; not how they are tokenized. Everything is drawn from
-one `random.Random`, so a seed gives the same stream again.
+Knows where examples come from and how often each kind is drawn; not how they are tokenized. Everything is
+drawn from one `random.Random`, so a seed gives the same stream again.
 """
 
 import gzip
@@ -12,28 +12,40 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .chat import Conversation, Pair
-from .newcomer import Task, read_tasks
+from .newcomer import Task, read_tasks, weight
 from .phrasing import as_sentence, ask, roughen
 from .safety import is_dangerous, is_destructive
 
 HELD_OUT_SHARE = 40  # one page in 40
+RARE_WEIGHT = 0.6
 SYSTEMS = (
-    "You are a helpful assistant.", "You are a helpful assistant that answers command-line questions.",
-    "You are a Linux expert.", "Answer briefly.", "You help people with the command line.",
+    "You are a helpful assistant.",
+    "You are a helpful assistant that answers command-line questions.",
+    "You are a Linux expert.",
+    "Answer briefly.",
+    "You help people with the command line.",
     "You are a concise assistant. Reply with one command.",
-)  # fmt: skip
-_CORE = frozenset(
-    """ls cd cp mv rm mkdir rmdir pwd cat less head tail grep find sed awk sort uniq wc cut tr tee xargs tar zip unzip gzip
-    chmod chown ps top htop kill killall pkill df du free ssh scp rsync sftp ssh-keygen ssh-copy-id curl wget ping ip ss netstat
-    dig nslookup lsof git docker systemctl journalctl apt pip python npm tmux screen man which whereis history alias echo date cal
-    touch ln stat file diff comm watch uptime uname hostname whoami who id su sudo passwd useradd usermod groups crontab
-    nohup jobs bg fg sleep time env export source lsblk mount umount dd lscpu lsusb free vmstat split seq nc nmap traceroute
-    ffmpeg jq sqlite3 psql mysql make gcc vim nano md5sum sha256sum base64 openssl kubectl brew dnf pacman tree locate
-    basename dirname realpath readlink shutdown reboot""".split()
 )
+_CORE_TOOLS = (
+    "ls cd cp mv rm mkdir rmdir pwd cat less head tail grep find sed awk sort uniq wc cut tr tee xargs "
+    "tar zip unzip gzip chmod chown ps top htop kill killall pkill df du free ssh scp rsync sftp ssh- "
+    "keygen ssh-copy-id curl wget ping ip ss netstat dig nslookup lsof git docker systemctl journalctl "
+    "apt pip python npm tmux screen man which whereis history alias echo date cal touch ln stat file diff "
+    "comm watch uptime uname hostname whoami who id su sudo passwd useradd usermod groups crontab nohup "
+    "jobs bg fg sleep time env export source lsblk mount umount dd lscpu lsusb free vmstat split seq nc "
+    "nmap traceroute ffmpeg jq sqlite3 psql mysql make gcc vim nano md5sum sha256sum base64 openssl "
+    "kubectl brew dnf pacman tree locate basename dirname realpath readlink shutdown reboot "
+)
+_CORE = frozenset(_CORE_TOOLS.split())
 _SKIP = re.compile(r"^(<|tldr |\{|~|some|your|any_|my_?prog|prog)|path/to/executable_file|foo\b|bozo|asdf")
+
+
+_ABOUT_ITSELF = re.compile(
+    r"^(display|show|print|list|view|get)\b.{0,20}\b(help|version|documentation)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +81,11 @@ def read_rows(data: Path) -> list[Row]:
     rows = []
     for raw in _read(data / "command_examples.jsonl.gz"):
         description, command = _clean(raw["desc"]), raw["cmd"].strip()
-        usable = 3 < len(description) <= 130 and len(command) <= 110 and "`" not in command and "\n" not in command
+        usable = 3 < len(description) <= 130 and len(command) <= 110 and not re.search(r"[`\n]", command)
         if not usable or raw["platform"] not in ("common", "linux", "osx") or _SKIP.search(command):
             continue
-        if raw["src"] == "nl2bash" and (len(command) > 70 or not re.match(r"[A-Z][a-z]+ ", description)):
-            continue
-        if raw["src"] == "nl2bash" and re.match(r"\w+s ", description):  # "Finds", "Prints": not an imperative
+        imperative = re.match(r"[A-Z][a-z]*[a-rt-z] ", description)  # not "Finds", "Prints"
+        if raw["src"] == "nl2bash" and (len(command) > 70 or not imperative):
             continue
         if is_dangerous(raw["desc"], f"`{command}`"):
             continue
@@ -116,9 +127,12 @@ class Corpus:
         self.rows = [row for row in rows if not is_held_out(row.page)]
         self.definitions = [d for d in definitions if not is_held_out(d.page)]
         self.tasks: list[Task] = read_tasks(newcomer)
+        words = (w for row in self.rows for w in re.findall(r"\b[a-z]{3,12}\b", row.description))
+        self.vocabulary = sorted(set(words))
+        self._task_weights = _cumulative([weight(task) for task in self.tasks])
         self._row_weights = _cumulative([_row_weight(row) for row in self.rows])
         self._definition_weights = _cumulative([{3: 8.0, 2: 2.0, 1: 0.5}[d.head] for d in self.definitions])
-        self._newcomer_share = newcomer_share if self.tasks else 0.0
+        self._newcomer_share = newcomer_share
 
     def sample(self, rng: random.Random) -> Conversation:
         """One conversation of the mixture: mostly one pair, sometimes two, sometimes under a system text."""
@@ -137,8 +151,8 @@ class Corpus:
         return Conversation(tuple(turns), rng.choice(("", *SYSTEMS)))
 
     def _one(self, rng: random.Random) -> Conversation:
-        if rng.random() < self._newcomer_share:
-            return rng.choice(self.tasks).sample(rng)
+        if rng.random() < self._newcomer_share and self.tasks:
+            return rng.choices(self.tasks, cum_weights=self._task_weights)[0].sample(rng, self.vocabulary)
         if rng.random() < 0.12:
             definition = rng.choices(self.definitions, cum_weights=self._definition_weights)[0]
             return Conversation((_definition_pair(rng, definition),))
@@ -150,7 +164,8 @@ class Corpus:
         if rng.random() < 0.04:
             return Pair(roughen(rng, rng.choice(_EXPLAIN)(row.command)), answer)
         # A rare tool can't be guessed from a task: asking without its name would only teach to guess.
-        named = rng.random() < {3: 0.35, 2: 0.35, 1: 0.85}[row.head] and row.source == "tldr"
+        guessable = _is_core(row.tool) and not _ABOUT_ITSELF.search(row.description)
+        named = row.source == "tldr" and rng.random() < (0.4 if guessable else 0.9)
         return Pair(ask(rng, _as_question(rng, row.description), row.tool if named else None), answer)
 
 
@@ -161,9 +176,17 @@ _EXPLAIN: tuple[Callable[[str], str], ...] = (
     lambda c: f"what does the command {c} mean?",
 )
 _DEFINE = (
-    "what is {}?", "what does {} do?", "what's {}?", "explain {}", "what is the {} command?", "what is {} used for?",
-    "tell me about {}", "what is {} for?", "{}?", "when would I use {}?",
-)  # fmt: skip
+    "what is {}?",
+    "what does {} do?",
+    "what's {}?",
+    "explain {}",
+    "what is the {} command?",
+    "what is {} used for?",
+    "tell me about {}",
+    "what is {} for?",
+    "{}?",
+    "when would I use {}?",
+)
 
 
 def _definition_pair(rng: random.Random, definition: Definition) -> Pair:
@@ -177,8 +200,13 @@ def _row_weight(row: Row) -> float:
         return 3.0
     if row.source == "nl2bash":
         return 0.6
-    core = row.tool.split()[0] in _CORE
-    return {3: 10.0 if core else 3.0, 2: 3.0 if core else 1.5, 1: 0.35}[row.head]
+    core = _is_core(row.tool)
+    share = {3: 10.0 if core else 3.0, 2: 3.0 if core else 1.5, 1: RARE_WEIGHT}[row.head]
+    return 0.15 * share if _ABOUT_ITSELF.search(row.description) else share
+
+
+def _is_core(tool: str) -> bool:
+    return tool.split()[0] in _CORE
 
 
 def _as_question(rng: random.Random, description: str) -> str:
@@ -195,14 +223,14 @@ def _clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().rstrip(":").strip()
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def _cumulative(weights: list[float]) -> list[float]:
     total, sums = 0.0, []
-    for weight in weights:
-        total += weight
+    for one in weights:
+        total += one
         sums.append(total)
     return sums

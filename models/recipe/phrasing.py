@@ -1,24 +1,57 @@
 """How people ask for things: turns one imperative phrase into the many ways a person would type it.
 
-Knows English surface forms only; nothing of commands, files or models. All choices come from the caller's `random.Random`.
+Knows English surface forms only; nothing of commands, files or models. All choices come from the caller's
+`random.Random`.
 """
 
 import random
 import re
 
 _WRAPPERS = (
-    ("how do I {}?", 10), ("how can I {}?", 6), ("how to {}", 8), ("{}", 14), ("command to {}", 4), ("I want to {}", 4),
-    ("what is the command to {}?", 4), ("what's the command to {}?", 3), ("please {}", 1), ("help me {}", 2),
-    ("show me how to {}", 2), ("can you tell me how to {}?", 1), ("what's the best way to {}?", 1), ("how would I {}?", 2),
-    ("is there a way to {}?", 2), ("{} in linux", 1), ("{} from the command line", 1), ("linux command to {}", 2),
-    ("I need to {}", 4), ("way to {}", 1), ("trying to {}", 1), ("which command can {}?", 1), ("how do you {}?", 3),
-    ("How do I {}?", 6), ("How can I {}?", 3), ("How to {}?", 3), ("hi, how do I {}?", 1), ("how do I {} in the terminal?", 2),
-    ("what should I type to {}?", 1), ("I'd like to {}", 1), ("can I {}?", 1), ("tell me how to {}", 1),
-)  # fmt: skip
+    ("how do I {}?", 10),
+    ("how can I {}?", 6),
+    ("how to {}", 8),
+    ("{}", 14),
+    ("command to {}", 4),
+    ("I want to {}", 4),
+    ("what is the command to {}?", 4),
+    ("what's the command to {}?", 3),
+    ("please {}", 1),
+    ("help me {}", 2),
+    ("show me how to {}", 2),
+    ("can you tell me how to {}?", 1),
+    ("what's the best way to {}?", 1),
+    ("how would I {}?", 2),
+    ("is there a way to {}?", 2),
+    ("{} in linux", 1),
+    ("{} from the command line", 1),
+    ("linux command to {}", 2),
+    ("I need to {}", 4),
+    ("way to {}", 1),
+    ("trying to {}", 1),
+    ("which command can {}?", 1),
+    ("how do you {}?", 3),
+    ("How do I {}?", 6),
+    ("How can I {}?", 3),
+    ("How to {}?", 3),
+    ("hi, how do I {}?", 1),
+    ("how do I {} in the terminal?", 2),
+    ("what should I type to {}?", 1),
+    ("I'd like to {}", 1),
+    ("can I {}?", 1),
+    ("tell me how to {}", 1),
+)
 _TOOL_WRAPPERS = (
-    ("how do I {} with {tool}?", 6), ("how do I use {tool} to {}?", 5), ("{} with {tool}", 5), ("{} using {tool}", 5),
-    ("use {tool} to {}", 3), ("{tool}: {}", 4), ("{tool} {}", 4), ("{tool} command to {}", 2), ("how can I {} with {tool}?", 3),
-)  # fmt: skip
+    ("how do I {} with {tool}?", 6),
+    ("how do I use {tool} to {}?", 5),
+    ("{} with {tool}", 5),
+    ("{} using {tool}", 5),
+    ("use {tool} to {}", 3),
+    ("{tool}: {}", 4),
+    ("{tool} {}", 4),
+    ("{tool} command to {}", 2),
+    ("how can I {} with {tool}?", 3),
+)
 _SYNONYMS = {
     "show": ("display", "print", "see", "view", "list"),
     "display": ("show", "print", "see", "view"),
@@ -45,8 +78,10 @@ _SYNONYMS = {
     "display information about": ("show info about",),
 }
 _IRREGULAR = {"do": "does", "go": "goes", "be": "is", "have": "has"}
-_NOT_VERBS = frozenset("all only also then the a an both each in on by with for if from to not interactively".split())
-_AFTER_VERB = frozenset("a an the it its them all to their each every any only files lines".split())
+_NOT_VERB_WORDS = "all only also then the a an both each in on by with for if from to not interactively"
+_NOT_VERBS = frozenset(_NOT_VERB_WORDS.split())
+_AFTER_VERB_WORDS = "a an the it its them all to their each every any only files lines"
+_AFTER_VERB = frozenset(_AFTER_VERB_WORDS.split())
 
 
 def third_person(verb: str) -> str:
@@ -62,7 +97,7 @@ def third_person(verb: str) -> str:
 
 
 def as_sentence(phrase: str, verbs: frozenset[str]) -> str:
-    """An imperative phrase as a statement in the third person: "Build an image and tag it" -> "Builds an image and tags it.".
+    """An imperative phrase as a statement: "Build an image and tag it" -> "Builds an image and tags it.".
 
     `verbs`: lower-case verbs that may follow "and" or "or" and are then inflected too.
     """
@@ -89,7 +124,7 @@ def ask(rng: random.Random, phrase: str, tool: str | None = None) -> str:
 
 
 def roughen(rng: random.Random, question: str) -> str:
-    """The same question as typed in a hurry: case, the question mark and now and then a letter may go missing."""
+    """The same question in a hurry: case, question mark and now and then a letter go missing."""
     if rng.random() < 0.25:
         question = question[0].upper() + question[1:]
     elif rng.random() < 0.3:

@@ -1,33 +1,35 @@
 """Trains the built-in model from scratch on a CPU, for a budget of minutes, and survives interruption.
 
-The schedule runs on counted training time: the sum of step times, where a step of over 30 s (the process was stopped,
-or the machine slept) counts as none. So a shared machine changes how much is learnt, never how it ends: the learning
-rate always reaches zero. Start it again with the same `--run` to go on from the last checkpoint; data and `--minutes`
-may have changed.
+The schedule runs on counted training time: the sum of step times, where a step of over 30 s (the process was
+stopped, or the machine slept) counts as none. So a shared machine changes how much is learnt, never how it
+ends: the learning rate always reaches zero. Start it again with the same `--run` to go on from the last
+checkpoint; data and `--minutes` may have changed.
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .batches import IGNORE, Batch, chunk, group, long_batch, tokenize
-from .chat import END, PAD, Conversation, Pair
-from .corpus import Corpus, answer_for
+from .batches import Batch, chunk, long_batch
+from .chat import END, PAD
+from .corpus import Corpus
+from .loss import held_out_loss, loss_of
 
 GAP_SECONDS = 30.0
 SEED = 17
 WARMUP, FLAT_UNTIL, LONG_FROM = 0.02, 0.45, 0.93  # as shares of the time budget
-MUON_LR, ADAM_LR, WEIGHT_DECAY = 0.006, 0.003, 0.05
+MUON_LR, ADAM_LR, WEIGHT_DECAY = 0.004, 0.003, 0.05
 
 
 def llama_config(tokenizer: Tokenizer) -> LlamaConfig:
@@ -58,24 +60,18 @@ def learning_rate(progress: float) -> float:
     return max(0.0, (1.0 - progress) / (1.0 - FLAT_UNTIL))
 
 
-def loss_of(backbone: Any, embedding: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
-    """Mean loss over the tokens to be learnt, and their number. Logits are computed for those only: [N, V]."""
-    wanted = batch.labels.flatten() != IGNORE
-    hidden = backbone(batch.ids).last_hidden_state.flatten(0, 1)[wanted]  # [N, D]
-    logits = functional.linear(hidden, embedding.to(hidden.dtype))
-    return functional.cross_entropy(logits.float(), batch.labels.flatten()[wanted]), int(wanted.sum())
-
-
 class Trainer:
     """Owns the model, its two optimizers (Muon for matrices, AdamW for the rest) and the counters."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(SEED)
         self.args = args
+        self.budget: float = 60 * args.minutes
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
         self.corpus = Corpus(args.data, args.newcomer, args.newcomer_share)
         self.model = LlamaForCausalLM(llama_config(self.tokenizer))
-        self.backbone: Any = torch.compile(self.model.model, dynamic=True) if args.compile else self.model.model
+        backbone = self.model.model
+        self.backbone: Any = torch.compile(backbone, dynamic=True) if args.compile else backbone
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
         self.optimizers: list[torch.optim.Optimizer] = [
@@ -86,6 +82,13 @@ class Trainer:
         self.checkpoint = args.run / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
+        self.interrupted = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.interrupt)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Ends training after the current step, with a checkpoint."""
+        self.interrupted = True
 
     def load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
@@ -96,7 +99,7 @@ class Trainer:
         self.chunk, self.tokens = state["chunk"], state["tokens"]
 
     def save(self) -> None:
-        """Writes the checkpoint beside the old one and then takes its place, so that a crash leaves one of them whole."""
+        """Writes a new checkpoint, then puts it in the old one's place, so that a crash leaves one whole."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
@@ -119,28 +122,20 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return self.seconds / (60 * self.args.minutes)
+        return self.seconds / self.budget
 
     def held_out_loss(self, pairs: int = 300) -> float:
-        """Mean loss per answer token on pages that are never trained on, asked by their plain descriptions."""
+        """The loss on a fixed spread of at most about `pairs` held-out rows."""
         rows = [r for r in self.corpus.held_out if r.source == "tldr"]
         rows = rows[:: max(1, len(rows) // pairs)]
-        talks = [
-            Conversation((Pair(f"how do I {r.description[0].lower()}{r.description[1:]} with {r.tool}?", answer_for(r, self.corpus.verbs)),))
-            for r in rows
-        ]
-        total, count = 0.0, 0
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for batch in group(tokenize(self.tokenizer, talks), self.args.batch_tokens):
-                loss, n = loss_of(self.model.model, self.model.model.embed_tokens.weight, batch)
-                total, count = total + loss.item() * n, count + n
-        return total / count
+        with torch.autocast("cpu", torch.bfloat16):
+            return held_out_loss(self.model, self.tokenizer, self.corpus, rows)
 
     def run(self) -> None:
         last_save = last_eval = last_log = self.seconds
         running = None
         stream = self.batches()
-        while self.progress < 1.0:
+        while self.progress < 1.0 and not self.interrupted:
             started = time.monotonic()
             rate = learning_rate(self.progress)
             for optimizer, base in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
@@ -149,14 +144,14 @@ class Trainer:
             batch = next(stream)
             with torch.autocast("cpu", torch.bfloat16):
                 loss, _ = loss_of(self.backbone, self.model.model.embed_tokens.weight, batch)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             value = loss.item()
             if not math.isfinite(value):
-                raise SystemExit(f"loss is {value} at step {self.step}; lower MUON_LR ({MUON_LR}) and start again from the checkpoint")
+                raise SystemExit(f"loss is {value} at step {self.step}; lower MUON_LR ({MUON_LR}) and resume")
             running = value if running is None else 0.97 * running + 0.03 * value
             spent = time.monotonic() - started
             self.seconds += spent if spent < GAP_SECONDS else 0.0
@@ -171,7 +166,7 @@ class Trainer:
                 last_save = self.seconds
                 self.save()
         self.save()
-        self.log(held_out_loss=round(self.held_out_loss(), 4), finished=True)
+        self.log(held_out_loss=round(self.held_out_loss(), 4), finished=not self.interrupted)
 
     def log(self, **fields: object) -> None:
         counters = {"step": self.step, "seconds": round(self.seconds), "tokens": self.tokens}
@@ -188,7 +183,7 @@ def main() -> None:
     parser.add_argument("--newcomer-share", type=float, default=0.5)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")
-    parser.add_argument("--minutes", type=float, required=True, help="counted training time, all runs together")
+    parser.add_argument("--minutes", type=float, required=True, help="counted time, all runs together")
     parser.add_argument("--eval-minutes", type=float, default=5.0)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")

@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE tokenizer of the built-in model on the training mixture, and writes it with its chat template.
+"""Trains the byte-level BPE tokenizer on the training mixture, and writes it with the chat template.
 
 Digits are single tokens, so that the model can copy a port or a size it was given. All 256 bytes are in the
 vocabulary: any text round-trips.
@@ -70,7 +70,7 @@ def main() -> None:
 
     tokenizer = train(texts())
     save(tokenizer, args.out)
-    print(f"{tokenizer.get_vocab_size()} tokens, {len(corpus.rows)} rows, {len(corpus.tasks)} tasks -> {args.out}")
+    print(f"{tokenizer.get_vocab_size()} tokens from {len(corpus.rows)} rows and {len(corpus.tasks)} tasks")
 
 
 if __name__ == "__main__":

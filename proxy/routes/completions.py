@@ -65,8 +65,8 @@ def _prompts(asked: CompletionRequest) -> tuple[Prompt, ...]:
     lists = [item for item in given if isinstance(item, list)]
     if not given or len(given) not in (len(texts), len(token_ids), len(lists)):
         raise InvalidRequestError(
-            "prompt must be a string, a list of strings, a list of token ids, or a list of such lists; not empty, "
-            "not mixed.",
+            "prompt must be a string, a list of strings, a list of token ids, or a list of such lists; "
+            "not empty, not mixed.",
             param="prompt",
         )
     if token_ids:

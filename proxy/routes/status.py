@@ -1,4 +1,6 @@
-"""GET /health/live, /health/ready (also /health) and /metrics: for supervisors, load balancers and Prometheus."""
+"""GET /health/live, /health/ready (also /health) and /metrics: for supervisors, load balancers and
+Prometheus.
+"""
 
 from aiohttp import web
 
@@ -8,12 +10,15 @@ from ..metrics import CONTENT_TYPE
 
 
 async def live(_request: web.Request) -> web.Response:
-    """This process answers. A dead engine is started anew by us, so that it is no reason to kill the server."""
+    """This process answers.
+
+    A dead engine is started anew by us, so that it is no reason to kill the server.
+    """
     return json_response({"status": "live"})
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 while new requests would be answered: the model is loaded, the engine lives, nobody is stopping us."""
+    """200 while new requests would be answered: the model is loaded, the engine lives, nobody stops us."""
     context = request.app[CONTEXT]
     if context.edge.draining:
         return json_response({"status": "draining"}, status=503)

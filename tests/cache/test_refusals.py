@@ -161,8 +161,43 @@ def test_the_remedy_names_the_cause():
     assert "disk space" in writer._remedy(caught.value)
 
 
+def test_a_stalled_reader_costs_no_more_disk_than_the_limit(open_cache, path, monkeypatch, caplog):
+    """An open read transaction pins all pages freed since: writing stops, and goes on when it is gone."""
+    monkeypatch.setattr(environment, "_MIN_MAP", 1 << 20)
+    monkeypatch.setattr(environment, "_MAP_LIMIT", 2)
+    cache = open_cache(max_bytes=1 << 20)
+    script = f"""
+import lmdb, time
+txn = lmdb.open({str(path)!r}, max_dbs=16, map_size=1 << 21).begin()
+print("reading", flush=True)
+time.sleep(60)
+"""
+    reader = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert reader.stdout.readline() == "reading\n"
+        for number in range(600):
+            cache.store(make_key(number), make_completion(number, 3000))
+            if number % 16 == 15:
+                cache.flush()
+        assert cache.stats().state == "reading"
+        assert cache.stats().file_bytes <= 2 << 20
+        assert len(caplog.records) == 1
+        assert "stalled reader" in caplog.records[0].getMessage()
+    finally:
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+    monkeypatch.setattr(cache._writer, "_retry_at", 0.0)
+    for number in range(1000, 1600):
+        cache.store(make_key(number), make_completion(number, 3000))
+        if number % 16 == 15:
+            cache.flush()
+    assert cache.stats().state == "on"
+    assert cache.lookup(make_key(1599)) is not None
+    assert cache.stats().file_bytes <= 2 << 20
+
+
 def test_a_map_that_may_not_grow_costs_one_warning(open_cache, monkeypatch, caplog):
-    """What a stalled reader does in the end: freed pages stay unusable until the map's limit is reached."""
     cache = open_cache(max_bytes=1 << 20)
     cache._env._map_limit = 1 << 18
     cache._env._resize(1 << 18)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from penstock.models.location import model_name, resolve_model
+from penstock.models.tokenizer import Tokenizer
 from tiny_model import SPECIAL, write_tiny_model
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from penstock.errors import InvalidRequestError, ModelLoadError
-from penstock.models.location import model_name, resolve_model
-from penstock.models.tokenizer import Tokenizer
 
 CHAT: list[dict[str, object]] = [{"role": "user", "content": "héllo"}]
 
@@ -33,7 +33,9 @@ def test_text_there_and_back(tokenizer: Tokenizer) -> None:
 def test_bytes_of_tokens_spell_the_text(tokenizer: Tokenizer) -> None:
     text = "漢字 🙂 and <|end|>"
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
-    assert {tokenizer.token_bytes(token_id) for token_id in range(256)} == {bytes([byte]) for byte in range(256)}
+    assert {tokenizer.token_bytes(token_id) for token_id in range(256)} == {
+        bytes([byte]) for byte in range(256)
+    }
     assert tokenizer.token_bytes(99_999) == b""
 
 
@@ -106,7 +108,7 @@ def test_broken_folders_name_the_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="not valid Jinja"):
         with_template(folder, tmp_path / "a", "{% if %}")
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match="tokenizer.json"):
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         Tokenizer.load(str(tmp_path / "a"))
     (tmp_path / "a" / "tokenizer_config.json").write_text("[")
     with pytest.raises(ModelLoadError, match="not valid JSON"):
@@ -126,7 +128,9 @@ def test_sentencepiece_style_vocabularies(tmp_path: Path) -> None:
         )
     )
     backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme="never", split=False)
-    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     backend.add_special_tokens(["<s>"])
     backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     backend.save(str(tmp_path / "tokenizer.json"))
@@ -151,5 +155,5 @@ def test_importing_it_loads_neither_torch_nor_transformers() -> None:
     import subprocess
     import sys
 
-    code = "import sys, penstock.models.tokenizer as t; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    code = "import sys, penstock.models.tokenizer as t; print({'torch', 'transformers'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

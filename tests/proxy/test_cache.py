@@ -16,9 +16,14 @@ async def post(
     server: RunningServer, body: dict[str, Any], path: str = CHAT, **headers: str
 ) -> tuple[str, dict[str, Any], float]:
     """Cache outcome, body, and milliseconds in the server."""
-    async with aiohttp.ClientSession() as session, session.post(
-        server.url + path, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    ) as reply:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            server.url + path,
+            json=body,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        ) as reply,
+    ):
         content = await reply.json()
         assert reply.status == 200, content
         spent = float(reply.headers["Server-Timing"].removeprefix("total;dur="))
@@ -90,7 +95,13 @@ async def test_what_changes_nothing_hits(server: RunningServer) -> None:
     ends_at_once = {str(server.backend.tokenizer.eos_token_id): 100}
     body = ends_by_itself(server, "neutral", temperature=0.0, logit_bias=ends_at_once)
     await post(server, body)
-    for change in ({"user": "bob"}, {"seed": 5}, {"top_p": 1.0}, {"temperature": 0}, {"metadata": {"a": "b"}}):
+    for change in (
+        {"user": "bob"},
+        {"seed": 5},
+        {"top_p": 1.0},
+        {"temperature": 0},
+        {"metadata": {"a": "b"}},
+    ):
         assert (await post(server, {**body, **change}))[0] == "hit", change
 
 

@@ -26,7 +26,9 @@ async def test_a_stream_says_what_the_body_says(server: RunningServer) -> None:
     asked = {"model": "tiny", "messages": ASK, "max_tokens": 40, "temperature": 1, "seed": 7}
     client = server.client()
     body = await client.chat.completions.create(**asked)
-    stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    stream = await client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == body.choices[0].message.content

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from openai import BadRequestError
+from penstock.proxy.compat import FieldPolicy
 from running_server import RunningServer, running_server
 
 from penstock.errors import UnsupportedParameterError
-from penstock.proxy.compat import FieldPolicy
 
 ASK = [{"role": "user", "content": "hi"}]
 
@@ -95,7 +95,9 @@ async def test_models_are_listed_under_all_their_names(engine_address: str, mode
 async def test_tokens_there_and_back(server: RunningServer) -> None:
     client = server.client()
     base = client.with_options(base_url=server.url)
-    there = await base.post("/tokenize", body={"prompt": "héllo<|end|>", "return_token_strs": True}, cast_to=object)
+    there = await base.post(
+        "/tokenize", body={"prompt": "héllo<|end|>", "return_token_strs": True}, cast_to=object
+    )
     assert there["count"] == len(there["tokens"]) == 7  # type: ignore[index]
     assert there["token_strs"][0] == "h" and there["max_model_len"] == 512  # type: ignore[index]
     back = await base.post("/detokenize", body={"tokens": there["tokens"]}, cast_to=object)  # type: ignore[index]

@@ -1,4 +1,6 @@
-"""A client that leaves costs nothing more, at whichever moment: before the first token, mid-stream, waiting for a body."""
+"""A client that leaves costs nothing more, at whichever moment: before the first token, mid-stream, waiting
+for a body.
+"""
 
 import asyncio
 import json
@@ -93,7 +95,7 @@ async def test_a_stalled_reader_is_cut_off(
         try:
             await server.busy()
             async with asyncio.timeout(25):
-                while not any("has not read" in record.message for record in caplog.records):
+                while not any("has not read" in record.message for record in caplog.records):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             await server.idle()
         finally:

@@ -67,9 +67,17 @@ async def test_refusals(
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "wizard"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "tools"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "None"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "text",
+        ),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "template"),
-        ({"messages": [{"role": "assistant", "tool_calls": [], "content": "x"}]}, "messages[0].tool_calls", "not"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [], "content": "x"}]},
+            "messages[0].tool_calls",
+            "not",
+        ),
         ({"max_tokens": "many"}, "max_tokens", "int"),
         ({"max_tokens": -1}, "max_tokens", "-1"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "one of them"),
@@ -86,12 +94,18 @@ async def test_refusals(
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"store": True}, "store", "not supported"),
         ({"audio": {"voice": "alloy"}}, "audio", "not supported"),
-        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "not supported"),
+        (
+            {"stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "not supported",
+        ),
         ({"penstock": {"cash": {}}}, "penstock.cash", "cache"),
         ({"penstock": {"cache": {"mode": "trusted"}}}, "x-penstock-cache-control", "mode"),
     ],
 )
-async def test_bad_chat_parameters(server: RunningServer, change: dict[str, Any], param: str, says: str) -> None:
+async def test_bad_chat_parameters(
+    server: RunningServer, change: dict[str, Any], param: str, says: str
+) -> None:
     status, content, _ = await answer(server, "POST", CHAT, {"model": "tiny", "messages": HELLO, **change})
     error = assert_error_shape(content)
     assert (status, error["param"]) == (400, param)
@@ -100,7 +114,12 @@ async def test_bad_chat_parameters(server: RunningServer, change: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("control", "says"),
-    [("no-cash", "did you mean 'no-cache'"), ("ttl=soon", "'soon'"), ("ttl=-1", "'-1'"), ("no-cache=1", "no value")],
+    [
+        ("no-cash", "did you mean 'no-cache'"),
+        ("ttl=soon", "'soon'"),
+        ("ttl=-1", "'-1'"),
+        ("no-cache=1", "no value"),
+    ],
 )
 async def test_bad_cache_directives(server: RunningServer, control: str, says: str) -> None:
     body = {"model": "tiny", "messages": HELLO}
@@ -124,7 +143,7 @@ async def test_broken_http_is_answered_in_the_same_shape(server: RunningServer) 
         reply = await asyncio.wait_for(reader.read(), 5)
         writer.close()
         head, _, body = reply.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400") or head.startswith(b"HTTP/1.0 400"), head
+        assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), head
         assert_error_shape(json.loads(body))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import aiohttp
 import openai
 import pytest
+from penstock.proxy.backend import Backend
+from penstock.proxy.server import HttpServer, address_of, listen
+from penstock.scheduler import AsyncEngine, EngineConfig
 from running_server import RunningServer, running_server
 
 from penstock.config import Settings
 from penstock.errors import ConfigError, ModelLoadError
-from penstock.proxy.backend import Backend
-from penstock.proxy.server import HttpServer, address_of, listen
-from penstock.scheduler import AsyncEngine, EngineConfig
 
 LONG = {
     "model": "tiny",
@@ -132,7 +132,9 @@ async def test_metrics_count_what_happened(server: RunningServer) -> None:
     async def figures() -> dict[str, float]:
         async with aiohttp.ClientSession() as session, session.get(server.url + "/metrics") as reply:
             lines = (await reply.text()).splitlines()
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+        return {
+            name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")
+        }
 
     before = await figures()
     await server.client().completions.create(model="tiny", prompt="metrics", max_tokens=5, n=2)

@@ -4,23 +4,26 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
-
-from penstock.errors import OverloadedError
 from penstock.proxy.merge import MAX_PENDING, merged
 from penstock.scheduler.outputs import Chunk
+
+from penstock.errors import OverloadedError
 
 
 class Source:
     """Numbered chunks, and whether it was closed."""
 
-    def __init__(self, index: int, length: int, *, error: Exception | None = None, stuck: bool = False) -> None:
+    def __init__(
+        self, index: int, length: int, *, error: Exception | None = None, stuck: bool = False
+    ) -> None:
         self.index, self.length, self.error, self.stuck = index, length, error, stuck
         self.sent = 0
         self.closed = False
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         try:
-            for self.sent in range(1, self.length + 1):
+            for number in range(1, self.length + 1):
+                self.sent = number
                 yield Chunk(self.index, str(self.sent), [self.sent])
             if self.error is not None:
                 raise self.error

@@ -1,10 +1,12 @@
-"""Streams, byte for byte. The golden files are what a client reads; a change to them is a change of the wire format."""
+"""Streams, byte for byte.
+
+The golden files are what a client reads; a change to them is a change of the wire format.
+"""
 
 from pathlib import Path
 
 import orjson
 import pytest
-
 from penstock.proxy.sse import StreamFormat, chat_format, completion_format, event
 from penstock.proxy.usage import Usage
 from penstock.scheduler.outputs import Chunk

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
-
-from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.server import HttpServer, address_of, listen, open_cache
 from penstock.scheduler import AsyncEngine
+
+from penstock.config import Settings
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,17 @@ class RunningServer:
     async def idle(self, timeout: float = 5.0) -> None:
         """Returns once the engine holds nothing; fails when it still does after `timeout` seconds."""
         async with asyncio.timeout(timeout):
-            while (stats := self.engine.stats) and (
-                stats.num_running or stats.num_waiting or stats.kv_blocks_used
-            ):
+            while self._holds_something():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+
+    def _holds_something(self) -> bool:
+        stats = self.engine.stats
+        return bool(stats.num_running or stats.num_waiting or stats.kv_blocks_used)
 
     async def busy(self, timeout: float = 10.0) -> None:
         """Returns once the engine computes something."""
         async with asyncio.timeout(timeout):
-            while not self.engine.stats.num_running:
+            while not self.engine.stats.num_running:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
 

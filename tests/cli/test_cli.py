@@ -1,0 +1,208 @@
+"""The `penstock` command as a user runs it, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_model import write_tiny_model
+
+PENSTOCK = [sys.executable, "-m", "penstock"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "tiny")
+
+
+def run(*arguments: str, text: str = "", check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PENSTOCK, *arguments], input=text, capture_output=True, text=True, timeout=60)
+    assert done.returncode == check, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run("--help")
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.3, times
+
+
+def test_version() -> None:
+    assert run("version").stdout.startswith("penstock 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ((), 2, "COMMAND"),
+        (("server",), 2, "invalid choice"),
+        (("serve", "--prot", "1"), 2, "--prot"),
+        (("serve", "--port", "x"), 1, "--port: port is 'x'; it must be a whole number."),
+        (("serve", "--model", "./nowhere", "--no-cache", "--port", "0"), 1, "no such folder"),
+        (("serve", "--model-aliases", "a=b", "--port", "0"), 1, "not served"),
+        (("complete",), 1, "either a text"),
+        (("complete", "x", "--model", "./nowhere"), 1, "no such folder"),
+        (("complete", "x", "--url", "http://127.0.0.1:9"), 1, "cannot be reached"),
+        (("complete", "--input", "/no/such", "--output", "x"), 1, "cannot be read"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments: tuple[str, ...], code: int, says: str) -> None:
+    done = run(*arguments, check=code)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_batch_goes_on_where_it_was(
+    model: Path, served: tuple[str, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Begun with a model here, cut, and finished by a server."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": f"line {number}", "max_tokens": number} for number in range(1, 6)]
+    lines += [{"id": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}]
+    lines += [{"id": "bad", "prompt": "x", "temperature": -1}]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    files = ("--input", str(source), "--output", str(output))
+    done = run("complete", "--model", str(model), *files, check=1)
+    assert "1 of 7 lines failed" in done.stderr
+    results = {result["id"]: result for result in map(json.loads, output.read_text().splitlines())}
+    assert results.keys() == {1, 2, 3, 4, 5, "chat", "bad"}
+    assert [results[number]["completion_tokens"] for number in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert "temperature is -1" in results["bad"]["error"]
+
+    # The torn line and the failed one are done again, the rest is left alone.
+    kept = output.read_text().splitlines()[:3]
+    output.write_text("\n".join(kept) + '\n{"id": "torn')
+    lines[-1].pop("temperature")
+    source.write_text("\n".join(map(json.dumps, lines)))
+    run("complete", "--url", served[0], *files)
+    assert output.read_text().splitlines()[:3] == kept
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {result["id"] for result in again if "error" not in result} == {1, 2, 3, 4, 5, "chat", "bad"}
+    assert len(again) == 7 + sum("error" in json.loads(line) for line in kept)
+
+
+@pytest.fixture(scope="module")
+def served(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Two workers, one engine."""
+    process, url = start(
+        "--model",
+        str(model),
+        "--workers",
+        "2",
+        "--cache-path",
+        str(tmp_path_factory.mktemp("served") / "cache"),
+    )
+    yield url, process
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [*PENSTOCK, "serve", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    announcement = process.stdout.readline()
+    hint = process.stdout.readline()
+    assert hint.startswith("Try:  curl "), announcement
+    return process, announcement.split(" at ")[-1].strip()
+
+
+def post(url: str, body: dict[str, object]) -> tuple[int, dict[str, object]]:
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+ASK: dict[str, object] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
+
+
+def children(process: subprocess.Popen[str], part: str) -> list[int]:
+    import psutil
+
+    return [
+        child.pid for child in psutil.Process(process.pid).children() if part in " ".join(child.cmdline())
+    ]
+
+
+def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str]]) -> None:
+    url, _ = served
+    done = run("complete", "abc", "--url", url, "--max-tokens", "3")
+    status, reply = post(url + "/v1/completions", ASK)
+    assert status == 200
+    assert done.stdout == reply["choices"][0]["text"] + "\n"  # type: ignore[index]
+    said = run("chat", "--url", url + "/v1", "--max-tokens", "3", text="hello\n/reset\nagain\n/what\n/exit\n")
+    assert said.stdout.count("[cut:") == 2
+    assert "/reset forgets" in said.stdout
+    refused = run("complete", "abc", "--url", url, "--temperature", "-1", check=1)
+    assert "temperature is -1" in refused.stderr
+
+
+def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:
+    url, process = served
+
+    def asked() -> float:
+        with urllib.request.urlopen(url + "/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        name = 'penstock_http_requests_total{route="/v1/completions",status="200"}'
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    before = asked()
+    for _ in range(8):
+        assert post(url + "/v1/completions", ASK)[0] == 200
+    assert {asked() for _ in range(6)} == {before + 8}, "whichever worker answers"
+    workers = children(process, "spawn_main")
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and len(set(children(process, "spawn_main")) - {workers[0]}) < 2:
+        time.sleep(0.05)
+    assert len(set(children(process, "spawn_main")) - {workers[0]}) == 2
+    for _ in range(4):
+        assert post(url + "/v1/completions", ASK)[0] == 200
+    assert asked() == before + 12, "what the dead worker counted still counts"
+
+
+def test_a_dead_engine_is_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:
+    url, process = served
+    (engine,) = children(process, "engine_server")
+    os.kill(engine, signal.SIGKILL)
+    statuses = set()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and 200 not in statuses:
+        time.sleep(0.2)
+        statuses.add(post(url + "/v1/completions", {**ASK, "prompt": "new"})[0])
+    assert 200 in statuses and statuses <= {200, 503}
+
+
+def test_ctrl_c_drains_and_everything_ends(model: Path) -> None:
+    """Ctrl-C reaches the whole process group, engine and all; the stream still comes to its end."""
+    process, url = start("--model", str(model), "--no-cache")
+    body = {**ASK, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        reply.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        rest = reply.read().decode()
+    assert rest.endswith("data: [DONE]\n\n")
+    assert '"finish_reason":"length"' in rest
+    assert process.wait(20) == 0

@@ -1,0 +1,121 @@
+"""Settings: precedence, types, and messages that help."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+from penstock.proxy.server import engine_config
+from penstock.scheduler import EngineConfig
+
+from penstock.config import TABLE, Settings, add_arguments, load_settings
+from penstock.errors import ConfigError
+
+ALL_GROUPS = ("model", "server", "cache", "engine")
+
+
+def flags(*arguments: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, groups=ALL_GROUPS)
+    return vars(parser.parse_args(arguments))
+
+
+def toml(folder: Path, text: str) -> str:
+    file = folder / "penstock.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = toml(tmp_path, "port = 1\nhost = 'file'\nmax_num_seqs = 3")
+    settings = load_settings(
+        flags("--config", file, "--port", "3"),
+        {"PENSTOCK_PORT": "2", "PENSTOCK_HOST": "environment", "HOME": "/x"},
+    )
+    assert (settings.port, settings.host, settings.max_num_seqs) == (3, "environment", 3)
+    assert settings.workers == Settings().workers
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    assert load_settings({}, {"PENSTOCK_CONFIG": toml(tmp_path, "port = 9")}).port == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("port", "1234", 1234),
+        ("cache", "off", False),
+        ("cache", "true", True),
+        ("write_timeout", "2.5", 2.5),
+        ("api_keys", "a, b", ("a", "b")),
+        ("model_aliases", "gpt-4o=m, *=m", {"gpt-4o": "m", "*": "m"}),
+        ("cache_path", "/tmp/x", Path("/tmp/x")),
+        ("served_model_name", "7", "7"),
+        ("threads", "2", 2),
+    ],
+)
+def test_text_becomes_typed(name: str, text: str, value: object) -> None:
+    assert getattr(load_settings({}, {f"PENSTOCK_{name.upper()}": text}), name) == value
+    if not isinstance(value, bool):
+        assert getattr(load_settings(flags(f"--{name.replace('_', '-')}", text), {}), name) == value
+
+
+def test_a_file_is_typed_strictly(tmp_path: Path) -> None:
+    text = 'api_keys = ["a"]\ncache = false\ncache_path = "/c"\n[model_aliases]\n"*" = "m"'
+    settings = load_settings({"config": toml(tmp_path, text)}, {})
+    assert (settings.api_keys, settings.cache, settings.cache_path) == (("a",), False, Path("/c"))
+    assert settings.model_aliases == {"*": "m"}
+    with pytest.raises(ConfigError, match="port is '1'; it must be a whole number"):
+        load_settings({"config": toml(tmp_path, 'port = "1"')}, {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"PENSTOCK_PROT": "1"}, "PENSTOCK_PROT: unknown setting 'prot'; did you mean 'port'?"),
+        ({"PENSTOCK_PORT": "x"}, "PENSTOCK_PORT: port is 'x'; it must be a whole number."),
+        ({"PENSTOCK_PORT": "70000"}, "port is 70000; it must be between 0 and 65535."),
+        ({"PENSTOCK_WORKERS": "0"}, "workers is 0; it must be at least 1."),
+        ({"PENSTOCK_CACHE": "maybe"}, "cache is 'maybe'; it must be true or false."),
+        ({"PENSTOCK_QUANTIZE": "int4"}, "quantize is 'int4'; it must be one of auto, none, w8a8."),
+        ({"PENSTOCK_WRITE_TIMEOUT": "0"}, "write_timeout is 0.0; it must be a number of seconds above 0."),
+        ({"PENSTOCK_DRAIN_TIMEOUT": "nan"}, "drain_timeout is nan; it must be at least 0."),
+        ({"PENSTOCK_CACHE_MAX_BYTES": "5"}, "cache_max_bytes is 5; it must be at least 1048576."),
+        ({"PENSTOCK_MODEL_ALIASES": "a"}, "model_aliases is 'a'; write it as NAME=MODEL"),
+        ({"PENSTOCK_CONFIG": "/no/such.toml"}, "/no/such.toml cannot be read: No such file"),
+    ],
+)
+def test_mistakes_are_named(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({}, environment)
+    assert says in refused.value.message
+
+
+def test_unknown_keys_of_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"penstock.toml: unknown setting 'wokers'; did you mean 'workers'\?"
+    ):
+        load_settings({"config": toml(tmp_path, "wokers = 2")}, {})
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_settings({"config": toml(tmp_path, "= 2")}, {})
+
+
+def test_the_cache_lies_in_the_users_cache_folder() -> None:
+    assert load_settings({}, {"XDG_CACHE_HOME": "/x"}).cache_path == Path("/x/penstock/completions")
+    assert load_settings({}, {}).cache_path == Path("~/.cache/penstock/completions").expanduser()
+
+
+def test_every_setting_has_a_flag_and_a_line_of_help() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, groups=ALL_GROUPS)
+    text = parser.format_help()
+    for entry in TABLE.values():
+        assert entry.flag in text, entry.name
+        assert entry.about.group in ALL_GROUPS
+
+
+def test_the_engine_gets_its_share_under_the_same_names() -> None:
+    settings = Settings(max_num_seqs=7, block_size=16, quantize="w8a8", device="cpu")
+    config = engine_config(settings)
+    assert isinstance(config, EngineConfig)
+    assert (config.max_num_seqs, config.block_size, config.quantize, config.device) == (7, 16, "w8a8", "cpu")
+    assert engine_config(Settings()) == EngineConfig(), "the defaults are the engine's own"
