@@ -44,7 +44,8 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
 
     name = settings.served_model_name or model_name(settings.model)
     precision = "INT8" if info.precision == "w8a8" else info.dtype
-    model = f"{name} ({info.architecture}, {info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device})"
+    size = f"{info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device}"
+    model = f"{name} ({info.architecture}, {size})"
     print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     question = "how do I extract a tar.gz archive?"

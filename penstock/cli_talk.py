@@ -59,9 +59,12 @@ class LocalModel:
         await asyncio.sleep(0)
         try:
             self._tokenizer = Tokenizer.load(self._settings.model)
-            self._engine.attach_tokenizer(self._tokenizer)
-        finally:
-            await starting
+        except PenstockError:
+            starting.cancel()
+            await asyncio.wait([starting])
+            raise
+        self._engine.attach_tokenizer(self._tokenizer)
+        await starting
 
     async def answer(
         self, request: Mapping[str, Any], params: Mapping[str, Any]

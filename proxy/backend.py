@@ -9,7 +9,6 @@ from ..models.tokenizer import Tokenizer
 from ..scheduler import AsyncEngine
 
 ANY_NAME = "*"
-RETRY_AFTER = 2.0
 
 
 class Backend:
@@ -76,15 +75,15 @@ class Backend:
             self._loaded.set()
 
     async def ready(self) -> None:
-        """Waits for the model. Raises EngineDeadError when it failed to load or its engine died."""
+        """Waits until the model was loaded once. Raises EngineDeadError when it could not be.
+
+        An engine that died since is no failure here: what is cached is still answered, and the engine says so
+        itself when asked for more.
+        """
         if not self._loaded.is_set():
             await self._loaded.wait()
         if self.failure is not None:
             raise EngineDeadError(f"The model could not be loaded: {self.failure.message}")
-        if not self.engine.healthy:
-            raise EngineDeadError(
-                "The engine has died and is being restarted; try again.", retry_after=RETRY_AFTER
-            )
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError unless this model answers to `name`."""

@@ -85,7 +85,8 @@ class Edge:
 
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler: every response, streamed or not, carries its request's id."""
+    """Signal handler: every response, streamed or not, carries its request's id, and no version numbers."""
+    response.headers["Server"] = "penstock"
     identity = request.get(REQUEST_ID)
     if identity is not None:
         response.headers[REQUEST_ID] = identity

@@ -14,7 +14,7 @@ from ..cache import CacheKey, CompletionCache, completion_key
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
-from .backend import RETRY_AFTER, Backend
+from .backend import Backend
 from .controls import CacheControls
 from .merge import merged
 from .metrics import Metrics
@@ -247,7 +247,7 @@ def _raise_if_broken(batch: list[Chunk]) -> None:
     """An accepted request that the engine gave up is an error, never dressed up as complete."""
     for chunk in batch:
         if chunk.finish_reason == "abort":
-            raise EngineDeadError("The server is stopping; send the request again.", retry_after=RETRY_AFTER)
+            raise EngineDeadError("The server is stopping; send the request again.", retry_after=1.0)
         if chunk.finish_reason == "error":
             raise PenstockError(
                 "The engine failed while computing this completion; it is no fault of the request."

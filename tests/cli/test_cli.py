@@ -1,7 +1,10 @@
 """The `penstock` command as a user runs it, in processes of its own."""
 
+import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_model import write_tiny_model
 
@@ -137,11 +141,12 @@ ASK: dict[str, object] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "te
 
 
 def children(process: subprocess.Popen[str], part: str) -> list[int]:
-    import psutil
-
-    return [
-        child.pid for child in psutil.Process(process.pid).children() if part in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if part in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str]]) -> None:
@@ -183,9 +188,15 @@ def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Po
 
 
 def test_a_dead_engine_is_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:
+    """Meanwhile, what is cached is still answered."""
     url, process = served
+    kept = {**ASK, "logit_bias": {"256": 100}}
+    assert post(url + "/v1/completions", kept)[0] == 200
     (engine,) = children(process, "engine_server")
     os.kill(engine, signal.SIGKILL)
+    time.sleep(0.2)
+    assert post(url + "/v1/completions", ASK)[0] == 503
+    assert post(url + "/v1/completions", kept)[0] == 200
     statuses = set()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and 200 not in statuses:
@@ -206,3 +217,31 @@ def test_ctrl_c_drains_and_everything_ends(model: Path) -> None:
     assert rest.endswith("data: [DONE]\n\n")
     assert '"finish_reason":"length"' in rest
     assert process.wait(20) == 0
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(served: tuple[str, subprocess.Popen[str]]) -> None:
+    """In a terminal of its own, where Ctrl-C is a signal to everything in it."""
+    url, _ = served
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*PENSTOCK, "chat", "--url", url, "--temperature", "1", "--seed", "1"])
+    try:
+        read_until(terminal, b"> ")
+        for _ in range(2):
+            os.write(terminal, b"tell me more\n")
+            read_until(terminal, b"tell me more\r\n")
+            os.read(terminal, 1)  # the answer has begun
+            os.write(terminal, b"\x03")
+            read_until(terminal, b"[stopped]\r\n> ")
+        os.write(terminal, b"/exit\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
+
+
+def read_until(terminal: int, end: bytes) -> None:
+    seen = b""
+    deadline = time.monotonic() + 20
+    while end not in seen:
+        assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], seen
+        seen += os.read(terminal, 4096)
