@@ -8,7 +8,7 @@ import gc
 import mmap
 import sys
 import threading
-
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,7 +84,8 @@ def quantize_linears(model: "PreTrainedModel") -> int:
 
     kinds = (nn.Linear, Conv1D)
     embedding = model.get_input_embeddings()
-    tied = {id(parameter) for parameter in embedding.parameters()}
+    # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
+    users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     swapped = 0
     for parent in list(model.modules()):
         linears = {
@@ -102,12 +103,13 @@ def quantize_linears(model: "PreTrainedModel") -> int:
                     del linears[name]
                 swapped += len(names)
                 for linear in siblings:
-                    _let_go(linear.weight)
+                    if users[id(linear.weight)] == 1:
+                        _let_go(linear.weight)
         for name, linear in linears.items():
             weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
             setattr(parent, name, Int8Linear(Int8Weight.of(*quantize_weight(weight.detach())), _bias(linear)))
             swapped += 1
-            if id(linear.weight) not in tied:
+            if users[id(linear.weight)] == 1:
                 _let_go(linear.weight)
     for module in model.modules():
         if module is not embedding:
@@ -142,7 +144,9 @@ def _let_go(weight: Tensor) -> None:
     length = weight.data_ptr() + weight.numel() * weight.element_size() - start
     if length >= mmap.PAGESIZE and sys.platform == "linux":
         ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED
+            ctypes.c_void_p(start),
+            ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE),
+            mmap.MADV_DONTNEED,
         )
 
 

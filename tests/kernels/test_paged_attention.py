@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from penstock.kernels.paged_attention import (
     KEY_TILE,
     AttentionMetadata,

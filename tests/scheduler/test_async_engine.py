@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 from penstock.errors import EngineDeadError, InvalidRequestError, ModelLoadError, OverloadedError
+from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 # Starting an engine takes seconds: they are shared, and each test leaves its engine idle.
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
