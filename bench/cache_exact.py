@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
+
 from penstock.cache import CachedChoice, CachedCompletion, CacheKey, CompletionCache, completion_key
 
 QUESTION = "How do I list the files of a tar.gz archive without extracting it, newest first? " * 6

@@ -46,7 +46,8 @@ def compare(model: str, turns: int, repeats: int) -> dict[str, dict[str, float]]
         for system, runs in taken.items():
             runs.append(run_worker(system, model, repeats))
     return {
-        system: {name: median([run[name] for run in runs]) for name in TITLES} for system, runs in taken.items()
+        system: {name: median([run[name] for run in runs]) for name in TITLES}
+        for system, runs in taken.items()
     }
 
 
@@ -61,11 +62,22 @@ def table(model: str, figures: dict[str, dict[str, float]]) -> str:
 
 def hardware() -> dict[str, object]:
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=BENCH)
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "commit": commit.stdout.strip()}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=BENCH
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+    }
 
 
 def main() -> None:
@@ -83,7 +95,11 @@ def main() -> None:
         if not model:
             # In a process of its own: making half a billion random weights would count into nobody's peak memory.
             made = subprocess.run(
-                [sys.executable, str(BENCH / "shapes.py")], capture_output=True, text=True, check=True, timeout=600
+                [sys.executable, str(BENCH / "shapes.py")],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=600,
             )
             model = made.stdout.strip().splitlines()[-1]
         results[name] = compare(model, args.turns, args.repeats)

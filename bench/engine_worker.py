@@ -68,7 +68,9 @@ class Transformers:
         # Enough KV for every row, as ours has. Left alone it would take 80 % of the machine's memory.
         config = ContinuousBatchingConfig(page_size=256, num_blocks=128, max_batch_tokens=512)
         self._manager = module.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=OUTPUT_TOKENS),
+            generation_config=GenerationConfig(
+                do_sample=False, eos_token_id=-1, max_new_tokens=OUTPUT_TOKENS
+            ),
             continuous_batching_config=config,
         )
         self._manager.start()

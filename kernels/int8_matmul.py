@@ -48,7 +48,9 @@ class Int8Weight:
         """
         out_features, in_features = plain.shape
         if in_features == 1:
-            raise ValueError("K is 1; torch._int_mm computes such products wrongly (torch 2.13): keep it in float.")
+            raise ValueError(
+                "K is 1; torch._int_mm computes such products wrongly (torch 2.13): keep it in float."
+            )
         if in_features > MAX_REDUCTION:
             raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
         zero_points = torch.zeros(out_features, dtype=torch.int32)
@@ -98,7 +100,9 @@ def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Te
         out = torch._int_mm(quantized, plain.t()).float().mul_(weight.weight_scale)
     else:
         out = torch.ops.onednn.qlinear_pointwise(
-            quantized.view(torch.uint8).bitwise_xor_(0x80),  # v + 128 as u8: flips the sign bit, no conversion
+            quantized.view(torch.uint8).bitwise_xor_(
+                0x80
+            ),  # v + 128 as u8: flips the sign bit, no conversion
             1.0,
             U8_ZERO_POINT,
             packed,

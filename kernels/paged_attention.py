@@ -180,7 +180,9 @@ def _attend(
     own = scores.shape[2] if num_own_keys is None else num_own_keys
     if own < scores.shape[2]:
         scores[:, :, own:] = float("-inf")
-    masked = scores[:, :num_rows].view(heads, -1, rows, scores.shape[2])[..., scores.shape[2] - mask.shape[2] :]
+    masked = scores[:, :num_rows].view(heads, -1, rows, scores.shape[2])[
+        ..., scores.shape[2] - mask.shape[2] :
+    ]
     masked.add_(mask[:, None])
     if sink is None:
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32)

@@ -117,7 +117,9 @@ def _refuse_unknown(
     module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, kwargs: dict[str, object]
 ) -> None:
     where = type(module).__name__
-    unknown = sorted(name for name, given in kwargs.items() if name not in NEUTRAL_KWARGS and given is not None)
+    unknown = sorted(
+        name for name, given in kwargs.items() if name not in NEUTRAL_KWARGS and given is not None
+    )
     if unknown:
         raise ModelLoadError(
             f"{where} passes {', '.join(unknown)} to attention, which Penstock does not compute; "

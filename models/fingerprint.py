@@ -5,7 +5,15 @@ from pathlib import Path
 import xxhash
 
 CHUNK_BYTES = 8 << 20
-DECISIVE = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "*.model")
+DECISIVE = (
+    "*.safetensors",
+    "*.bin",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+)
 
 
 def fingerprint(folder: Path, *settings: str) -> str:

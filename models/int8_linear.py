@@ -8,11 +8,16 @@ import gc
 import mmap
 import sys
 import threading
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.int8_matmul import Int8Weight, int8_matmul, quantize_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Routers pick experts by small differences between logits and cost next to nothing: they stay as stored.
 ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
@@ -70,7 +75,7 @@ class Int8LinearPart(nn.Module):
         return self._shared.take(self._index, x)
 
 
-def quantize_linears(model: nn.Module) -> int:
+def quantize_linears(model: "PreTrainedModel") -> int:
     """Swap every linear layer (`nn.Linear`, GPT-2's `Conv1D`) but routers; returns how many were swapped.
 
     What is left (norms, biases, routers) becomes float32; the embedding keeps its dtype and gives float32.
@@ -79,7 +84,8 @@ def quantize_linears(model: nn.Module) -> int:
 
     kinds = (nn.Linear, Conv1D)
     embedding = model.get_input_embeddings()
-    tied = {id(parameter) for parameter in embedding.parameters()}
+    # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
+    users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     swapped = 0
     for parent in list(model.modules()):
         linears = {
@@ -89,20 +95,21 @@ def quantize_linears(model: nn.Module) -> int:
             if isinstance(child, kinds) and name not in ROUTER_NAMES and min(child.weight.shape) > 1
         }
         for names in SHARED_INPUTS:
-            siblings = [linears[name] for name in names if name in linears]
-            if len(siblings) == len(names) and all(isinstance(linear, nn.Linear) for linear in siblings):
+            siblings = [linear for name in names if isinstance(linear := linears.get(name), nn.Linear)]
+            if len(siblings) == len(names):
                 shared = _share(siblings)
                 for index, name in enumerate(names):
                     setattr(parent, name, Int8LinearPart(shared, index))
                     del linears[name]
                 swapped += len(names)
                 for linear in siblings:
-                    _let_go(linear.weight)
+                    if users[id(linear.weight)] == 1:
+                        _let_go(linear.weight)
         for name, linear in linears.items():
             weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
             setattr(parent, name, Int8Linear(Int8Weight.of(*quantize_weight(weight.detach())), _bias(linear)))
             swapped += 1
-            if id(linear.weight) not in tied:
+            if users[id(linear.weight)] == 1:
                 _let_go(linear.weight)
     for module in model.modules():
         if module is not embedding:
@@ -137,12 +144,14 @@ def _let_go(weight: Tensor) -> None:
     length = weight.data_ptr() + weight.numel() * weight.element_size() - start
     if length >= mmap.PAGESIZE and sys.platform == "linux":
         ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED
+            ctypes.c_void_p(start),
+            ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE),
+            mmap.MADV_DONTNEED,
         )
 
 
-def _share(linears: list[nn.Module]) -> SharedInt8Linear:
-    quantized = [quantize_weight(linear.weight.detach()) for linear in linears]  # type: ignore[arg-type]
+def _share(linears: list[nn.Linear]) -> SharedInt8Linear:
+    quantized = [quantize_weight(linear.weight.detach()) for linear in linears]
     plain = torch.cat([weight for weight, _ in quantized])
     scale = torch.cat([scale for _, scale in quantized])
     sizes = [weight.shape[0] for weight, _ in quantized]

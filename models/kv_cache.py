@@ -48,7 +48,9 @@ class KVCache:
 
         def is_broken(block_id: int) -> bool:
             slots = slice(block_id * self.block_size, (block_id + 1) * self.block_size)
-            return not all(bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair)
+            return not all(
+                bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair
+            )
 
         return [block_id for block_id in block_ids if is_broken(block_id)]
 

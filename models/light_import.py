@@ -31,7 +31,7 @@ def without_compiler() -> Iterator[None]:
 
     compiler, helpers = _Inert(COMPILER), _Inert(TRACE_HELPERS)
     compiler.__path__ = []
-    helpers.TransformGetItemToIndex = contextlib.nullcontext
+    helpers.__dict__["TransformGetItemToIndex"] = contextlib.nullcontext
     is_available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
     sys.modules.update({COMPILER: compiler, TRACE_HELPERS: helpers})

@@ -160,7 +160,11 @@ def _context_length(config: Any) -> int:
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         original = parameters.get("original_max_position_embeddings") or length
         if parameters.get("rope_type") in ("dynamic", "longrope") and original < length:
-            log.warning("%s is served up to %d tokens, where its rotary frequencies change", config.model_type, original)
+            log.warning(
+                "%s is served up to %d tokens, where its rotary frequencies change",
+                config.model_type,
+                original,
+            )
             length = original
     return length
 

@@ -57,7 +57,8 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         positions += range(start, stop)
         table = seq.block_table
         slots += [
-            table[position // block_size] * block_size + position % block_size for position in range(start, stop)
+            table[position // block_size] * block_size + position % block_size
+            for position in range(start, stop)
         ]
         if stop % block_size and start <= stop - stop % block_size:
             fresh_blocks.append(table[stop // block_size])

@@ -1,7 +1,7 @@
 """The engine: schedule, execute, settle. Synchronous, single-threaded, token ids in and out.
 
-    engine = Engine(EngineConfig(model="builtin"))
-    results = engine.generate(["how do I list files?"], SamplingParams(temperature=0))
+engine = Engine(EngineConfig(model="builtin"))
+results = engine.generate(["how do I list files?"], SamplingParams(temperature=0))
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
-from ..errors import ContextLengthError, InvalidRequestError, OverloadedError
+from ..errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
@@ -34,6 +34,10 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        if config.device == "cuda":
+            raise ModelLoadError(
+                "device is 'cuda', which this version cannot serve on yet; use 'cpu' or 'auto'."
+            )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
@@ -163,13 +167,18 @@ class Engine:
         worst = max(prompt_token_ids, key=lambda token: token if token >= 0 else vocab_size - token)
         if not 0 <= worst < vocab_size:
             raise InvalidRequestError(
-                f"The prompt holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.", param="prompt"
+                f"The prompt holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.",
+                param="prompt",
             )
-        for name, token_ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+        for name, token_ids in (
+            ("logit_bias", params.logit_bias or {}),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
             for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
                     raise InvalidRequestError(
-                        f"{name} names token id {token_id}; this model's ids are 0 to {vocab_size - 1}.", param=name
+                        f"{name} names token id {token_id}; this model's ids are 0 to {vocab_size - 1}.",
+                        param=name,
                     )
         needed = len(prompt_token_ids) + (params.max_tokens or 1)
         if needed > self.max_model_len:
@@ -224,7 +233,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Seq[str] | Seq[list[int]],
+        prompts: Seq[str | list[int]],
         params: SamplingParams | Seq[SamplingParams],
         *,
         tokenizer: TextTokenizer | None = None,
@@ -246,7 +255,9 @@ class Engine:
             tokenizer = Tokenizer.load(self.config.model)
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
-            raise InvalidRequestError(f"{len(prompts)} prompts but {len(each)} params; give one, or one each.")
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts but {len(each)} params; give one, or one each."
+            )
         prefix = secrets.token_hex(4)
         results: list[GenerationResult] = []
         pending: dict[tuple[str, int], tuple[Detokenizer, Completion]] = {}
@@ -286,9 +297,7 @@ class Engine:
         waiting = len(self.scheduler.waiting)
         return waiting < self.config.max_num_seqs and waiting + n <= self.config.max_waiting
 
-    def _collect(
-        self, delta: Delta, pending: dict[tuple[str, int], tuple[Detokenizer, Completion]]
-    ) -> None:
+    def _collect(self, delta: Delta, pending: dict[tuple[str, int], tuple[Detokenizer, Completion]]) -> None:
         key = (delta.request_id, delta.index)
         detokenizer, completion = pending[key]
         chunk = detokenizer.push(delta)

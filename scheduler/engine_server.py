@@ -21,7 +21,18 @@ from ..errors import ModelLoadError, PenstockError
 from ..models.light_import import without_compiler
 from .engine_config import EngineConfig
 from .outputs import Delta
-from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, StepDone, ToClient, ToEngine, encode
+from .protocol import (
+    Abort,
+    Add,
+    FrameDecoder,
+    Hello,
+    LoadFailed,
+    Refused,
+    StepDone,
+    ToClient,
+    ToEngine,
+    encode,
+)
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -79,7 +79,7 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: list[int]) -> None:
         )
     if (params.presence_penalty or params.frequency_penalty) and seq.num_output_tokens:
         output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :])
-        tokens, counts = output.unique(return_counts=True)
+        tokens, counts = torch.unique(output, return_counts=True)
         row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.float()
     if params.logit_bias:
         row[torch.tensor(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()))

@@ -7,9 +7,9 @@ import time
 import msgspec
 import pytest
 from cache_worker import make_completion, make_key
+
 from penstock.cache import CachedChoice, CachedCompletion, writer
 from penstock.cache.record import body_key
-
 from penstock.errors import ConfigError, PenstockError
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from cache_worker import make_key
+
 from penstock.cache import CacheKey, completion_key
 
 

@@ -11,8 +11,8 @@ import lmdb
 import orjson
 import pytest
 from cache_worker import make_completion, make_key
-from penstock.cache import CompletionCache, environment, writer
 
+from penstock.cache import CompletionCache, environment, writer
 from penstock.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ import cache_worker
 import lmdb
 import pytest
 from cache_worker import make_completion, make_key
-from penstock.cache import CompletionCache
 
+from penstock.cache import CompletionCache
 from penstock.errors import ConfigError, PenstockError
 
 COUNT = 2000

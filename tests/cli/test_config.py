@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 import pytest
-from penstock.proxy.server import engine_config
-from penstock.scheduler import EngineConfig
 
 from penstock.config import TABLE, Settings, add_arguments, load_settings
 from penstock.errors import ConfigError
+from penstock.proxy.server import engine_config
+from penstock.scheduler import EngineConfig
 
 ALL_GROUPS = ("model", "server", "cache", "engine")
 

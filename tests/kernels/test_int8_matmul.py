@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from penstock.kernels import int8_matmul as kernel
 from penstock.kernels.int8_matmul import (
     MAX_REDUCTION,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from penstock.kernels.paged_attention import (
     KEY_TILE,
     AttentionMetadata,
@@ -93,7 +94,7 @@ def prefill(pool: Pool, query: torch.Tensor, seq: int, first: int, last: int, *,
 def decode(
     pool: Pool, query: torch.Tensor, seqs: list[int], lens: list[int], *, in_place: bool = False, **kwargs
 ):
-    """One row per sequence, with the given context lengths, as one group; `query` is [H, B, D] -> [B, H, Dv]."""
+    """One row per sequence, of these context lengths, as one group; `query` is [H, B, D] -> [B, H, Dv]."""
     num_keys = padded_keys(max(lens))
     group = DecodeGroup(0, len(seqs), torch.tensor(lens), pool.span(seqs, num_keys, in_place=in_place))
     metadata = AttentionMetadata(torch.empty(0, dtype=torch.long), [group], [], BLOCK)
@@ -169,7 +170,7 @@ def test_every_length_around_a_boundary(name: str, contiguous: bool):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_row_has_the_same_bits_however_it_is_computed(name: str):
-    """Alone or in a group, in any chunk, gathered or in place: bit for bit, or answers would depend on load."""
+    """Alone or in a group, in any chunk, gathered or in place: bit for bit, whatever the load."""
     torch.manual_seed(6)
     heads, lengths = 4, [300, 40, 150, 1, 129]
     kwargs = variant(name, heads) | {"scaling": 0.125}
@@ -285,7 +286,7 @@ def test_extreme_scores_stay_finite():
 
 @pytest.mark.parametrize("length", [5, 33, 100, 140, 300])
 def test_a_neighbours_nan_is_not_read(length: int):
-    """In place, whole tiles reach into the blocks of whoever lies behind, in this very step perhaps broken."""
+    """In place, whole tiles reach into the blocks of whoever lies behind, broken in this very step."""
     torch.manual_seed(12)
     pool = make_pool([length, 200], contiguous=True)
     query = torch.randn(4, length, 64)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from penstock.errors import ConfigError, ModelLoadError
 from penstock.models.attention_hook import ProbeContext, attention_forward
 from penstock.models.fingerprint import fingerprint
 from penstock.models.int8_linear import Int8Linear, quantize_linears
 from penstock.models.loading import load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
-from torch import nn
-
-from penstock.errors import ConfigError, ModelLoadError
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
 VOCAB_SIZE = 320

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from penstock.models.location import model_name, resolve_model
-from penstock.models.tokenizer import Tokenizer
 from tiny_model import SPECIAL, write_tiny_model
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from penstock.errors import InvalidRequestError, ModelLoadError
+from penstock.models.location import model_name, resolve_model
+from penstock.models.tokenizer import Tokenizer
 
 CHAT: list[dict[str, object]] = [{"role": "user", "content": "héllo"}]
 

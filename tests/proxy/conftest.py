@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import uvloop
-from penstock.scheduler import EngineConfig, EngineProcess
 from running_server import RunningServer, running_server
 from tiny_model import write_tiny_model
+
+from penstock.scheduler import EngineConfig, EngineProcess
 
 HERE = Path(__file__).parent
 

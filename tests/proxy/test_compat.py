@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from openai import BadRequestError
-from penstock.proxy.compat import FieldPolicy
 from running_server import RunningServer, running_server
 
 from penstock.errors import UnsupportedParameterError
+from penstock.proxy.compat import FieldPolicy
 
 ASK = [{"role": "user", "content": "hi"}]
 

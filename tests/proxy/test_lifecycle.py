@@ -7,13 +7,13 @@ from pathlib import Path
 import aiohttp
 import openai
 import pytest
-from penstock.proxy.backend import Backend
-from penstock.proxy.server import HttpServer, address_of, listen
-from penstock.scheduler import AsyncEngine, EngineConfig
 from running_server import RunningServer, running_server
 
 from penstock.config import Settings
 from penstock.errors import ConfigError, ModelLoadError
+from penstock.proxy.backend import Backend
+from penstock.proxy.server import HttpServer, address_of, listen
+from penstock.scheduler import AsyncEngine, EngineConfig
 
 LONG = {
     "model": "tiny",

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
-from penstock.proxy.merge import MAX_PENDING, merged
-from penstock.scheduler.outputs import Chunk
 
 from penstock.errors import OverloadedError
+from penstock.proxy.merge import MAX_PENDING, merged
+from penstock.scheduler.outputs import Chunk
 
 
 class Source:

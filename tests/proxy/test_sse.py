@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+
 from penstock.proxy.sse import StreamFormat, chat_format, completion_format, event
 from penstock.proxy.usage import Usage
 from penstock.scheduler.outputs import Chunk

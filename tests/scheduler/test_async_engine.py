@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 from penstock.errors import EngineDeadError, InvalidRequestError, ModelLoadError, OverloadedError
+from penstock.scheduler import AsyncEngine, Chunk, Engine, EngineConfig, SamplingParams
 
 # Starting an engine takes seconds: they are shared, and each test leaves its engine idle.
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -136,7 +136,9 @@ async def test_refusals_come_before_the_first_chunk_and_whole(engine: AsyncEngin
 
 @on_one_loop
 @pytest.mark.parametrize("chunks_before", [0, 1, 5])
-async def test_closing_a_stream_frees_its_blocks_within_a_step(engine: AsyncEngine, chunks_before: int):
+async def test_closing_a_stream_ends_its_computing_and_frees_its_blocks(
+    engine: AsyncEngine, chunks_before: int
+):
     stream = engine.generate(list(range(3, 103)), LONG)
     if chunks_before:
         for _ in range(chunks_before):
@@ -150,10 +152,11 @@ async def test_closing_a_stream_frees_its_blocks_within_a_step(engine: AsyncEngi
             await task
         await stream.aclose()
     steps = engine.stats.steps
+    # Messages travel: a few steps may be under way before the abort arrives; none may follow it.
+    await asyncio.sleep(0.2)
     await until(lambda: is_idle(engine))
-    # Steps may be under way while the abort travels; none may follow it.
     settled = engine.stats.steps
-    assert settled - steps <= 20
+    assert settled - steps <= 20  # of 400
     await asyncio.sleep(0.1)
     assert engine.stats.steps == settled
 

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from penstock.models.location import BUILTIN_FOLDER
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import TokenLogprob

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from penstock.models.tokenizer import Tokenizer
 from penstock.scheduler.detokenizer import REPLACEMENT, Detokenizer
 from penstock.scheduler.outputs import Chunk, Delta, TokenLogprob

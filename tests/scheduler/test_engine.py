@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from penstock.scheduler import Engine, EngineConfig, SamplingParams
-from penstock.scheduler.outputs import Delta
 
 from penstock.errors import ContextLengthError, InvalidRequestError, OverloadedError
+from penstock.scheduler import Engine, EngineConfig, SamplingParams
+from penstock.scheduler.outputs import Delta
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from penstock.scheduler.sampler import gumbel_noise, sample
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.sequence import Sequence

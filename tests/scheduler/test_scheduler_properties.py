@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from penstock.scheduler.block_manager import BlockManager
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.scheduler import Scheduler, SchedulerOutput

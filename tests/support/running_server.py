@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
+
+from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.server import HttpServer, address_of, listen, open_cache
 from penstock.scheduler import AsyncEngine
-
-from penstock.config import Settings
 
 
 @dataclass(frozen=True)
