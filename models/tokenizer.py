@@ -52,7 +52,7 @@ class Tokenizer:
     def load(cls, model: str) -> "Tokenizer":
         """`model` is "builtin", a folder, or a hub id. Raises ModelLoadError."""
         folder = resolve_model(model, files=TOKENIZER_FILES)
-        config = _read_json(folder / "tokenizer_config.json")
+        config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         try:
             backend = (

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -78,6 +77,5 @@ async def _answer(
         async for piece in pieces:
             said.append(piece.text)
             finish_reason = piece.finish_reason
-            with contextlib.suppress(BlockingIOError):
-                print(piece.text, end="", flush=True)
+            print(piece.text, end="", flush=True)
     print(" [cut: max_tokens or context length]" if finish_reason == "length" else "")

@@ -142,6 +142,27 @@ def test_sentencepiece_style_vocabularies(tmp_path: Path) -> None:
     assert tokenizer.decode(with_bos) == "hi é"
 
 
+def test_a_folder_without_tokenizer_json_goes_through_transformers(tmp_path: Path) -> None:
+    """GPT-2's older files: a vocabulary and its merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: place for place, piece in enumerate([*alphabet, "ab", "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    tokenizer = Tokenizer.load(str(tmp_path))
+    assert tokenizer.eos_token_id == 257
+    assert tokenizer.encode("ab c")[0] == vocabulary["ab"]
+    assert tokenizer.decode(tokenizer.encode("ab ç")) == "ab ç"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode("ab ç"))) == "ab ç".encode()
+
+
+def test_a_folder_without_any_tokenizer_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelLoadError, match="no tokenizer"):
+        Tokenizer.load(str(tmp_path))
+
+
 def test_where_models_are(folder: Path) -> None:
     assert resolve_model(str(folder)) == folder
     assert model_name(str(folder)) == "tiny"

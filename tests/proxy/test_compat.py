@@ -66,13 +66,30 @@ async def test_dropping_names_what_was_left_out(engine_address: str, model: Path
         raw = await lenient.client().chat.completions.with_raw_response.create(
             model="gpt-anything",
             messages=[{"role": "user", "content": "hi", "name": "bob"}],
-            max_tokens=1,
+            max_tokens=0,
+            max_completion_tokens=0,
+            logprobs=True,
+            top_logprobs=0,
+            stream=False,
+            stream_options={"include_obfuscation": True, "include_usage": True},
+            seed=-(2**53) + 1,
+            store=True,
+            tool_choice="none",
+            tools=[{"type": "function", "function": {"name": "f"}}],
             verbosity="low",
             logit_bias={"foo": 0},
             web_search_options={},
         )
-        dropped = raw.headers["x-penstock-dropped"].split(",")
-        assert sorted(dropped) == ["logit_bias.foo", "messages[0].name", "verbosity", "web_search_options"]
+        assert sorted(raw.headers["x-penstock-dropped"].split(",")) == [
+            "logit_bias.foo",
+            "messages[0].name",
+            "store",
+            "stream_options.include_obfuscation",
+            "tools",
+            "verbosity",
+            "web_search_options",
+        ]
+        assert raw.parse().choices[0].finish_reason == "length"
         assert raw.headers["x-penstock-model"] == "tiny"
         with pytest.raises(BadRequestError):  # what the model is asked is never dropped
             await lenient.client().chat.completions.create(
