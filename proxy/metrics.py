@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from ..cache import CompletionCache
 from ..errors import PenstockError
+from ..scheduler.outputs import Chunk
 from .backend import Backend
 from .transcript import Transcript
 
@@ -85,6 +86,12 @@ class Metrics:
             buckets=_FIRST_TOKEN,
             registry=own,
         )
+        self._queue = Histogram(
+            "penstock_request_queue_time_seconds",
+            "From a sequence's arrival in the engine to its first step.",
+            buckets=_WHOLE,
+            registry=own,
+        )
         self._inter_token = Histogram(
             "penstock_inter_token_latency_seconds",
             "Between the chunks of a generation.",
@@ -123,8 +130,11 @@ class Observation:
         self._last: float | None = None
         self._finished = False
 
-    def batch(self) -> None:
+    def batch(self, chunks: list[Chunk]) -> None:
         now = time.perf_counter()
+        for chunk in chunks:
+            if chunk.queue_seconds is not None:
+                self._metrics._queue.observe(chunk.queue_seconds)
         if self._last is None:
             self._metrics._first_token.labels(self._outcome).observe(now - self._started)
         else:

@@ -156,7 +156,7 @@ class CompletionService:
             async with aclosing(batches):
                 async for batch in batches:
                     _raise_if_broken(batch)
-                    observed.batch()
+                    observed.batch(batch)
                     yield batch
             observed.finished(transcript)
         if keep is not None and self._cache is not None:

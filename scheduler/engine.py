@@ -6,6 +6,7 @@ results = engine.generate(["how do I list files?"], SamplingParams(temperature=0
 
 import logging
 import secrets
+import time
 from collections.abc import Sequence as Seq
 
 import torch
@@ -90,6 +91,7 @@ class Engine:
         if not params.ignore_eos:
             stop_token_ids |= frozenset(self.info.eos_token_ids)
         seed = secrets.randbits(64) if params.seed is None else params.seed
+        arrived = time.monotonic()
         seqs = [
             Sequence(
                 request_id,
@@ -101,6 +103,7 @@ class Engine:
                 seed=seed + index,
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
+                arrived=arrived,
             )
             for index in range(params.n)
         ]
@@ -126,6 +129,10 @@ class Engine:
         output = self.scheduler.schedule()
         if not output.scheduled:
             return []
+        now = time.monotonic()
+        for item in output.scheduled:
+            if item.seq.queue_seconds is None:
+                item.seq.queue_seconds = now - item.seq.arrived
         sampled = self.runner.execute(output)
         self._steps += 1
         for item in output.scheduled:
@@ -187,6 +194,10 @@ class Engine:
                 f"{needed} together; this model takes {self.max_model_len}. Shorten the prompt or lower max_tokens.",
                 param="max_tokens" if len(prompt_token_ids) < self.max_model_len else "prompt",
             )
+        if params.n > self.config.max_waiting:
+            raise InvalidRequestError(
+                f"n is {params.n}, but at most {self.config.max_waiting} sequences may wait; lower n.", param="n"
+            )
         waiting = len(self.scheduler.waiting)
         if waiting + params.n > self.config.max_waiting:
             raise OverloadedError(
@@ -223,6 +234,7 @@ class Engine:
             finish_reason=reason,
             stop_token_id=stop_token_id,
             num_cached_tokens=seq.num_cached_tokens,
+            queue_seconds=seq.queue_seconds if seq.num_output_tokens == 1 else None,
         )
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:

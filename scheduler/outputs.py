@@ -28,6 +28,8 @@ class Delta(msgspec.Struct, array_like=True):
     """The stop token that ended the sequence: the last of `token_ids`, no part of the text."""
     num_cached_tokens: int = 0
     error: str | None = None
+    queue_seconds: float | None = None
+    """With the first token only: how long the sequence waited to be scheduled."""
 
 
 class Chunk(msgspec.Struct):
@@ -46,6 +48,8 @@ class Chunk(msgspec.Struct):
     """The stop token id or stop string that ended the text, None for EOS or another reason."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
+    queue_seconds: float | None = None
+    """In the first chunk only: how long the sequence waited in the engine's queue."""
 
 
 class Completion(msgspec.Struct):

@@ -29,11 +29,13 @@ class Sequence:
         seed: 64-bit key of the sampling noise.
         max_tokens: most output tokens, already resolved against the context length.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
+        arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
         block_table: ids of the KV blocks, in order.
         block_hashes: hash chain of the full blocks of `token_ids`, extended as needed by the block manager.
     """
 
     __slots__ = (
+        "arrived",
         "block_hashes",
         "block_table",
         "finish_reason",
@@ -43,6 +45,7 @@ class Sequence:
         "num_computed_tokens",
         "num_prompt_tokens",
         "params",
+        "queue_seconds",
         "request_id",
         "seed",
         "status",
@@ -63,6 +66,7 @@ class Sequence:
         seed: int,
         stop_token_ids: frozenset[int] = frozenset(),
         tenant: str = "default",
+        arrived: float = 0.0,
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -76,6 +80,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.was_admitted = False
+        self.arrived = arrived
+        self.queue_seconds: float | None = None
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
         self.status = Status.WAITING
