@@ -1,4 +1,4 @@
-"""Round-trip time of an exact cache hit over HTTP, from a raw keep-alive socket: as near to the server's own time as it gets.
+"""Round-trip time of an exact cache hit over HTTP, from a raw keep-alive socket: as near to the server as it gets.
 
     python bench/cache_hit.py --url http://127.0.0.1:8000
 

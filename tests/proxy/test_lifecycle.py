@@ -146,7 +146,7 @@ async def test_metrics_count_what_happened(server: RunningServer) -> None:
     assert risen('penstock_http_requests_total{route="/v1/completions",status="200"}') == 1
     assert risen('penstock_cache_requests_total{outcome="bypass"}') == 1
     assert risen('penstock_time_to_first_token_seconds_count{cache="bypass"}') == 1
-    assert risen("penstock_request_queue_time_seconds_count") == 1
+    assert risen("penstock_request_queue_time_seconds_count") == 2  # n=2
     assert risen('penstock_e2e_request_latency_seconds_count{cache="bypass"}') == 1
     assert risen("penstock_generation_tokens_total") >= 10
     assert after["penstock_num_requests_running"] == 0
