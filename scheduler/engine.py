@@ -196,7 +196,8 @@ class Engine:
             )
         if params.n > self.config.max_waiting:
             raise InvalidRequestError(
-                f"n is {params.n}, but at most {self.config.max_waiting} sequences may wait; lower n.", param="n"
+                f"n is {params.n}, but at most {self.config.max_waiting} sequences may wait; lower n.",
+                param="n",
             )
         waiting = len(self.scheduler.waiting)
         if waiting + params.n > self.config.max_waiting:
