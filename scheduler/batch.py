@@ -17,7 +17,7 @@ from .block_manager import NULL_BLOCK
 from .scheduler import ScheduledSequence, SchedulerOutput
 from .sequence import Sequence
 
-# Another group costs about 60 us a layer in dispatches; a context's extra tile 15 us in copying (measured at 2 KV heads of 64).
+# Another group costs about 60 us a layer in dispatches; an extra tile 15 us in copying (measured, 2 KV heads of 64).
 MOST_PADDED = 4
 
 

@@ -175,7 +175,7 @@ REFUSALS = {
     "long": ([5] * 256, GREEDY, ContextLengthError, r"256 tokens.*256", "prompt"),
     "long, open end": ([5] * 256, SamplingParams(), ContextLengthError, r"256", "prompt"),
     "with max_tokens": ([5] * 250, GREEDY, ContextLengthError, r"250 tokens.*20.*270.*256", "max_tokens"),
-    "n": ([5], with_changes(GREEDY, n=17), OverloadedError, r"16", None),
+    "n": ([5], with_changes(GREEDY, n=17), InvalidRequestError, r"17.*16", "n"),
 }
 
 
