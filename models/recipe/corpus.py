@@ -20,7 +20,7 @@ from .phrasing import as_sentence, ask, roughen
 from .safety import is_dangerous, is_destructive
 
 HELD_OUT_SHARE = 40  # one page in 40
-RARE_WEIGHT = 0.6
+RARE_WEIGHT = 0.6  # against 3 to 10 for a row of a common tool
 SYSTEMS = (
     "You are a helpful assistant.",
     "You are a helpful assistant that answers command-line questions.",

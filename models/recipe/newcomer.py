@@ -91,8 +91,9 @@ class Task:
 
 
 def weight(task: Task) -> float:
-    """How often to draw a task: more for one with more wordings, but less than in proportion."""
-    return float((len(task.phrases) + len(task.questions)) ** 0.8)
+    """How often to draw a task: more for many wordings (less than in proportion), and more for plain talk."""
+    wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)
+    return wordings if task.answer.startswith("`") else 2.5 * wordings
 
 
 def read_tasks(folder: Path) -> list[Task]:
