@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from .cli_talk import Talker, talker
 from .config import Settings
-from .errors import ConfigError, PenstockError
+from .errors import ConfigError, InvalidRequestError, PenstockError
 
 _PARAMETERS = ("temperature", "max_tokens", "seed")
 
@@ -140,6 +140,10 @@ async def _answer_line(
     result: dict[str, Any] = {"id": line["id"]}
     texts: list[str] = []
     try:
+        if own.get("n", 1) != 1:
+            raise InvalidRequestError(
+                f"n is {own['n']!r}; a result holds one completion: write so many lines."
+            )
         async with aclosing(partner.answer(request, {**params, **own})) as pieces:
             async for piece in pieces:
                 texts.append(piece.text)

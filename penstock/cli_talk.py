@@ -73,6 +73,8 @@ class LocalModel:
         if messages is not None:
             token_ids = self._tokenizer.encode_chat(messages)
         else:
+            if not isinstance(request["prompt"], str):
+                raise InvalidRequestError("prompt must be a text.", param="prompt")
             token_ids = self._tokenizer.encode(request["prompt"])
         completion_tokens = 0
         async with aclosing(self._engine.generate(token_ids, _sampling_params(params))) as chunks:
@@ -163,8 +165,11 @@ def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
         raise InvalidRequestError(
             f"Unknown parameter {name!r}; this command takes SamplingParams' fields.", param=name
         )
+    given = dict(params)
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]  # as OpenAI's API takes it
     try:
-        return msgspec.convert(dict(params), SamplingParams)
+        return msgspec.convert(given, SamplingParams, str_keys=True)  # JSON has no other keys for logit_bias
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"A parameter is wrong: {error}.") from error
 

@@ -62,7 +62,7 @@ class Backend:
             starting = asyncio.create_task(self.engine.start())
             try:
                 self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._model)
-            except PenstockError:
+            except BaseException:  # also when we are cancelled: nobody else would await it
                 starting.cancel()
                 await asyncio.wait([starting])
                 raise

@@ -58,11 +58,16 @@ def authenticate(headers: Mapping[str, str], api_keys: tuple[str, ...]) -> str:
     key = key.strip() if scheme.lower() == "bearer" else ""
     if api_keys:
         # Every key is compared, each in constant time: the time taken tells nothing of how close a guess is.
-        matches = [hmac.compare_digest(key.encode(), known.encode()) for known in api_keys]
+        matches = [hmac.compare_digest(_raw(key), known.encode()) for known in api_keys]
         if not any(matches):
             wrong = "The API key is not one of this server's" if key else "This server needs an API key"
             raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY'.")
-    return blake2b(key.encode(), digest_size=16).hexdigest() if key else DEFAULT_TENANT
+    return blake2b(_raw(key), digest_size=16).hexdigest() if key else DEFAULT_TENANT
+
+
+def _raw(value: str) -> bytes:
+    """A header's value as it came: bytes that are no UTF-8 arrive as lone surrogates."""
+    return value.encode("utf-8", "surrogateescape")
 
 
 def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> CacheControls:
@@ -128,6 +133,9 @@ def _seconds(value: object) -> float | None:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 256:
-        raise InvalidRequestError(f"{NAMESPACE} must be a text of at most 256 characters.", param=NAMESPACE)
+    # Printable, so also no lone surrogate, which is how bytes that are no UTF-8 arrive.
+    if not isinstance(value, str) or len(value) > 256 or not value.isprintable():
+        raise InvalidRequestError(
+            f"{NAMESPACE} must be a printable text of at most 256 characters.", param=NAMESPACE
+        )
     return value

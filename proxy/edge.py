@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
-from ..errors import EngineDeadError, PenstockError
+from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .controls import REQUEST_ID, authenticate, request_id
 from .errors import JSON, error_response, http_error_response, internal_body
 from .metrics import Metrics
@@ -70,6 +70,11 @@ class Edge:
             return error_response(error)
         except web.HTTPException as error:
             return http_error_response(request, error)
+        except web.RequestPayloadError as error:
+            # Chunks or a compression that are not what they say: the sender's fault.
+            return error_response(
+                InvalidRequestError(f"The body cannot be read: {' '.join(str(error).split())}.")
+            )
         except ConnectionError:
             raise  # the client is gone; aiohttp closes what is left
         except Exception:

@@ -171,4 +171,5 @@ def _token_id(key: str) -> int:
 
 
 def is_token_id(key: str) -> bool:
-    return key.isascii() and key.isdigit()
+    # Ten digits hold every 32-bit id; what is longer is no number the engine could be sent.
+    return key.isascii() and key.isdigit() and len(key) <= 10

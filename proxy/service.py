@@ -107,10 +107,12 @@ class CompletionService:
                 return await self._begun(
                     job, started, HIT, hit.completion.prompt_tokens, _at_once(replayed(hit.completion))
                 )
-        encoded = [await self._encode(prompt) for prompt in job.prompts]
+        in_thread = sum(len(prompt.text or "") for prompt in job.prompts) >= LONG_TEXT
+        encoded = [await self._encode(prompt, in_thread=in_thread) for prompt in job.prompts]
         prompt_tokens = sum(map(len, encoded))
+        # Here already: a prompt of a million ids would keep the engine, and so all streams, busy before it is refused.
+        self._check_length(encoded)
         if job.nothing:
-            self._check_length(encoded)
             return await self._begun(job, started, BYPASS, prompt_tokens, _at_once(_nothing(job)))
         outcome = MISS if key is not None and job.controls.read else BYPASS
         keep = key if job.controls.write else None
@@ -179,12 +181,12 @@ class CompletionService:
         ]
         return merged(sources)
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
+    async def _encode(self, prompt: Prompt, *, in_thread: bool) -> list[int]:
         if prompt.token_ids is not None:
             return prompt.token_ids
         assert prompt.text is not None
         encode = self._backend.tokenizer.encode
-        if len(prompt.text) < LONG_TEXT:
+        if not in_thread:
             return encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
 

@@ -23,7 +23,7 @@ from .engine_config import EngineConfig
 from .engine_process import EngineHost, EngineProcess, EngineThread
 from .outputs import Chunk, Delta, EngineStats, ModelInfo
 from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, checked_token_ids
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +103,19 @@ class AsyncEngine:
 
         Raises InvalidRequestError, ContextLengthError or OverloadedError before the first chunk, EngineDeadError any time.
         """
+        if self._keeper is None:
+            raise EngineDeadError("The engine is not running: it was not started yet, or was shut down.")
+        token_ids = checked_token_ids(prompt_token_ids)
         if not self.healthy or self._link is None or self._tokenizer is None:
             raise EngineDeadError(
                 "The engine is not running; it is being restarted.", retry_after=DEAD_RETRY_SECONDS
             )
         engine_id = next(self._ids)
         log.debug("request %s runs as %s", request_id, engine_id)
-        stream = self._streams[engine_id] = _Stream()
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
         link = self._link
-        link.send(Add(engine_id, prompt_token_ids, params, tenant))
+        link.send(Add(engine_id, token_ids, params, tenant))
+        stream = self._streams[engine_id] = _Stream()
         try:
             while detokenizers:
                 for delta in await stream.take():
@@ -141,6 +144,7 @@ class AsyncEngine:
         if self._link is not None:
             self._link.close()
             self._link = None
+        self.healthy = False
         self._fail_streams("The engine was shut down.")
         if self._host is not None:
             await asyncio.to_thread(self._host.stop)

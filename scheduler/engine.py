@@ -19,7 +19,7 @@ from .engine_config import EngineConfig
 from .model_runner import ModelRunner
 from .outputs import Completion, Delta, EngineStats, FinishReason, GenerationResult, ModelInfo
 from .sampler import SampledToken
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, checked_token_ids
 from .scheduler import Scheduler
 from .sequence import Sequence, Status
 
@@ -29,6 +29,8 @@ QUEUE_FULL_RETRY_SECONDS = 1.0
 # The products of a small model are over before a second thread has woken up: one thread is faster at every batch size as
 # soon as anything else runs on the machine, as the proxy does (built-in model: 637 against 490 tok/s), and leaves it a core.
 ONE_THREAD_PARAMETERS = 32 << 20
+# Between the seeds of one request's completions: odd and large, so that no two seeds in use come out equal.
+SEED_STEP = 0x9E3779B97F4A7C15
 
 
 class Engine:
@@ -104,8 +106,9 @@ class Engine:
                 prompt_token_ids,
                 params,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
-                # Consecutive seeds give unrelated noise: the seed is mixed before use.
-                seed=seed + index,
+                # Related seeds give unrelated noise: the seed is mixed before use. Steps of 1 would make the second
+                # completion of one seed the first of the next.
+                seed=seed + index * SEED_STEP,
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
                 arrived=arrived,
@@ -173,6 +176,7 @@ class Engine:
     def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         if request_id in self._live:
             raise InvalidRequestError(f"request id {request_id!r} is already live; choose another.")
+        checked_token_ids(prompt_token_ids)
         if not prompt_token_ids:
             raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
         vocab_size = self.info.vocab_size
@@ -192,6 +196,11 @@ class Engine:
                         f"{name} names token id {token_id}; this model's ids are 0 to {vocab_size - 1}.",
                         param=name,
                     )
+        if params.min_tokens and len({*params.stop_token_ids, *self.info.eos_token_ids}) >= vocab_size:
+            raise InvalidRequestError(
+                f"stop_token_ids names every token there is, and min_tokens is {params.min_tokens}: no token is left.",
+                param="stop_token_ids",
+            )
         needed = len(prompt_token_ids) + (params.max_tokens or 1)
         if needed > self.max_model_len:
             raise ContextLengthError(
@@ -264,7 +273,16 @@ class Engine:
             params: for all prompts, or one each.
             tokenizer: loaded from the model's folder when not given; texts and stop strings need it.
             progress: show a progress bar on stderr.
+
+        Raises InvalidRequestError or ContextLengthError before anything is computed; also while requests of
+        `add_request` are live, whose tokens would be lost here.
         """
+        if isinstance(prompts, str):
+            raise InvalidRequestError("prompts is a text; give a list of prompts: [text].", param="prompt")
+        if self.has_work():
+            raise InvalidRequestError(
+                f"{len(self._live)} requests are live; step them to their end, or abort them, before generate()."
+            )
         from tqdm import tqdm
 
         if tokenizer is None:

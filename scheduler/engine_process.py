@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -26,8 +27,10 @@ class EngineHost:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
-        self.address = str(self._folder / "engine.sock")
+        folder = tempfile.mkdtemp(prefix="penstock-")
+        # Also when it is never started, or nobody stops it.
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.address = str(Path(folder) / "engine.sock")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.address)
         self._listener.listen(64)
@@ -47,7 +50,7 @@ class EngineHost:
 
     def stop(self) -> None:
         self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove_folder()
 
 
 class EngineProcess(EngineHost):

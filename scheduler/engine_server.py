@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -112,12 +113,17 @@ class EngineServer:
             self._drop(client)
             return
         aborted = False
-        for message in client.decoder.feed(data):
-            if isinstance(message, Add):
-                self._add(client, message)
-            else:
-                self._abort(client, message)
-                aborted = True
+        try:
+            for message in client.decoder.feed(data):
+                if isinstance(message, Add):
+                    self._add(client, message)
+                else:
+                    self._abort(client, message)
+                    aborted = True
+        except (msgspec.MsgspecError, PenstockError) as error:
+            log.error("a client sent what is no message (%s); its connection is closed", error)
+            self._drop(client)
+            return
         if aborted and not self.engine.has_work():
             # Nothing will step soon: tell the clients that the pool is free again.
             self._broadcast_stats()
@@ -259,7 +265,14 @@ def main() -> int:
     # Not through the buffered reader: poll the descriptor itself, which ends when the owner does.
     lifeline = os.dup(stdin.fileno())
     listener = socket.socket(fileno=int(sys.argv[1]))
-    return serve_engine(config, listener, lifeline, loading=without_compiler())
+    status = serve_engine(config, listener, lifeline, loading=without_compiler())
+    if status == 0:
+        # The owner is gone, or has us stop. Killed outright, it could not tidy up what it had made for us.
+        address = Path(listener.getsockname())
+        with contextlib.suppress(OSError):
+            address.unlink(missing_ok=True)
+            address.parent.rmdir()
+    return status
 
 
 if __name__ == "__main__":

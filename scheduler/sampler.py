@@ -20,6 +20,8 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _MASK = (1 << 64) - 1
 # Below this, differences between float32 logits are beyond the reach of the noise already, and dividing would overflow.
 MIN_TEMPERATURE = 1e-10
+# Above this all tokens are equally likely already, and what float32 holds as infinity would make NaN of a forbidden token.
+MAX_TEMPERATURE = 1e10
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: list[int]) -> None:
 def _prepare_random(row: Tensor, seq: Sequence) -> None:
     """Temperature, filters and noise, so that the argmax is the draw; [V] in place."""
     params = seq.params
-    row.div_(max(params.temperature, MIN_TEMPERATURE))
+    row.div_(min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE))
     kept: Tensor | None = None  # token ids that may be drawn, None for all
     if 0 < params.top_k < row.shape[0]:
         kept = row.topk(params.top_k).indices
@@ -101,6 +103,7 @@ def _prepare_random(row: Tensor, seq: Sequence) -> None:
         probabilities = values.softmax(dim=0)
         # A token stays while the mass before it is below p: the smallest set that reaches p, never empty.
         stays = probabilities.cumsum(0) - probabilities < params.top_p
+        stays[0] = True  # also for a p that float32 rounds to 0
         kept = (order if kept is None else kept[order])[stays]
     if params.min_p > 0.0:
         values = row if kept is None else row[kept]

@@ -1,5 +1,7 @@
 """What a caller may ask of one completion, checked once at the edge. Knows nothing of text or HTTP."""
 
+from typing import Annotated, get_type_hints
+
 import msgspec
 
 from ..errors import InvalidRequestError
@@ -22,7 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         min_p: drop tokens less likely than min_p times the likeliest, 0..1.
         seed: makes sampling reproducible; None draws one at admission.
         presence_penalty, frequency_penalty: subtracted once / per occurrence in the output, -2..2.
-        repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output, > 0.
+        repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output, 0.01..100.
         logit_bias: token id -> bias added to its logit, -100..100.
         logprobs: None for none, else how many alternatives to report beside the chosen token, 0..20.
         stop: strings that end the completion; the text ends before the match.
@@ -50,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        _make_typed(self)
         _within("n", self.n, 1, MAX_N)
         if self.max_tokens is not None:
             _within("max_tokens", self.max_tokens, 1, None)
@@ -64,11 +67,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             _within("seed", self.seed, -(2**63), 2**64 - 1)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, None)
-        if self.repetition_penalty == 0.0:
-            raise InvalidRequestError(
-                "repetition_penalty is 0; it must be above 0, and 1 means none.", param="repetition_penalty"
-            )
+        # Far beyond any use, and near enough to 1 that no logit overflows.
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for token_id, bias in (self.logit_bias or {}).items():
             _within(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
         if self.logprobs is not None:
@@ -79,6 +79,33 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+_TYPES = get_type_hints(SamplingParams)
+_MACHINE_INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+def checked_token_ids(prompt: object) -> list[int]:
+    """A copy of a prompt as plain integers, whether or not the model has them.
+
+    Raises InvalidRequestError for anything else: it could not travel to the engine, or would stop it there.
+    """
+    try:
+        return msgspec.convert(prompt, list[_MACHINE_INT])
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(
+            f"The prompt must be a list of token ids: {error}.", param="prompt"
+        ) from error
+
+
+def _make_typed(params: SamplingParams) -> None:
+    """Annotations bind no caller, and the engine decodes strictly: `stop="x"` would end it with all its requests."""
+    for name, kind in _TYPES.items():
+        value = getattr(params, name)
+        try:
+            msgspec.structs.force_setattr(params, name, msgspec.convert(value, kind))
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"{name} is {value!r}: {error}.", param=name) from error
 
 
 def _within(name: str, value: float, low: float, high: float | None) -> None:

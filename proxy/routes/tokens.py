@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize, in vLLM's shapes."""
 
+import asyncio
+
 from aiohttp import web
 
 from ...errors import InvalidRequestError
@@ -8,6 +10,7 @@ from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..json_reply import json_response
 from ..openai_types import DetokenizeRequest, TokenizeRequest, convert, decode_object
+from ..service import LONG_TEXT
 
 
 async def tokenize(request: web.Request) -> web.Response:
@@ -33,7 +36,10 @@ async def tokenize(request: web.Request) -> web.Response:
         assert asked.prompt is not None
         text = asked.prompt
         special = special is not False
-    token_ids = tokenizer.encode(text, add_special_tokens=special)
+    if len(text) < LONG_TEXT:
+        token_ids = tokenizer.encode(text, add_special_tokens=special)
+    else:
+        token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
     strings = [tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in token_ids]
     return json_response(
         {

@@ -140,6 +140,24 @@ def post(url: str, body: dict[str, object]) -> tuple[int, dict[str, object]]:
 ASK: dict[str, object] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
 
 
+def test_a_wrong_line_of_a_batch_fails_alone(model: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        {"id": "number", "prompt": 5},
+        {"id": "two", "prompt": "abc", "n": 2},
+        {"id": "stop", "prompt": "abc", "stop": "zzz", "max_tokens": 3},
+        {"id": "bias", "prompt": "abc", "logit_bias": {"65": 100}, "max_tokens": 3},
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run("complete", "--model", str(model), "--input", str(source), "--output", str(output), check=1)
+    assert "2 of 4 lines failed" in done.stderr
+    results = {result["id"]: result for result in map(json.loads, output.read_text().splitlines())}
+    assert results["number"]["error"] == "prompt must be a text."
+    assert "n is 2" in results["two"]["error"]
+    assert results["stop"]["completion_tokens"] == 3
+    assert results["bias"]["text"] == "bbb"
+
+
 def children(process: subprocess.Popen[str], part: str) -> list[int]:
     found = []
     for child in psutil.Process(process.pid).children():

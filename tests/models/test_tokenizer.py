@@ -1,6 +1,8 @@
 """Tokenizers and chat templates as model folders bring them."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,25 @@ def test_importing_it_loads_neither_torch_nor_transformers() -> None:
 
     code = "import sys, penstock.models.tokenizer as t; print({'torch', 'transformers'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_long_text_lets_other_threads_run(tokenizer: Tokenizer) -> None:
+    """The server's event loop among them: every stream would stand still otherwise."""
+    text = "a b c " * 150_000
+    pauses, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not done.wait(0.001):
+            now = time.perf_counter()
+            pauses.append(now - last)
+            last = now
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    tokenizer.encode(text)
+    spent = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    assert max(pauses) < spent / 2, (max(pauses), spent)

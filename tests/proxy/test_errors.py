@@ -189,3 +189,41 @@ async def test_overload_says_when_to_come_back(server: RunningServer) -> None:
             task.cancel()
         await asyncio.wait(running)
     await server.idle()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (b"Authorization: Bearer \xff\xfe", {}, 200),
+        (b"x-penstock-namespace: \xff", {}, 400),
+        (b"Content-Encoding: gzip", {}, 400),
+        (b"X: y", {"logit_bias": {"9" * 30: 1}}, 400),
+        (b"X: y", {"logit_bias": {"9" * 5000: 1}}, 400),
+        (b"X: y", {"repetition_penalty": 1e-40}, 400),
+        (b"X: y", {"top_p": 1e-46}, 200),
+        (b"X: y", {"temperature": 1e39, "min_tokens": 2}, 200),
+    ],
+)
+async def test_odd_requests_are_no_fault_of_the_server(
+    server: RunningServer, headers: bytes, body: dict[str, Any], status: int
+) -> None:
+    """Raw: clients refuse to send some of these."""
+    data = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 3, **body}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+    writer.write(head.encode() + headers + b"\r\n\r\n" + data)
+    answered = await reader.read()
+    writer.close()
+    assert int(answered.split()[1]) == status, answered
+
+
+async def test_a_prompt_beyond_the_context_is_refused_before_the_engine_sees_it(
+    server: RunningServer,
+) -> None:
+    body = {"model": "tiny", "prompt": [5] * 100_000, "max_tokens": 1}
+    status, content, _ = await answer(server, "POST", "/v1/completions", body)
+    assert status == 400 and "is 100000 tokens long" in content["error"]["message"], (
+        "the engine words it otherwise"
+    )
+    assert content["error"]["code"] == "context_length_exceeded"

@@ -1,6 +1,7 @@
 """The engine behind its socket: real child processes, real kills, real threads."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -132,6 +133,29 @@ async def test_refusals_come_before_the_first_chunk_and_whole(engine: AsyncEngin
     assert refused and all(error.retry_after for error in refused)
     assert any(isinstance(result, list) for result in results)
     await until(lambda: is_idle(engine))
+
+
+@on_one_loop
+async def test_what_cannot_travel_is_refused_and_harms_nobody_else(engine: AsyncEngine, expected):
+    other = asyncio.create_task(collect(engine, [5, 6, 7], LONG))
+    await until(lambda: engine.stats.num_running == 1)
+    for prompt in (["x"], [1.5], [2**70], "text"):
+        with pytest.raises(InvalidRequestError, match="list of token ids"):
+            await collect(engine, prompt, SHORT)  # type: ignore[arg-type]  # the point
+    assert (await other)[-1].finish_reason == "length"
+    assert not engine._streams
+
+
+@on_one_loop
+async def test_a_client_that_talks_nonsense_is_cut_off_alone(engine: AsyncEngine):
+    other = asyncio.create_task(collect(engine, [5, 6, 7], LONG))
+    await until(lambda: engine.stats.num_running == 1)
+    reader, writer = await asyncio.open_unix_connection(engine.address)
+    writer.write((5).to_bytes(4, "little") + b"\xc1junk")
+    async with asyncio.timeout(10):
+        await reader.read()  # up to the end
+    writer.close()
+    assert (await other)[-1].finish_reason == "length"
 
 
 @on_one_loop
@@ -305,15 +329,16 @@ def test_the_child_ends_when_its_owner_is_killed(tiny_llama: Path):
         async def main():
             engine = AsyncEngine(EngineConfig(model={str(tiny_llama)!r}, max_model_len=512, threads=1))
             await engine.start()
-            print(engine._host.pid, flush=True)
+            print(engine._host.pid, engine.address, flush=True)
             async for chunk in engine.generate([5], SamplingParams(max_tokens=500, ignore_eos=True)):
                 await asyncio.sleep(100)
         asyncio.run(main())
     """
     owner = _spawn(script)
     assert owner.stdout is not None
-    pid = int(owner.stdout.readline())
-    assert _exists(pid)
+    number, address = owner.stdout.readline().split()
+    pid, folder = int(number), Path(address).parent
+    assert _exists(pid) and folder.exists()
     owner.kill()
     owner.wait()
     owner.stdout.close()
@@ -321,11 +346,32 @@ def test_the_child_ends_when_its_owner_is_killed(tiny_llama: Path):
     while _exists(pid):
         assert time.monotonic() < deadline, "the engine outlived its owner"
         time.sleep(0.02)
+    assert not folder.exists(), "the engine is the one who can tidy up"
 
 
 def test_importing_the_async_engine_loads_no_torch():
     code = "import sys, penstock.scheduler; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+async def test_no_folder_is_left_behind(tiny_llama: Path):
+    never_started = AsyncEngine(config_of(tiny_llama))
+    folder = Path(never_started.address).parent
+    assert folder.is_dir()
+    del never_started
+    gc.collect()
+    assert not folder.exists()
+
+
+async def test_before_and_after_its_life_an_engine_says_so(tiny_llama: Path):
+    engine = AsyncEngine(config_of(tiny_llama), in_process=True)
+    with pytest.raises(EngineDeadError, match="not started"):
+        await collect(engine, [5], SHORT)
+    await engine.start()
+    await engine.shutdown()
+    assert not engine.healthy
+    with pytest.raises(EngineDeadError, match="shut down"):
+        await collect(engine, [5], SHORT)
 
 
 def _is_there(path: str) -> bool:

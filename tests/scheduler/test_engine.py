@@ -321,3 +321,25 @@ def test_a_broken_sequence_ends_alone(poisoned_llama: Path, quantize: str, budge
                 assert each[-1].finish_reason == "error" and "finite" in each[-1].error
                 assert sum(len(delta.token_ids) for delta in each) == 0
     assert engine.stats.kv_blocks_used == 0
+
+
+def test_generate_wants_a_list_and_an_idle_engine(engine: Engine):
+    with pytest.raises(InvalidRequestError, match="list of prompts"):
+        engine.generate("a text", GREEDY, tokenizer=object(), progress=False)  # type: ignore[arg-type]  # the point
+    engine.add_request("mine", [5, 6], GREEDY)
+    with pytest.raises(InvalidRequestError, match="1 requests are live"):
+        engine.generate([[5, 6]], GREEDY, tokenizer=object(), progress=False)  # type: ignore[arg-type]  # never used
+    assert drain(engine)["mine", 0]
+
+
+def test_no_completion_of_one_seed_is_that_of_another(engine: Engine):
+    params = SamplingParams(temperature=1.0, seed=10, n=2, max_tokens=20, ignore_eos=True)
+    engine.add_request("two", [5, 6, 7], params)
+    second = [token for delta in drain(engine)["two", 1] for token in delta.token_ids]
+    assert second != run(engine, [5, 6, 7], with_changes(params, n=1, seed=11))[0]
+
+
+def test_forbidding_every_token_is_refused(engine: Engine):
+    everything = tuple(range(engine.info.vocab_size))
+    with pytest.raises(InvalidRequestError, match="no token is left"):
+        engine.add_request("r", [5], SamplingParams(stop_token_ids=everything, min_tokens=1))

@@ -255,3 +255,22 @@ def test_a_model_may_mask_tokens_with_minus_infinity():
     logits = torch.tensor([0.0, float("-inf"), 1.0])
     assert support(logits, SamplingParams()) == {0, 2}
     assert support(logits, SamplingParams(top_p=0.999, min_p=0.01)) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_p": 1e-46},
+        {"top_p": 1e-320, "top_k": 5},
+        {"temperature": 1e39, "min_tokens": 2},
+        {"temperature": 1e300, "min_tokens": 2, "min_p": 0.5},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"min_p": 1e-320},
+    ],
+)
+def test_extreme_values_still_choose_a_token(extreme: dict[str, float]):
+    """A request may be odd, but must not look like a broken model."""
+    params = SamplingParams(**{"temperature": 1.0, **extreme})
+    logits = torch.linspace(-30, 30, VOCAB)
+    assert one(logits, params, eos=[3], prompt=[VOCAB - 1]) not in (None, 3)
