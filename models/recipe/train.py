@@ -144,7 +144,7 @@ class Trainer:
             batch = next(stream)
             with torch.autocast("cpu", torch.bfloat16):
                 loss, _ = loss_of(self.backbone, self.model.model.embed_tokens.weight, batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
