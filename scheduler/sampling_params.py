@@ -8,6 +8,8 @@ from ..errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+# Each is looked for in every new piece of text: 100,000 of them held up all streams for seconds.
+MAX_STOP = 64
 UNLIMITED = -1
 
 
@@ -27,7 +29,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         repetition_penalty: divides (or multiplies) logits of tokens seen in prompt or output, 0.01..100.
         logit_bias: token id -> bias added to its logit, -100..100.
         logprobs: None for none, else how many alternatives to report beside the chosen token, 0..20.
-        stop: strings that end the completion; the text ends before the match.
+        stop: at most 64 strings that end the completion; the text ends before the match.
         stop_token_ids: token ids that end the completion (not part of the text).
         ignore_eos: go on after the model's own end-of-text token.
 
@@ -73,6 +75,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             _within(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOP:
+            raise InvalidRequestError(
+                f"stop holds {len(self.stop)} strings; it must be at most {MAX_STOP}.", param="stop"
+            )
         if any(not text for text in self.stop):
             raise InvalidRequestError("stop contains an empty string; remove it.", param="stop")
 

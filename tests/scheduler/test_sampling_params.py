@@ -15,6 +15,7 @@ from penstock.scheduler.sampling_params import checked_token_ids
     [
         {"stop": "ab"},
         {"stop": [1]},
+        {"stop": ["x"] * 65},
         {"n": 1.5},
         {"n": True},
         {"temperature": "0"},
