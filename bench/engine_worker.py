@@ -33,12 +33,21 @@ class System(Protocol):
 
 class Penstock:
     def __init__(self, model: str, quantize: Precision, threads: int | None) -> None:
-        from penstock.scheduler.engine import Engine
-        from penstock.scheduler.engine_config import EngineConfig
+        import gc
 
-        self._engine = Engine(
-            EngineConfig(model=model, quantize=quantize, threads=threads, max_model_len=2048)
-        )
+        from penstock.models.light_import import without_compiler
+
+        # As the engine's own process loads it (scheduler/engine_server.py).
+        gc.disable()
+        with without_compiler():
+            from penstock.scheduler.engine import Engine
+            from penstock.scheduler.engine_config import EngineConfig
+
+            self._engine = Engine(
+                EngineConfig(model=model, quantize=quantize, threads=threads, max_model_len=2048)
+            )
+        gc.freeze()
+        gc.enable()
 
     def run(self, prompts: list[list[int]], num_output_tokens: int) -> list[list[float]]:
         from penstock.scheduler.sampling_params import SamplingParams
@@ -105,11 +114,12 @@ def measure(system: System, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         (times,) = system.run(prompts(1, PROMPT_TOKENS), OUTPUT_TOKENS)
         single.append((len(times) - 1) / (times[-1] - times[0]))
+        sixteen, long_one = prompts(16, PROMPT_TOKENS), prompts(1, LONG_PROMPT_TOKENS)
         start = time.perf_counter()
-        arrivals = system.run(prompts(16, PROMPT_TOKENS), OUTPUT_TOKENS)
+        arrivals = system.run(sixteen, OUTPUT_TOKENS)
         batch.append(sum(map(len, arrivals)) / (max(times[-1] for times in arrivals) - start))
         start = time.perf_counter()
-        (times,) = system.run(prompts(1, LONG_PROMPT_TOKENS), 1)
+        (times,) = system.run(long_one, 1)
         ttft.append((times[0] - start) * 1000)
     return {
         "single_decode_tok_s": _median(single),

@@ -98,7 +98,8 @@ def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Te
     plain, packed = weight.plain, weight.packed
     if packed is None or (x.shape[0] == 1 and plain is not None):
         assert plain is not None
-        out = torch.mul(torch._int_mm(quantized, plain.t()), weight.weight_scale)
+        # (One multiplication of int32 by float32 would be a dispatch less, and not vectorised: 4 times slower on 512 rows.)
+        out = torch._int_mm(quantized, plain.t()).float().mul_(weight.weight_scale)
     else:
         # v + 128 as u8: flips the sign bit in place, without a conversion.
         unsigned = quantized.view(torch.uint8).bitwise_xor_(0x80)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Here, because OpenMP reads it once, when torch loads: let threads sleep at a barrier instead of spinning for
-# long. With spinning, a parallel region costs 8 ms instead of 30 us as soon as another busy process shares
-# the cores (measured with GNU OpenMP on 2 cores). Who imports torch first, or sets the variable, decides for
-# himself.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Here, because OpenMP reads it once, when torch loads: let threads spin at a barrier for some 30 us, then sleep. GNU OpenMP
+# spins without end, and a parallel region then costs 8 ms instead of 30 us as soon as another busy process shares the
+# cores; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a third of the speed on an idle machine (bench/LOG.md). Who
+# imports torch first, or sets a variable of his own, decides for himself.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 _HOME = {
     "AsyncEngine": "scheduler",

@@ -83,9 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
     block_size: Annotated[int, About("engine", "tokens per KV block")] = 32
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
-    threads: Annotated[
-        int | None, About("engine", "CPU threads; default: every core, or 1 for a small model")
-    ] = None
+    threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "max_body_bytes", "max_num_seqs", "max_num_batched_tokens")

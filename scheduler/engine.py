@@ -26,9 +26,6 @@ from .sequence import Sequence, Status
 log = logging.getLogger(__name__)
 
 QUEUE_FULL_RETRY_SECONDS = 1.0
-# The products of a small model are over before a second thread has woken up: one thread is faster at every batch size as
-# soon as anything else runs on the machine, as the proxy does (built-in model: 637 against 490 tok/s), and leaves it a core.
-ONE_THREAD_PARAMETERS = 32 << 20
 # Between the seeds of one request's completions: odd and large, so that no two seeds in use come out equal.
 SEED_STEP = 0x9E3779B97F4A7C15
 
@@ -48,8 +45,6 @@ class Engine:
             torch.set_num_threads(config.threads)
         self.config = config
         model = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
-        if config.threads is None and model.num_parameters <= ONE_THREAD_PARAMETERS:
-            torch.set_num_threads(1)
         self.max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
         self.runner = ModelRunner(model, config, self.max_model_len)
         self.block_manager = BlockManager(

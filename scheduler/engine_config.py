@@ -23,7 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
         block_size: tokens per KV block.
         prefix_caching: reuse KV of equal prompt beginnings.
-        threads: CPU threads of the engine; None takes every core, or one for a small model.
+        threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto", "cpu" or "cuda".
     """
 

@@ -19,6 +19,10 @@ from .sequence import Sequence
 # (The system commits its memory only where KV is written.)
 DEFAULT_FULL_SEQUENCES = 16
 MEMORY_SHARE = 0.4
+# Products of a small model and a few rows are over before a second thread has woken up; one thread is then as fast on an
+# idle machine, several times faster on a busy one, and leaves a core to the proxy. Long prompts are worth every core.
+SMALL_MODEL_PARAMETERS = 32 << 20
+SHORT_STEP_TOKENS = 128
 
 
 class ModelRunner:
@@ -33,6 +37,8 @@ class ModelRunner:
                 f"block_size is {config.block_size}; it must divide {KEY_TILE}, the tile that attention reads."
             )
         self.model = model
+        self._threads = torch.get_num_threads()
+        self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
         self.block_size = config.block_size
         num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, max_model_len)
         if num_tokens < max_model_len:
@@ -51,6 +57,8 @@ class ModelRunner:
         A None in place of a token means that the model gave no finite logits for it.
         """
         batch = build_batch(output, self.block_size)
+        short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
+        torch.set_num_threads(self._few_threads if short else self._threads)
         # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
         self.kv_cache.clear_blocks(batch.fresh_blocks)
         result = self.model.module(
