@@ -4,7 +4,6 @@ Linears that read the same input (q, k and v; gate and up) share one matrix: a t
 """
 
 import ctypes
-import gc
 import mmap
 import sys
 import threading
@@ -116,7 +115,6 @@ def quantize_linears(model: "PreTrainedModel") -> int:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
     embedding.register_forward_hook(_to_float32)
-    gc.collect()  # transformers' modules hold reference cycles; the old weights go now
     return swapped
 
 

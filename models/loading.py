@@ -1,6 +1,7 @@
 """From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> Lo
     """
     path = resolve_model(model)
     precision = ("w8a8" if model == "builtin" else "none") if quantize == "auto" else quantize
-    module = _from_pretrained(path, dtype)
+    with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
+        digest = beside.submit(fingerprint, path, precision, dtype)
+        module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()
     num_parameters = module.num_parameters()
     if precision == "w8a8":
@@ -67,7 +70,7 @@ def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> Lo
         module=module,
         path=path,
         architecture=type(module).__name__,
-        fingerprint=fingerprint(path, precision, str(compute_dtype)),
+        fingerprint=digest.result(),
         layers=_probe_layers(module, config),
         dtype=compute_dtype,
         max_model_len=_context_length(config),

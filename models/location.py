@@ -9,7 +9,7 @@ BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).resolve().parent / "builtin"
 
 WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt", "config.json")
+TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt", "*config.json")
 
 
 def resolve_model(model: str, *, files: Sequence[str] = WEIGHT_FILES) -> Path:

@@ -4,6 +4,7 @@
     ├── InvalidRequestError       400 invalid_request_error      the caller can fix it
     │   ├── UnsupportedParameterError   code unsupported_parameter: understood, but not honoured here
     │   └── ContextLengthError          code context_length_exceeded
+    ├── RequestTimeoutError       408 the body did not come
     ├── AuthenticationError       401
     ├── ModelNotFoundError        404 code model_not_found
     ├── OverloadedError           429 with Retry-After: the queue is full
@@ -51,6 +52,13 @@ class UnsupportedParameterError(InvalidRequestError):
 
 class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
+
+
+class RequestTimeoutError(PenstockError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    log_level = logging.INFO
 
 
 class AuthenticationError(PenstockError):

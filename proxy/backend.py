@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Mapping
 
 from ..errors import ConfigError, EngineDeadError, ModelNotFoundError, PenstockError
-from ..models.location import model_name
+from ..models.generation_defaults import GenerationDefaults
+from ..models.location import TOKENIZER_FILES, model_name, resolve_model
 from ..models.tokenizer import Tokenizer
 from ..scheduler import AsyncEngine
 
@@ -44,6 +45,7 @@ class Backend:
         self._model = model
         self.engine = engine
         self._tokenizer: Tokenizer | None = None
+        self.defaults = GenerationDefaults()
         self._loaded = asyncio.Event()
 
     @property
@@ -62,6 +64,7 @@ class Backend:
             starting = asyncio.create_task(self.engine.start())
             try:
                 self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._model)
+                self.defaults = GenerationDefaults.load(resolve_model(self._model, files=TOKENIZER_FILES))
             except BaseException:  # also when we are cancelled: nobody else would await it
                 starting.cancel()
                 await asyncio.wait([starting])

@@ -4,6 +4,7 @@ SamplingParams.
 Decides nothing about fields this server does not honour (compat.py) nor about messages (chat.py).
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -58,10 +59,10 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def sampling_params(self) -> tuple[SamplingParams, bool]:
+    def sampling_params(self, defaults: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
         """What to ask the engine for, and whether nothing at all may be generated (a limit of 0 tokens).
 
-        Raises InvalidRequestError.
+        `defaults`: the model's own values for fields that the request leaves open. Raises InvalidRequestError.
         """
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError(
@@ -76,17 +77,16 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
                 param="max_tokens",
             )
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return _sampling_params(self, limits.pop() if limits else None, logprobs)
+        return _sampling_params(self, limits.pop() if limits else None, logprobs, defaults)
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
 
-    def sampling_params(self) -> tuple[SamplingParams, bool]:
+    def sampling_params(self, defaults: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
         """As ChatRequest's."""
-        limit = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        return _sampling_params(self, limit, self.logprobs)
+        return _sampling_params(self, self.max_tokens, self.logprobs, defaults)
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,9 +132,10 @@ def _quoted(text: str) -> str | None:
 
 
 def _sampling_params(
-    request: GenerationRequest, limit: int | None, logprobs: int | None
+    request: GenerationRequest, limit: int | None, logprobs: int | None, defaults: Mapping[str, Any]
 ) -> tuple[SamplingParams, bool]:
-    given: dict[str, Any] = {
+    given: dict[str, Any] = dict(defaults)
+    given |= {
         name: value
         for name in (
             "n",

@@ -38,7 +38,8 @@ class Prompt(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What one HTTP request asks of the model.
 
-    `nothing`: a limit of 0 tokens, so that only the prompt is counted.
+    `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
+    `params` names no limit, cut to what the context has room for; None for all it has.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     controls: CacheControls
     nothing: bool = False
+    default_limit: int | None = None
 
 
 class Generation:
@@ -167,19 +169,33 @@ class CompletionService:
                 self._cache.store(keep, completion, ttl=job.controls.ttl)
 
     def _compute(self, job: Job, encoded: list[list[int]]) -> Batches:
-        params, n = job.params, job.params.n
-        engine = self._backend.engine
+        n, engine = job.params.n, self._backend.engine
         if len(encoded) == 1:
+            params = self._limited(job, encoded[0])
             source = engine.generate(encoded[0], params, request_id=job.id, tenant=job.tenant)
             return _singly(source) if n == 1 else merged([source])
         sources = [
             _shifted(
-                engine.generate(token_ids, params, request_id=f"{job.id}-{place}", tenant=job.tenant),
+                engine.generate(
+                    token_ids,
+                    self._limited(job, token_ids),
+                    request_id=f"{job.id}-{place}",
+                    tenant=job.tenant,
+                ),
                 place * n,
             )
             for place, token_ids in enumerate(encoded)
         ]
         return merged(sources)
+
+    def _limited(self, job: Job, token_ids: list[int]) -> SamplingParams:
+        """The job's params; where it names no limit, with the default one, as far as the context has room."""
+        params = job.params
+        if params.max_tokens is not None or job.default_limit is None:
+            return params
+        room = self._backend.engine.info.max_model_len - len(token_ids)
+        limit = max(1, params.min_tokens, min(job.default_limit, room))
+        return msgspec.structs.replace(params, max_tokens=limit)
 
     async def _encode(self, prompt: Prompt, *, in_thread: bool) -> list[int]:
         if prompt.token_ids is not None:
@@ -198,6 +214,8 @@ class CompletionService:
         if not (params.is_greedy or params.seed is not None or controls.sampled):
             return None
         asked = msgspec.to_builtins(params)
+        if params.max_tokens is None:
+            asked["default_limit"] = job.default_limit
         if params.is_greedy:
             asked["seed"] = None  # decides nothing, so that it must not part equal requests
         info = self._backend.engine.info

@@ -13,6 +13,7 @@ from ..edge import caller_of
 from ..logprobs import ChatLogprobs
 from ..openai_types import ChatRequest, convert, decode_object
 from ..reply import body, reply_headers, stream
+from ..request_body import read_body
 from ..service import Generation, Job, Prompt
 from ..sse import chat_format
 
@@ -20,11 +21,11 @@ from ..sse import chat_format
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     context, caller = request.app[CONTEXT], caller_of(request)
     policy = FieldPolicy(context.settings.unsupported)
-    asked = convert(policy.chat(decode_object(await request.read())), ChatRequest)
+    asked = convert(policy.chat(decode_object(await read_body(request))), ChatRequest)
     context.backend.check_model(asked.model)
     controls = cache_controls(request.headers, asked.penstock)
-    params, nothing = asked.sampling_params()
     await context.backend.ready()
+    params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     tokenizer = context.backend.tokenizer
     messages = template_messages(asked.messages, template=tokenizer.chat_template, policy=policy)
     text = tokenizer.render_chat(messages, **template_variables(asked.chat_template_kwargs))
@@ -36,6 +37,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         params=params,
         controls=controls,
         nothing=nothing,
+        default_limit=context.backend.defaults.max_tokens,
     )
     generation = await context.service.start(job)
     headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)

@@ -11,8 +11,9 @@ from ..context import CONTEXT
 from ..controls import cache_controls
 from ..edge import caller_of
 from ..logprobs import CompletionLogprobs
-from ..openai_types import CompletionRequest, convert, decode_object
+from ..openai_types import COMPLETION_MAX_TOKENS, CompletionRequest, convert, decode_object
 from ..reply import body, reply_headers, stream
+from ..request_body import read_body
 from ..service import Generation, Job, Prompt
 from ..sse import completion_format
 
@@ -22,9 +23,10 @@ MAX_PROMPTS = 2048
 async def completions(request: web.Request) -> web.StreamResponse:
     context, caller = request.app[CONTEXT], caller_of(request)
     policy = FieldPolicy(context.settings.unsupported)
-    asked = convert(policy.completions(decode_object(await request.read())), CompletionRequest)
+    asked = convert(policy.completions(decode_object(await read_body(request))), CompletionRequest)
     context.backend.check_model(asked.model)
-    params, nothing = asked.sampling_params()
+    await context.backend.ready()
+    params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     job = Job(
         id=f"cmpl-{uuid.uuid4().hex}",
         tenant=caller.tenant,
@@ -32,6 +34,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         params=params,
         controls=cache_controls(request.headers, asked.penstock),
         nothing=nothing,
+        default_limit=COMPLETION_MAX_TOKENS,
     )
     generation = await context.service.start(job)
     headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)

@@ -10,12 +10,13 @@ from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..json_reply import json_response
 from ..openai_types import DetokenizeRequest, TokenizeRequest, convert, decode_object
+from ..request_body import read_body
 from ..service import LONG_TEXT
 
 
 async def tokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    asked = convert(decode_object(await request.read()), TokenizeRequest)
+    asked = convert(decode_object(await read_body(request)), TokenizeRequest)
     context.backend.check_model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidRequestError("Send either prompt or messages.", param="prompt")
@@ -53,7 +54,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 async def detokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    asked = convert(decode_object(await request.read()), DetokenizeRequest)
+    asked = convert(decode_object(await read_body(request)), DetokenizeRequest)
     context.backend.check_model(asked.model)
     await context.backend.ready()
     tokenizer = context.backend.tokenizer

@@ -1,0 +1,20 @@
+"""The body of a request, in bounded time: a client that sends half of one must not hold a place for ever."""
+
+import asyncio
+
+from aiohttp import web
+
+from ..errors import RequestTimeoutError
+
+BODY_SECONDS = 30.0
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Raises RequestTimeoutError when the body is not whole after BODY_SECONDS."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise RequestTimeoutError(
+            f"The body was not complete after {BODY_SECONDS:.0f} seconds; send it faster, or less of it."
+        ) from None
