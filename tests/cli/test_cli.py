@@ -205,9 +205,17 @@ def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Po
     assert asked() == before + 12, "what the dead worker counted still counts"
 
 
-def every_worker_is_ready(url: str) -> None:
-    """Each new connection reaches one of the two workers by chance: 20 good answers in a row were both."""
+def listens(pid: int) -> bool:
+    connections = psutil.Process(pid).net_connections("tcp")
+    return any(connection.status == psutil.CONN_LISTEN for connection in connections)
+
+
+def every_worker_is_ready(url: str, process: subprocess.Popen[str]) -> None:
+    """Each new connection reaches one of the listening workers by chance: 20 good answers in a row were all of them."""
     good, deadline = 0, time.monotonic() + 20
+    while not all(map(listens, children(process, "spawn_main"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     while good < 20:
         assert time.monotonic() < deadline
         try:
@@ -223,7 +231,9 @@ def test_a_dead_engine_is_replaced(served: tuple[str, subprocess.Popen[str]]) ->
     url, process = served
     kept = {**ASK, "logit_bias": {"256": 100}}
     assert post(url + "/v1/completions", kept)[0] == 200
-    every_worker_is_ready(url)  # one that has just been started lets requests wait for the engine instead
+    every_worker_is_ready(
+        url, process
+    )  # one that has just been started lets requests wait for the engine instead
     (engine,) = children(process, "engine_server")
     os.kill(engine, signal.SIGKILL)
     time.sleep(0.2)
