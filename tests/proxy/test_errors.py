@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 from running_server import RunningServer, running_server
 
+from penstock.proxy import request_body
+
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -146,6 +148,18 @@ async def test_broken_http_is_answered_in_the_same_shape(server: RunningServer) 
         head, _, body = reply.partition(b"\r\n\r\n")
         assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), head
         assert_error_shape(json.loads(body))
+
+
+async def test_half_a_body_is_given_up(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.2)
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert head.startswith(b"HTTP/1.1 408"), head
+    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+    assert assert_error_shape(json.loads(await reader.readexactly(length)))["code"] == "request_timeout"
+    writer.close()
 
 
 async def test_a_body_over_the_limit(engine_address: str, model: Path) -> None:
