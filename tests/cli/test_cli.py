@@ -8,10 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -261,24 +263,53 @@ def test_ctrl_c_drains_and_everything_ends(model: Path) -> None:
     assert process.wait(20) == 0
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_conversation(served: tuple[str, subprocess.Popen[str]]) -> None:
+class SlowTalker(BaseHTTPRequestHandler):
+    """A word every 50 ms for 20 s: no machine is so loaded that the answer ends before Ctrl-C comes."""
+
+    def do_GET(self) -> None:
+        body = b'{"data": [{"id": "slow"}]}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(400):
+                self.wfile.write(
+                    b'data: {"choices": [{"delta": {"content": "word "}, "finish_reason": null}]}\n\n'
+                )
+                time.sleep(0.05)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
     """In a terminal of its own, where Ctrl-C is a signal to everything in it."""
-    url, _ = served
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SlowTalker)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [*PENSTOCK, "chat", "--url", url, "--temperature", "1", "--seed", "1"])
+        os.execv(sys.executable, [*PENSTOCK, "chat", "--url", url])
     try:
         read_until(terminal, b"> ")
         for _ in range(2):
             os.write(terminal, b"tell me more\n")
-            read_until(terminal, b"tell me more\r\n")
-            os.read(terminal, 1)  # the answer has begun
+            read_until(terminal, b"word ")
             os.write(terminal, b"\x03")
             read_until(terminal, b"[stopped]\r\n> ")
         os.write(terminal, b"/exit\n")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
         os.close(terminal)
+        server.shutdown()
+        server.server_close()
 
 
 def read_until(terminal: int, end: bytes) -> None:
