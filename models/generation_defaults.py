@@ -1,12 +1,11 @@
 """How a model wants to be sampled when nobody says otherwise: what its folder's generation_config.json states."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..errors import ModelLoadError
+from .json_file import read_json_object
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -26,15 +25,7 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
 
         Raises ModelLoadError when the file is no JSON object.
         """
-        file = folder / "generation_config.json"
-        if not file.is_file():
-            return cls()
-        try:
-            stated = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelLoadError(f"{file} is not valid JSON: {error}.") from error
-        if not isinstance(stated, dict):
-            raise ModelLoadError(f"{file} holds {type(stated).__name__}; it must be a JSON object.")
+        stated = read_json_object(folder / "generation_config.json")
         if stated.get("do_sample") is False:
             sampling: dict[str, Any] = {"temperature": 0.0}
         else:

@@ -15,6 +15,7 @@ import tokenizers
 
 from ..errors import InvalidRequestError, ModelLoadError
 from .chat_template import ChatTemplate
+from .json_file import read_json_object
 from .location import TOKENIZER_FILES, resolve_model
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -52,7 +53,9 @@ class Tokenizer:
     def load(cls, model: str) -> "Tokenizer":
         """`model` is "builtin", a folder, or a hub id. Raises ModelLoadError."""
         folder = resolve_model(model, files=TOKENIZER_FILES)
-        config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+        config = read_json_object(folder / "special_tokens_map.json") | read_json_object(
+            folder / "tokenizer_config.json"
+        )
         file = folder / "tokenizer.json"
         try:
             backend = (
@@ -108,18 +111,6 @@ class Tokenizer:
         token = self._special_tokens.get(name)
         token_id: int | None = None if token is None else self._backend.token_to_id(token)
         return token_id
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{file} holds {type(content).__name__}; it must be a JSON object.")
-    return content
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
