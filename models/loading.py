@@ -177,7 +177,9 @@ def _stated_length(config: Any) -> int:
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:
             return length
-    raise ModelLoadError(f"{type(config).__name__} names no context length; set max_model_len.")
+    raise ModelLoadError(
+        f"{type(config).__name__} names no context length; add max_position_embeddings to the model's config.json."
+    )
 
 
 def _eos_token_ids(module: Any) -> list[int]:

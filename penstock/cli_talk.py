@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -51,6 +52,7 @@ class LocalModel:
     async def start(self) -> None:
         import asyncio
 
+        from .models.generation_defaults import GenerationDefaults
         from .models.tokenizer import Tokenizer
         from .proxy.server import engine_config
 
@@ -65,6 +67,7 @@ class LocalModel:
             raise
         self._engine.attach_tokenizer(self._tokenizer)
         await starting
+        self._defaults = GenerationDefaults.load(Path(self._engine.info.path))
 
     async def answer(
         self, request: Mapping[str, Any], params: Mapping[str, Any]
@@ -77,7 +80,8 @@ class LocalModel:
                 raise InvalidRequestError("prompt must be a text.", param="prompt")
             token_ids = self._tokenizer.encode(request["prompt"])
         completion_tokens = 0
-        async with aclosing(self._engine.generate(token_ids, _sampling_params(params))) as chunks:
+        asked = _sampling_params({**self._defaults.sampling, **params})
+        async with aclosing(self._engine.generate(token_ids, asked)) as chunks:
             async for chunk in chunks:
                 completion_tokens += len(chunk.token_ids)
                 if chunk.finish_reason is None:

@@ -25,5 +25,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """Changes whenever a seeded answer could; the model must be ready."""
         return f"fp_{self.backend.engine.info.fingerprint[:12]}"
 
+    def reply_head(self, job_id: str) -> dict[str, object]:
+        """The fields that every chunk and body of one reply begins with; the model must be ready."""
+        return {
+            "id": job_id,
+            "created": int(time.time()),
+            "model": self.backend.name,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
 
 CONTEXT = web.AppKey("context", Context)

@@ -45,7 +45,12 @@ class Engine:
             torch.set_num_threads(config.threads)
         self.config = config
         model = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
-        self.max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+        if config.max_model_len is not None and config.max_model_len > model.max_model_len:
+            raise ModelLoadError(
+                f"max_model_len is {config.max_model_len}, but {model.path.name} takes at most "
+                f"{model.max_model_len} tokens; lower it, or leave it out."
+            )
+        self.max_model_len = config.max_model_len or model.max_model_len
         self.runner = ModelRunner(model, config, self.max_model_len)
         self.block_manager = BlockManager(
             self.runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import time
 import uuid
 
 from aiohttp import web
@@ -42,12 +41,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     generation = await context.service.start(job)
     headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
     logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-    head = {
-        "id": job.id,
-        "created": int(time.time()),
-        "model": context.backend.name,
-        "system_fingerprint": context.system_fingerprint,
-    }
+    head = context.reply_head(job.id)
     if asked.stream:
         form = chat_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage

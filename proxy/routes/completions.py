@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import time
 import uuid
 
 from aiohttp import web
@@ -39,12 +38,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     generation = await context.service.start(job)
     headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
     logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
-    head = {
-        "id": job.id,
-        "created": int(time.time()),
-        "model": context.backend.name,
-        "system_fingerprint": context.system_fingerprint,
-    }
+    head = context.reply_head(job.id)
     if asked.stream:
         form = completion_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.errors import ContextLengthError, InvalidRequestError, OverloadedError
+from penstock.errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import Delta
 
@@ -343,3 +343,8 @@ def test_forbidding_every_token_is_refused(engine: Engine):
     everything = tuple(range(engine.info.vocab_size))
     with pytest.raises(InvalidRequestError, match="no token is left"):
         engine.add_request("r", [5], SamplingParams(stop_token_ids=everything, min_tokens=1))
+
+
+def test_a_context_beyond_the_models_is_refused_not_cut(tiny_llama: Path):
+    with pytest.raises(ModelLoadError, match=r"100000.*1024"):
+        Engine(EngineConfig(model=str(tiny_llama), max_model_len=100_000))
