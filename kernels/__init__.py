@@ -1,1 +1,1 @@
-"""What the model computes with: INT8 matmul and paged attention, each with a plain reference."""
+"""What the model computes with: one reference per operation, one implementation per kind of machine."""

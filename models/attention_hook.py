@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelLoadError
-from ..kernels.paged_attention import AttentionMetadata, paged_attention, store_kv
+from ..kernels.cpu.paged_attention import AttentionMetadata, paged_attention, store_kv
 from .kv_cache import KVCache, LayerShape
 
 NAME = "penstock"

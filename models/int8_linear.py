@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..kernels.int8_matmul import Int8Weight, int8_matmul, quantize_weight
+from ..kernels.cpu.int8_matmul import Int8Weight, int8_matmul, quantize_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.paged_attention import KEY_TILE
+from ..kernels.cpu.paged_attention import KEY_TILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.paged_attention import (
+from ..kernels.cpu.paged_attention import (
     IN_PLACE_KEYS,
     AttentionMetadata,
     DecodeGroup,

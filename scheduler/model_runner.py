@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..errors import ModelLoadError
-from ..kernels.paged_attention import KEY_TILE
+from ..kernels.cpu.paged_attention import KEY_TILE
 from ..models.attention_hook import StepContext
 from ..models.kv_cache import KVCache, bytes_per_token
 from ..models.loading import LoadedModel

@@ -10,6 +10,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read by Triton when a kernel is defined: kernels then run as Python, on the CPU's tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VOCAB_SIZE = 320
 EOS = 2
@@ -41,7 +46,6 @@ def save_byte_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in Hugging Face format, float32, with a byte-level tokenizer."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

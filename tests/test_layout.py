@@ -105,9 +105,9 @@ def test_imports_go_one_way():
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("penstock.kernels.int8_matmul", "from ..models import loading"),
-        ("penstock.kernels.int8_matmul", "from ..errors import PenstockError"),
-        ("penstock.kernels.int8_matmul", "from .. import errors"),
+        ("penstock.kernels.cpu.int8_matmul", "from ...models import loading"),
+        ("penstock.kernels.cpu.int8_matmul", "from ...errors import PenstockError"),
+        ("penstock.kernels.cpu.int8_matmul", "from ... import errors"),
         ("penstock.models.loading", "import penstock.scheduler"),
         ("penstock.scheduler.engine", "def lazily():\n    from ..cache import CompletionCache"),
         ("penstock.scheduler.engine", "from .. import cache"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from penstock.kernels.paged_attention import (
+from penstock.kernels.cpu.paged_attention import (
     KEY_TILE,
     AttentionMetadata,
     DecodeGroup,
@@ -16,7 +16,7 @@ from penstock.kernels.paged_attention import (
     paged_attention,
     store_kv,
 )
-from penstock.kernels.paged_attention_reference import paged_attention_reference
+from penstock.kernels.reference.paged_attention import paged_attention_reference
 
 BLOCK = 32
 EDGES = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300]

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from penstock.kernels import int8_matmul as kernel
-from penstock.kernels.int8_matmul import (
+from penstock.kernels.cpu import int8_matmul as kernel
+from penstock.kernels.cpu.int8_matmul import (
     MAX_REDUCTION,
     SMALL_WEIGHT,
     Int8Weight,
     int8_matmul,
-    int8_matmul_reference,
     quantize_activation,
     quantize_weight,
 )
+from penstock.kernels.reference.int8_matmul import int8_matmul_reference
 
 SIZES = [(1, 2), (1, 7), (7, 2), (5, 3), (17, 31), (33, 64), (64, 33), (127, 129), (320, 64), (100, 1000)]
 ROWS = [1, 2, 3, 4, 5, 7, 16, 17, 33, 64]
@@ -40,7 +40,9 @@ def test_equals_the_reference_exactly(shape: tuple[int, int], with_bias: bool):
     bias = torch.randn(shape[0]) if with_bias else None
     for rows in ROWS:
         x = torch.randn(rows, shape[1]) * torch.rand(rows, 1) * 100
-        assert torch.equal(int8_matmul(x, weight, bias), int8_matmul_reference(x, plain, scale, bias))
+        assert torch.equal(
+            int8_matmul(x, weight, bias), int8_matmul_reference(*quantize_activation(x), plain, scale, bias)
+        )
 
 
 @pytest.mark.parametrize("keep_plain", [False, True])
@@ -54,7 +56,9 @@ def test_equals_the_reference_in_every_kept_form(keep_plain: bool, with_bias: bo
     bias = torch.randn(LARGE[0]) if with_bias else None
     for rows in (1, 2, 5, 33, 130):
         x = torch.randn(rows, LARGE[1])
-        assert torch.equal(int8_matmul(x, weight, bias), int8_matmul_reference(x, plain, scale, bias))
+        assert torch.equal(
+            int8_matmul(x, weight, bias), int8_matmul_reference(*quantize_activation(x), plain, scale, bias)
+        )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,9 @@ def test_the_largest_sums_are_exact(shape: tuple[int, int]):
         scale = torch.ones(shape[0])
         weight = pack_weight(plain, scale, keep_plain=False)
         x = torch.full((4, shape[1]), 3.0)
-        assert torch.equal(int8_matmul(x, weight), int8_matmul_reference(x, plain, scale))
+        assert torch.equal(
+            int8_matmul(x, weight), int8_matmul_reference(*quantize_activation(x), plain, scale)
+        )
 
 
 def test_zeros_and_empty_batches():
@@ -93,9 +99,13 @@ def test_zeros_and_empty_batches():
 def test_inputs_of_other_dtypes_and_strides():
     plain, scale, weight = weight_of((9, 16))
     x = torch.randn(6, 32)[:, ::2]
-    assert torch.equal(int8_matmul(x, weight), int8_matmul_reference(x.contiguous(), plain, scale))
+    assert torch.equal(
+        int8_matmul(x, weight), int8_matmul_reference(*quantize_activation(x.contiguous()), plain, scale)
+    )
     half = torch.randn(6, 16).bfloat16()
-    assert torch.equal(int8_matmul(half, weight), int8_matmul_reference(half.float(), plain, scale))
+    assert torch.equal(
+        int8_matmul(half, weight), int8_matmul_reference(*quantize_activation(half.float()), plain, scale)
+    )
 
 
 def test_quantization_errs_by_at_most_half_a_step():

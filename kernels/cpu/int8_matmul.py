@@ -128,15 +128,6 @@ def _onednn_product(unsigned: Tensor, packed: Tensor, weight_scale: Tensor, zero
     return product
 
 
-def int8_matmul_reference(
-    x: Tensor, plain: Tensor, weight_scale: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """The same value by int64 arithmetic; for tests."""
-    quantized, act_scale = quantize_activation(x)
-    out = (quantized.long() @ plain.long().t()).float() * weight_scale * act_scale
-    return out if bias is None else out + bias
-
-
 _ONEDNN_EXACT: bool | None = None
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, one operation per file. Importing any of them imports Triton."""

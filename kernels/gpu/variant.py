@@ -1,0 +1,41 @@
+"""One compilation of one kernel: what the ahead-of-time check compiles without a GPU, and what it must find there.
+
+Every kernel module here has a function `variants(arch)` that yields one `Variant` for each configuration it may be
+launched with on that architecture, with the types and alignments of real launches.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What to compile, and what its machine code must look like.
+
+    Attributes:
+        name: the operation, the case and the tile, as RESOURCES.md shows it: "int8_matmul prefill 128x128x128".
+        kernel: the function decorated with `triton.jit`.
+        signature: Triton type of every argument that is no constexpr: "*i8", "*fp32", "i32".
+        constexprs: value of every constexpr argument.
+        num_warps, num_stages: as launched.
+        mma: the operand types its matrix instruction must have ("s8", "bf16", "f16"), or None where there is none.
+        unaligned: arguments not known to be divisible by 16; all other pointers and integers are.
+        wide_loads: whether its main loads must be 128 bits wide.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    mma: str | None = None
+    unaligned: frozenset[str] = field(default_factory=frozenset)
+    wide_loads: bool = True
+
+
+class KernelModule(Protocol):
+    """What the check asks of a module in this folder. `arch` is "sm_80", "sm_90" or "gfx942"."""
+
+    def variants(self, arch: str) -> Iterator[Variant]: ...
