@@ -6,12 +6,12 @@ transformers builds no mask.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelLoadError
-from ..kernels.cpu.paged_attention import AttentionMetadata, paged_attention, store_kv
 from .kv_cache import KVCache, LayerShape
 
 NAME = "penstock"
@@ -40,10 +40,10 @@ NEUTRAL_KWARGS = frozenset(
 
 @dataclass(slots=True)
 class StepContext:
-    """What attention needs to know of one forward pass."""
+    """What attention needs to know of one forward pass: the cache, and what its `prepare` gave."""
 
     kv_cache: KVCache
-    metadata: AttentionMetadata
+    batch: Any
 
 
 @dataclass(slots=True)
@@ -91,20 +91,16 @@ def attention_forward(
         if sliding_window is not None:
             penstock.windowed.add(layer)
         penstock.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        scores = torch.zeros(query.shape[2], query.shape[2]).masked_fill_(
-            torch.ones(query.shape[2], query.shape[2]).triu(1).bool(), float("-inf")
-        )
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=scores.to(query.dtype), scale=scaling, enable_gqa=True
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
-    keys, values = penstock.kv_cache.layers[layer]
-    store_kv(key[0], value[0], keys, values, penstock.metadata.slot_mapping)
-    out = paged_attention(
+    out = penstock.kv_cache.attend(
+        layer,
         query[0],
-        keys,
-        values,
-        penstock.metadata,
+        key[0],
+        value[0],
+        penstock.batch,
         scaling=scaling,
         sliding_window=sliding_window,
         softcap=softcap,

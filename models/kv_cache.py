@@ -1,13 +1,19 @@
-"""The KV tensors of all layers. Which block belongs to whom is the block manager's business."""
+"""Where keys and values are kept, and attention over them: what the engine asks of any machine's KV cache.
 
-import math
-import mmap
+Which block belongs to whom is the block manager's business.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels.cpu.paged_attention import KEY_TILE
+from ..kernels.dispatch import Backend
+from ..kernels.span import PAGE_SIZE, Span
+
+CPU_BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,52 +29,57 @@ class LayerShape:
         return self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
-class KVCache:
-    """One pool of K [Hkv, num_slots, D] and one of V per layer; block b holds slots [b * block_size, (b+1) * block_size).
+class KVCache(Protocol):
+    """The KV of all layers in blocks of `block_size` tokens, in the layout that the machine's attention reads."""
 
-    Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
-    The system commits memory only where KV is written, so a large pool costs nothing until it is used.
-    """
+    block_size: int
 
-    def __init__(
-        self, shapes: dict[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype
-    ) -> None:
-        num_slots = num_blocks * block_size + KEY_TILE
-        self.block_size = block_size
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {
-            index: (
-                _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
-                _lazy_zeros(shape.num_kv_heads, num_slots, shape.value_dim, dtype=dtype),
-            )
-            for index, shape in shapes.items()
-        }
+    def prepare(self, spans: Sequence[Span]) -> Any:
+        """What `attend` needs to know of a step whose rows are those of `spans`; once, before the first layer."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        batch: Any,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Store the rows' key [Hkv, T, D] and value [Hkv, T, Dv], then attend: query [Hq, T, D] -> [T, Hq, Dv].
+
+        `batch` comes from `prepare`. See `kernels.cpu.paged_attention` for the rest.
+        """
 
     def broken_blocks(self, block_ids: list[int]) -> list[int]:
         """Those that hold NaN or infinity."""
 
-        def is_broken(block_id: int) -> bool:
-            slots = slice(block_id * self.block_size, (block_id + 1) * self.block_size)
-            return not all(
-                bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair
-            )
 
-        return [block_id for block_id in block_ids if is_broken(block_id)]
-
-    def clear_blocks(self, block_ids: list[int]) -> None:
-        """Zero blocks that may hold NaN or infinity, before anyone reads them."""
-        if not block_ids:
-            return
-        slots = (torch.tensor(block_ids)[:, None] * self.block_size + torch.arange(self.block_size)).flatten()
-        for keys, values in self.layers.values():
-            keys.index_fill_(1, slots, 0)
-            values.index_fill_(1, slots, 0)
+def default_block_size(backend: Backend) -> int:
+    """Tokens per block: on a GPU a page, one copy of the tensor memory engine; on a CPU what wastes little of a pool."""
+    return PAGE_SIZE if backend.kind == "triton" else CPU_BLOCK_SIZE
 
 
-def _lazy_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in untouched 4 KiB pages. `torch.zeros` would write, and so commit, all of them; `numpy.zeros` asks for huge
-    pages, so that a first block would commit 2 MiB per layer and head."""
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+def make_kv_cache(
+    backend: Backend,
+    shapes: dict[int, LayerShape],
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+) -> KVCache:
+    """`dtype`: of what is stored; int8 quantizes per token and head.
+
+    Raises ValueError when the machine's attention cannot read such a cache.
+    """
+    if backend.kind == "triton":
+        raise ValueError("device is 'cuda', which this version cannot serve on yet; use 'cpu'.")
+    from .cpu_kv_cache import CpuKVCache
+
+    return CpuKVCache(shapes, num_blocks, block_size, dtype)
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ..errors import ModelLoadError
+from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .fingerprint import fingerprint
-from .int8_linear import pack_linears, quantize_linears
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .quantized_linear import pack_linears, quantize_linears
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class LoadedModel:
         layers: what each attention layer stores per token, by layer index.
         dtype: of activations and KV.
         max_model_len: positions the model was made for.
-        precision: "w8a8" or "none".
+        precision: "w8a8", "w8a16", "w4a16" or "none".
+        backend: the kernels it computes with, and their device.
     """
 
     module: Any
@@ -44,28 +46,41 @@ class LoadedModel:
     eos_token_ids: list[int]
     precision: str
     num_parameters: int
+    backend: Backend
 
 
-def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> LoadedModel:
-    """Load `model` ("builtin", a local folder or a hub id) for serving on the CPU.
+def load_model(
+    model: str,
+    *,
+    dtype: str = "auto",
+    quantize: str = "auto",
+    kv_cache_dtype: str = "auto",
+    device: str = "auto",
+) -> LoadedModel:
+    """Load `model` ("builtin", a local folder or a hub id) for serving; see `EngineConfig` for the settings.
 
-    `quantize`: "w8a8", "none", or "auto" (w8a8 for the built-in model, otherwise as stored).
     Raises ModelLoadError naming the model, the reason and the remedy.
     """
+    try:
+        backend = choose_backend(device)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
     path = resolve_model(model)
     precision = ("w8a8" if model == "builtin" else "none") if quantize == "auto" else quantize
     with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
-        digest = beside.submit(fingerprint, path, precision, dtype)
+        # What changes answers by rounding is part of what a cached one is filed under.
+        rounding = [] if backend.kind == "cpu" else [backend.kind, kv_cache_dtype]
+        digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()
     num_parameters = module.num_parameters()
-    if precision == "w8a8":
-        swapped = quantize_linears(module)
+    if precision != "none":
+        swapped = quantize_linears(module, backend, precision)
         if not swapped:
             raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
         pack_linears(module)
-    module.eval()
-    compute_dtype = torch.float32 if precision == "w8a8" else module.dtype
+    module.to(backend.device).eval()
+    compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
         path=path,
@@ -78,6 +93,7 @@ def load_model(model: str, *, dtype: str = "auto", quantize: str = "auto") -> Lo
         eos_token_ids=_eos_token_ids(module),
         precision=precision,
         num_parameters=num_parameters,
+        backend=backend,
     )
 
 
@@ -126,8 +142,8 @@ def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
     probe = attention_hook.ProbeContext()
     try:
         module(
-            input_ids=torch.zeros(1, 2, dtype=torch.long),
-            position_ids=torch.arange(2)[None],
+            input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
+            position_ids=torch.arange(2, device=module.device)[None],
             use_cache=False,
             penstock=probe,
         )

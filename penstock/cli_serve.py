@@ -43,10 +43,11 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
     from .models.location import model_name
 
     name = settings.served_model_name or model_name(settings.model)
-    precision = "INT8" if info.precision == "w8a8" else info.dtype
+    precision = info.dtype if info.precision == "none" else info.precision.upper()
     size = f"{info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device}"
     model = f"{name} ({info.architecture}, {size})"
     print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
+    print(info.kernels)
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     question = "how do I extract a tar.gz archive?"
     body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"{question}"}}]}}'

@@ -44,7 +44,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[str, str], About("model", "other names for it: 'gpt-4o=builtin'; '*=builtin' takes any name")
     ] = {}
     quantize: Annotated[
-        Literal["auto", "none", "w8a8"], About("model", "INT8 weights; auto: for the built-in model only")
+        Literal["auto", "none", "w8a8", "w8a16", "w4a16"],
+        About(
+            "model", "precision of weights and activations; auto: w8a8 for the built-in model, else as stored"
+        ),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], About("model", "computing type; auto: as stored")
@@ -81,7 +84,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512
     max_waiting: Annotated[int, About("engine", "most requests that wait; more are refused")] = 1024
     kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
-    block_size: Annotated[int, About("engine", "tokens per KV block")] = 32
+    kv_cache_dtype: Annotated[
+        Literal["auto", "int8"], About("engine", "KV as computed, or INT8 (on a GPU)")
+    ] = "auto"
+    gpu_memory_utilization: Annotated[
+        float, About("engine", "share of the GPU memory left by the weights that KV may take")
+    ] = 0.9
+    block_size: Annotated[int | None, About("engine", "tokens per KV block; default: 32, on a GPU 64")] = None
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
     threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 
@@ -92,6 +101,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _at_least(self, 1 << 20, "cache_max_bytes")
         if self.port > 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535.", param="port")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1.",
+                param="gpu_memory_utilization",
+            )
         for name in ("write_timeout", "cache_ttl"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

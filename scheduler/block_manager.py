@@ -7,10 +7,8 @@ from array import array
 
 import xxhash
 
+from ..kernels.span import NULL_BLOCK
 from .sequence import Sequence
-
-NULL_BLOCK = 0
-"""Never given to anyone: what padded block tables point at."""
 
 
 class Block:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from ..errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
+from ..kernels.dispatch import describe
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
@@ -37,14 +38,16 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.device == "cuda":
-            raise ModelLoadError(
-                "device is 'cuda', which this version cannot serve on yet; use 'cpu' or 'auto'."
-            )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
-        model = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
+        model = load_model(
+            config.model,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            kv_cache_dtype=config.kv_cache_dtype,
+            device=config.device,
+        )
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
             raise ModelLoadError(
                 f"max_model_len is {config.max_model_len}, but {model.path.name} takes at most "
@@ -53,7 +56,7 @@ class Engine:
         self.max_model_len = config.max_model_len or model.max_model_len
         self.runner = ModelRunner(model, config, self.max_model_len)
         self.block_manager = BlockManager(
-            self.runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching
+            self.runner.num_blocks, self.runner.block_size, prefix_caching=config.prefix_caching
         )
         self.scheduler = Scheduler(
             self.block_manager,
@@ -72,8 +75,9 @@ class Engine:
             precision=model.precision,
             num_parameters=model.num_parameters,
             kv_blocks_total=self.block_manager.num_usable_blocks,
-            block_size=config.block_size,
-            device="cpu",
+            block_size=self.runner.block_size,
+            device=model.backend.device.type,
+            kernels=describe(model.backend, model.precision),
         )
         self._live: dict[str, list[Sequence]] = {}
         self._steps = 0

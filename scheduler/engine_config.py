@@ -6,7 +6,8 @@ import msgspec
 
 from ..errors import ConfigError
 
-Precision = Literal["auto", "none", "w8a8"]
+Precision = Literal["auto", "none", "w8a8", "w8a16", "w4a16"]
+KVCacheDtype = Literal["auto", "int8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,17 +15,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: a local folder, a hub id, or "builtin".
-        quantize: "w8a8" for INT8 linears, "none" for as stored, "auto": w8a8 for the built-in model, else none.
+        quantize: of the linears: "w8a8" (INT8 weights and activations), "w8a16" (INT8 weights), "w4a16" (4-bit weights in
+            groups of 128), "none" (as stored), "auto" (w8a8 for the built-in model, else none).
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         max_model_len: longest prompt + completion in tokens; None takes the model's own.
         max_num_seqs: most sequences computed in one step.
         max_num_batched_tokens: most tokens computed in one step.
         max_waiting: most requests that wait; beyond it they are refused with `OverloadedError`.
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
-        block_size: tokens per KV block.
+        kv_cache_dtype: "auto" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU).
+        gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
+        block_size: tokens per KV block; None takes what the machine's attention is made for.
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
-        device: "auto", "cpu" or "cuda".
+        device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
     """
 
     model: str = "builtin"
@@ -35,19 +39,26 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     max_waiting: int = 1024
     kv_cache_tokens: int | None = None
-    block_size: int = 32
+    kv_cache_dtype: KVCacheDtype = "auto"
+    gpu_memory_utilization: float = 0.9
+    block_size: int | None = None
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.", param=name)
-        for name in ("max_model_len", "kv_cache_tokens", "threads"):
+        for name in ("max_model_len", "kv_cache_tokens", "block_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out.", param=name)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1.",
+                param="gpu_memory_utilization",
+            )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(
                 f"dtype is {self.dtype!r}; it must be auto, float32, bfloat16 or float16.", param="dtype"

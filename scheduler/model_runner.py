@@ -5,9 +5,8 @@ import math
 import torch
 
 from ..errors import ModelLoadError
-from ..kernels.cpu.paged_attention import KEY_TILE
 from ..models.attention_hook import StepContext
-from ..models.kv_cache import KVCache, bytes_per_token
+from ..models.kv_cache import bytes_per_token, default_block_size, make_kv_cache
 from ..models.loading import LoadedModel
 from .batch import build_batch
 from .engine_config import EngineConfig
@@ -32,15 +31,13 @@ class ModelRunner:
     """
 
     def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
-        if KEY_TILE % config.block_size:
-            raise ModelLoadError(
-                f"block_size is {config.block_size}; it must divide {KEY_TILE}, the tile that attention reads."
-            )
         self.model = model
+        self.backend = model.backend
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
-        self.block_size = config.block_size
-        num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, max_model_len)
+        self.block_size = config.block_size or default_block_size(self.backend)
+        kv_dtype = torch.int8 if config.kv_cache_dtype == "int8" else model.dtype
+        num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, config, max_model_len, kv_dtype)
         if num_tokens < max_model_len:
             raise ModelLoadError(
                 f"The KV cache holds {num_tokens} tokens, less than one sequence of max_model_len {max_model_len}; "
@@ -48,7 +45,12 @@ class ModelRunner:
             )
         # One more for the null block.
         self.num_blocks = math.ceil(num_tokens / self.block_size) + 1
-        self.kv_cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype)
+        try:
+            self.kv_cache = make_kv_cache(
+                self.backend, model.layers, self.num_blocks, self.block_size, kv_dtype
+            )
+        except ValueError as error:
+            raise ModelLoadError(str(error)) from error
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> list[tuple[Sequence, SampledToken | None]]:
@@ -56,17 +58,16 @@ class ModelRunner:
 
         A None in place of a token means that the model gave no finite logits for it.
         """
-        batch = build_batch(output, self.block_size)
-        short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
-        torch.set_num_threads(self._few_threads if short else self._threads)
-        # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
-        self.kv_cache.clear_blocks(batch.fresh_blocks)
+        batch = build_batch(output, self.backend.device)
+        if self.backend.kind == "cpu":
+            short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
+            torch.set_num_threads(self._few_threads if short else self._threads)
         result = self.model.module(
             input_ids=batch.input_ids,
             position_ids=batch.positions,
             use_cache=False,
             logits_to_keep=batch.sample_rows,
-            penstock=StepContext(self.kv_cache, batch.attention),
+            penstock=StepContext(self.kv_cache, self.kv_cache.prepare(batch.spans)),
         )
         if not batch.sampled:
             return []
@@ -74,10 +75,17 @@ class ModelRunner:
         return list(zip(batch.sampled, tokens, strict=True))
 
 
-def _default_kv_tokens(model: LoadedModel, max_model_len: int) -> int:
-    per_token = bytes_per_token(model.layers, model.dtype)
-    free = _available_memory() * MEMORY_SHARE
-    return max(max_model_len, min(DEFAULT_FULL_SEQUENCES * max_model_len, int(free // per_token)))
+def _default_kv_tokens(
+    model: LoadedModel, config: EngineConfig, max_model_len: int, kv_dtype: torch.dtype
+) -> int:
+    per_token = bytes_per_token(model.layers, kv_dtype)
+    if model.backend.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.backend.device)
+        # The rest is for activations. Unlike a CPU's, this pool is committed at once: no more than can ever be used.
+        fitting = int(free * config.gpu_memory_utilization // per_token)
+        return min(config.max_num_seqs * max_model_len, fitting)
+    fitting = int(_available_memory() * MEMORY_SHARE // per_token)
+    return max(max_model_len, min(DEFAULT_FULL_SEQUENCES * max_model_len, fitting))
 
 
 def _available_memory() -> int:

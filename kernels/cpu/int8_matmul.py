@@ -41,6 +41,15 @@ class Int8Weight:
     in_features: int
 
     @classmethod
+    def quantize(cls, weight: Tensor) -> "Int8Weight":
+        """From a float matrix [N, K]. Raises ValueError when K is too large for exact int32 accumulation."""
+        return cls.of(*quantize_weight(weight))
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[M, K] float, bias [N] float32 -> [M, N] float32."""
+        return int8_matmul(x, self, bias)
+
+    @classmethod
     def of(cls, plain: Tensor, weight_scale: Tensor) -> "Int8Weight":
         """From a [N, K] int8 matrix and its [N] scale.
 

@@ -125,7 +125,8 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     announcement = process.stdout.readline()
-    hint = process.stdout.readline()
+    kernels, hint = process.stdout.readline(), process.stdout.readline()
+    assert kernels.startswith("CPU kernels: attention paged_attention, linears "), kernels
     assert hint.startswith("Try:  curl "), announcement
     return process, announcement.split(" at ")[-1].strip()
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from penstock.errors import ConfigError, ModelLoadError
+from penstock.kernels.dispatch import choose_backend
 from penstock.models.attention_hook import ProbeContext, attention_forward
 from penstock.models.fingerprint import fingerprint
-from penstock.models.int8_linear import Int8Linear, quantize_linears
 from penstock.models.loading import load_model
+from penstock.models.quantized_linear import QuantizedLinear, quantize_linears
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
 COMMON: dict[str, Any] = {
@@ -259,7 +260,7 @@ def test_quantizing_swaps_every_linear_but_routers(tmp_path: Path):
     left = {name.rpartition(".")[2] for name, m in model.module.named_modules() if isinstance(m, nn.Linear)}
     assert left <= {"gate", "shared_expert_gate"}
     assert model.precision == "w8a8" and model.dtype == torch.float32
-    assert any(isinstance(module, Int8Linear) for module in model.module.modules())
+    assert any(isinstance(module, QuantizedLinear) for module in model.module.modules())
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_a_layer_keeps_its_bias_and_its_shape():
     model = Tiny()
     x = torch.randn(2, 3, 8)
     before = model.fc(x)
-    assert quantize_linears(model) == 1
+    assert quantize_linears(model, choose_backend("cpu"), "w8a8") == 1
     assert isinstance(model.router, nn.Linear) and isinstance(model.narrow, nn.Linear)
     after = model.fc(x)
     assert after.shape == (2, 3, 6)

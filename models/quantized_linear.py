@@ -1,4 +1,4 @@
-"""Replaces a loaded model's linear layers by INT8 ones, layer by layer, so that both copies never stand side by side.
+"""Replaces a loaded model's linear layers by quantized ones, layer by layer, so that both copies never stand side by side.
 
 Linears that read the same input (q, k and v; gate and up) share one matrix: a third of the quantizations and calls.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..kernels.cpu.int8_matmul import Int8Weight, int8_matmul, quantize_weight
+from ..kernels.cpu.int8_matmul import Int8Weight
+from ..kernels.dispatch import Backend, QuantizedWeight, weight_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,24 +27,24 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 KEEP_PLAIN_WEIGHTS = 1 << 30
 
 
-class Int8Linear(nn.Module):
-    """y = x W^T (+ b) in W8A8; takes and gives float32, [..., K] -> [..., N]."""
+class QuantizedLinear(nn.Module):
+    """y = x W^T (+ b), [..., K] -> [..., N], with W in the precision of its weight."""
 
-    def __init__(self, weight: Int8Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight_int8 = weight
+        self.quantized = weight
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        out = int8_matmul(x.reshape(-1, self.weight_int8.in_features), self.weight_int8, self.bias)
-        return out.view(*x.shape[:-1], self.weight_int8.out_features)
+        out = self.quantized.matmul(x.reshape(-1, self.quantized.in_features), self.bias)
+        return out.view(*x.shape[:-1], self.quantized.out_features)
 
 
-class SharedInt8Linear:
+class SharedLinear:
     """Several linears of one input as one matrix. The first to be called computes for all; each takes its columns."""
 
-    def __init__(self, weight: Int8Weight, bias: Tensor | None, sizes: list[int]) -> None:
-        self.linear = Int8Linear(weight, bias)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, sizes: list[int]) -> None:
+        self.linear = QuantizedLinear(weight, bias)
         self._sizes = sizes
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
@@ -61,27 +62,28 @@ class SharedInt8Linear:
         return part
 
 
-class Int8LinearPart(nn.Module):
-    """One of the linears in a `SharedInt8Linear`."""
+class SharedLinearPart(nn.Module):
+    """One of the linears in a `SharedLinear`."""
 
-    def __init__(self, shared: SharedInt8Linear, index: int) -> None:
+    def __init__(self, shared: SharedLinear, index: int) -> None:
         super().__init__()
         self._shared = shared
         self._index = index
-        self.weight_int8 = shared.linear.weight_int8
+        self.quantized = shared.linear.quantized
 
     def forward(self, x: Tensor) -> Tensor:
         return self._shared.take(self._index, x)
 
 
-def quantize_linears(model: "PreTrainedModel") -> int:
+def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str) -> int:
     """Swap every linear layer (`nn.Linear`, GPT-2's `Conv1D`) but routers; returns how many were swapped.
 
-    What is left (norms, biases, routers) becomes float32; the embedding keeps its dtype and gives float32.
+    On a CPU what is left (norms, biases, routers) becomes float32; the embedding keeps its dtype and gives float32.
     """
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, Conv1D)
+    weight_type = weight_class(backend, precision)
     embedding = model.get_input_embeddings()
     # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -96,9 +98,13 @@ def quantize_linears(model: "PreTrainedModel") -> int:
         for names in SHARED_INPUTS:
             siblings = [linear for name in names if isinstance(linear := linears.get(name), nn.Linear)]
             if len(siblings) == len(names):
-                shared = _share(siblings)
+                weights = [linear.weight.detach().to(backend.device) for linear in siblings]
+                sizes = [weight.shape[0] for weight in weights]
+                shared = SharedLinear(
+                    weight_type.quantize(torch.cat(weights)), _shared_bias(siblings, backend), sizes
+                )
                 for index, name in enumerate(names):
-                    setattr(parent, name, Int8LinearPart(shared, index))
+                    setattr(parent, name, SharedLinearPart(shared, index))
                     del linears[name]
                 swapped += len(names)
                 for linear in siblings:
@@ -106,23 +112,27 @@ def quantize_linears(model: "PreTrainedModel") -> int:
                         _let_go(linear.weight)
         for name, linear in linears.items():
             weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
-            setattr(parent, name, Int8Linear(Int8Weight.of(*quantize_weight(weight.detach())), _bias(linear)))
+            quantized = weight_type.quantize(weight.detach().to(backend.device))
+            setattr(parent, name, QuantizedLinear(quantized, _bias(linear, backend)))
             swapped += 1
             if users[id(linear.weight)] == 1:
                 _let_go(linear.weight)
-    for module in model.modules():
-        if module is not embedding:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
-    embedding.register_forward_hook(_to_float32)
+    if backend.kind == "cpu":
+        for module in model.modules():
+            if module is not embedding:
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.float()
+        embedding.register_forward_hook(_to_float32)
     return swapped
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Make the packed form of all INT8 matrices. Takes seconds where quantizing takes tenths, and changes no result, so a
-    small model packs in the background while it serves already; a large one, which keeps one form only, before."""
-    modules = (module for module in model.modules() if isinstance(module, Int8Linear | Int8LinearPart))
-    weights = list({id(module.weight_int8): module.weight_int8 for module in modules}.values())
+    """Make the packed form of all INT8 matrices that a CPU multiplies with. Takes seconds where quantizing takes tenths, and
+    changes no result, so a small model packs in the background while it serves already; a large one, which keeps one form
+    only, before."""
+    modules = (module for module in model.modules() if isinstance(module, QuantizedLinear | SharedLinearPart))
+    found = {id(module.quantized): module.quantized for module in modules}
+    weights = [weight for weight in found.values() if isinstance(weight, Int8Weight)]
     keep_plain = sum(weight.out_features * weight.in_features for weight in weights) <= KEEP_PLAIN_WEIGHTS
     if keep_plain:
         threading.Thread(target=_pack_all, args=(weights, True), name="penstock-pack", daemon=True).start()
@@ -148,22 +158,21 @@ def _let_go(weight: Tensor) -> None:
         )
 
 
-def _share(linears: list[nn.Linear]) -> SharedInt8Linear:
-    quantized = [quantize_weight(linear.weight.detach()) for linear in linears]
-    plain = torch.cat([weight for weight, _ in quantized])
-    scale = torch.cat([scale for _, scale in quantized])
-    sizes = [weight.shape[0] for weight, _ in quantized]
-    biases = [_bias(linear) for linear in linears]
-    bias = None
-    if any(part is not None for part in biases):
-        parts = zip(biases, sizes, strict=True)
-        bias = torch.cat([torch.zeros(size) if part is None else part for part, size in parts])
-    return SharedInt8Linear(Int8Weight.of(plain, scale), bias, sizes)
+def _shared_bias(linears: list[nn.Linear], backend: Backend) -> Tensor | None:
+    biases = [_bias(linear, backend) for linear in linears]
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            torch.zeros(linear.weight.shape[0], device=backend.device) if bias is None else bias
+            for bias, linear in zip(biases, linears, strict=True)
+        ]
+    )
 
 
-def _bias(linear: nn.Module) -> Tensor | None:
+def _bias(linear: nn.Module, backend: Backend) -> Tensor | None:
     bias = linear.bias
-    return bias.detach().float() if isinstance(bias, Tensor) else None
+    return bias.detach().to(backend.device, torch.float32) if isinstance(bias, Tensor) else None
 
 
 def _to_float32(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:

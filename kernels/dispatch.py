@@ -1,0 +1,112 @@
+"""Decides once, when an engine loads, what computes: Triton on a GPU, Triton's interpreter in tests, or the CPU's own.
+
+Never a slower one silently: a GPU that cannot be used is an error, and `describe` says what serves what.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+# Ampere: the first generation with asynchronous copies and bf16, which every kernel relies on.
+LOWEST_CAPABILITY = (8, 0)
+INTERPRETER = "interpreter"
+# What holds the weights of a precision: module and class, the same in `kernels/cpu` and `kernels/gpu`.
+WEIGHTS = {
+    "w8a8": ("int8_matmul", "Int8Weight"),
+    "w8a16": ("int8_weight_matmul", "Int8WeightOnly"),
+    "w4a16": ("int4_matmul", "Int4Weight"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """`kind` names the folder of kernels that serve: "cpu", or "triton" for `kernels/gpu`."""
+
+    kind: Literal["cpu", "triton"]
+    device: torch.device
+
+    @property
+    def is_interpreted(self) -> bool:
+        return self.kind == "triton" and self.device.type == "cpu"
+
+
+class QuantizedWeight(Protocol):
+    """A weight matrix in one precision, ready to multiply on one kind of machine."""
+
+    out_features: int
+    in_features: int
+
+    @classmethod
+    def quantize(cls, weight: Tensor) -> Self:
+        """From a float matrix [N, K], on its device."""
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[M, K] float, bias [N] -> [M, N] in x's dtype."""
+
+
+def choose_backend(device: str) -> Backend:
+    """`device`: "cpu"; "cuda"; "auto": CUDA where there is one; "interpreter": the Triton kernels run as Python, for tests.
+
+    Raises ValueError naming what is missing and the remedy.
+    """
+    if device == INTERPRETER:
+        return _interpreter()
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return Backend("cpu", torch.device("cpu"))
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "device is 'cuda', but torch finds no CUDA device; install a CUDA build of torch and the driver, or use 'cpu'."
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < LOWEST_CAPABILITY:
+        name, version = torch.cuda.get_device_name(), ".".join(map(str, capability))
+        raise ValueError(
+            f"{name} has compute capability {version}; Penstock's kernels need 8.0 or later. Use device = 'cpu'."
+        )
+    _require_triton()
+    return Backend("triton", torch.device("cuda", torch.cuda.current_device()))
+
+
+def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
+    """What holds a weight of `precision`: "w8a8", "w8a16" or "w4a16"."""
+    module, name = WEIGHTS[precision]
+    folder = "gpu" if backend.kind == "triton" else "cpu"
+    found: type[QuantizedWeight] = getattr(import_module(f".{folder}.{module}", __package__), name)
+    return found
+
+
+def describe(backend: Backend, precision: str) -> str:
+    """Which kernels serve what, in one line, for whoever starts an engine."""
+    linears = f"linears {WEIGHTS[precision][0]} ({precision})" if precision in WEIGHTS else "linears torch"
+    if backend.kind == "cpu":
+        return f"CPU kernels: attention paged_attention, {linears}"
+    import triton
+
+    where = "the interpreter" if backend.is_interpreted else torch.cuda.get_device_name(backend.device)
+    return (
+        f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {linears}"
+    )
+
+
+def _interpreter() -> Backend:
+    _require_triton()
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        raise ValueError(
+            "device is 'interpreter', which is for tests: set TRITON_INTERPRET=1 before Triton is imported, or use 'cpu'."
+        )
+    return Backend("triton", torch.device("cpu"))
+
+
+def _require_triton() -> None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "Serving on a GPU needs Triton, which cannot be imported here "
+            f"({error}); install the 'gpu' extra, or use device = 'cpu'."
+        ) from error

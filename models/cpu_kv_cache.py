@@ -1,0 +1,100 @@
+"""The KV of all layers in memory, as slots in a row per head: runs of blocks are read in place."""
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.cpu.attention_batch import attention_batch, fresh_blocks
+from ..kernels.cpu.paged_attention import KEY_TILE, AttentionMetadata, paged_attention, store_kv
+from ..kernels.span import Span
+from .kv_cache import LayerShape
+
+
+class CpuKVCache:
+    """One pool of K [Hkv, num_slots, D] and one of V per layer; block b holds slots [b * block_size, (b+1) * block_size).
+
+    Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
+    The system commits memory only where KV is written, so a large pool costs nothing until it is used.
+
+    Raises ValueError for INT8, and when `block_size` does not divide the tile that attention reads.
+    """
+
+    def __init__(
+        self, shapes: dict[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> None:
+        if dtype is torch.int8:
+            raise ValueError(
+                "kv_cache_dtype is 'int8', which is for GPUs; on a CPU leave it at 'auto', or use device = 'cuda'."
+            )
+        if KEY_TILE % block_size:
+            raise ValueError(
+                f"block_size is {block_size}; it must divide {KEY_TILE}, the tile that attention reads."
+            )
+        num_slots = num_blocks * block_size + KEY_TILE
+        self.block_size = block_size
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {
+            index: (
+                _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
+                _lazy_zeros(shape.num_kv_heads, num_slots, shape.value_dim, dtype=dtype),
+            )
+            for index, shape in shapes.items()
+        }
+
+    def prepare(self, spans: Sequence[Span]) -> AttentionMetadata:
+        # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
+        self._clear(fresh_blocks(spans, self.block_size))
+        return attention_batch(spans, self.block_size)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        batch: AttentionMetadata,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        keys, values = self.layers[layer]
+        store_kv(key, value, keys, values, batch.slot_mapping)
+        return paged_attention(
+            query,
+            keys,
+            values,
+            batch,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+
+    def broken_blocks(self, block_ids: list[int]) -> list[int]:
+        def is_broken(block_id: int) -> bool:
+            slots = slice(block_id * self.block_size, (block_id + 1) * self.block_size)
+            return not all(
+                bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair
+            )
+
+        return [block_id for block_id in block_ids if is_broken(block_id)]
+
+    def _clear(self, block_ids: list[int]) -> None:
+        """Zero blocks that may hold NaN or infinity, before anyone reads them."""
+        if not block_ids:
+            return
+        slots = (torch.tensor(block_ids)[:, None] * self.block_size + torch.arange(self.block_size)).flatten()
+        for keys, values in self.layers.values():
+            keys.index_fill_(1, slots, 0)
+            values.index_fill_(1, slots, 0)
+
+
+def _lazy_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in untouched 4 KiB pages. `torch.zeros` would write, and so commit, all of them; `numpy.zeros` asks for huge
+    pages, so that a first block would commit 2 MiB per layer and head."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
