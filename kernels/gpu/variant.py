@@ -4,9 +4,9 @@ Every kernel module here has a function `variants(arch)` that yields one `Varian
 launched with on that architecture, with the types and alignments of real launches.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,12 @@ class Variant:
     Attributes:
         name: the operation, the case and the tile, as RESOURCES.md shows it: "int8_matmul prefill 128x128x128".
         kernel: the function decorated with `triton.jit`.
-        signature: Triton type of every argument that is no constexpr: "*i8", "*fp32", "i32".
+        signature: Triton type of every argument that is no constexpr: "*i8", "*fp32", "i32". All pointers and integers are
+            taken for divisible by 16, as in real launches, but those of `unaligned`.
         constexprs: value of every constexpr argument.
         num_warps, num_stages: as launched.
-        mma: the operand types its matrix instruction must have ("s8", "bf16", "f16"), or None where there is none.
-        unaligned: arguments not known to be divisible by 16; all other pointers and integers are.
+        mma: the operand type its matrix instruction must have ("s8", "bf16"), or None where there is none.
+        fp_fusion: whether a product and a sum may become one rounding, as launched.
         wide_loads: whether its main loads must be 128 bits wide.
     """
 
@@ -31,11 +32,6 @@ class Variant:
     num_warps: int
     num_stages: int
     mma: str | None = None
-    unaligned: frozenset[str] = field(default_factory=frozenset)
+    fp_fusion: bool = True
+    unaligned: frozenset[str] = frozenset()
     wide_loads: bool = True
-
-
-class KernelModule(Protocol):
-    """What the check asks of a module in this folder. `arch` is "sm_80", "sm_90" or "gfx942"."""
-
-    def variants(self, arch: str) -> Iterator[Variant]: ...
