@@ -60,5 +60,9 @@ def make_bf16_right() -> None:
     def create_dot(self, a, b, d, *rest):  # type: ignore[no-untyped-def]
         return dot(self, _widened(a), _widened(b), d, *rest)
 
+    def get_bf16(self, value):  # type: ignore[no-untyped-def]
+        return TensorHandle(to_bits(np.array([value], np.float32)), tl.bfloat16)
+
+    builder.get_bf16 = get_bf16
     builder.binary_op, builder.unary_op = binary_op, unary_op
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
