@@ -158,7 +158,8 @@ def compile_one(variant: Variant, arch: str) -> Resources:
         )
         compiled = triton.compile(source, target=target, options=options)
     except Exception as error:  # the compiler raises what it likes
-        return Resources(variant.name, arch, variant.num_warps, error=str(error).strip().splitlines()[-1])
+        reason = f"{error} {error.__cause__ or ''}"
+        return Resources(variant.name, arch, variant.num_warps, error=" ".join(reason.split()))
     shared = int(compiled.metadata.shared)
     if arch.startswith("gfx"):
         return _read_amd(variant, arch, shared, compiled.asm["amdgcn"])
