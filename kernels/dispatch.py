@@ -16,8 +16,6 @@ INTERPRETER = "interpreter"
 # What holds the weights of a precision: module and class, the same in `kernels/cpu` and `kernels/gpu`.
 WEIGHTS = {
     "w8a8": ("int8_matmul", "Int8Weight"),
-    "w8a16": ("int8_weight_matmul", "Int8WeightOnly"),
-    "w4a16": ("int4_matmul", "Int4Weight"),
 }
 
 
@@ -71,7 +69,7 @@ def choose_backend(device: str) -> Backend:
 
 
 def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
-    """What holds a weight of `precision`: "w8a8", "w8a16" or "w4a16"."""
+    """What holds a weight of `precision`, a key of WEIGHTS."""
     module, name = WEIGHTS[precision]
     folder = "gpu" if backend.kind == "triton" else "cpu"
     found: type[QuantizedWeight] = getattr(import_module(f".{folder}.{module}", __package__), name)

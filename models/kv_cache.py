@@ -76,7 +76,9 @@ def make_kv_cache(
     Raises ValueError when the machine's attention cannot read such a cache.
     """
     if backend.kind == "triton":
-        raise ValueError("device is 'cuda', which this version cannot serve on yet; use 'cpu'.")
+        from .gpu_kv_cache import GpuKVCache
+
+        return GpuKVCache(shapes, num_blocks, block_size, dtype, backend.device)
     from .cpu_kv_cache import CpuKVCache
 
     return CpuKVCache(shapes, num_blocks, block_size, dtype)

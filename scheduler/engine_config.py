@@ -6,7 +6,7 @@ import msgspec
 
 from ..errors import ConfigError
 
-Precision = Literal["auto", "none", "w8a8", "w8a16", "w4a16"]
+Precision = Literal["auto", "none", "w8a8"]
 KVCacheDtype = Literal["auto", "int8"]
 
 
@@ -15,8 +15,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: a local folder, a hub id, or "builtin".
-        quantize: of the linears: "w8a8" (INT8 weights and activations), "w8a16" (INT8 weights), "w4a16" (4-bit weights in
-            groups of 128), "none" (as stored), "auto" (w8a8 for the built-in model, else none).
+        quantize: "w8a8" for INT8 linears, "none" for as stored, "auto": w8a8 for the built-in model, else none.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         max_model_len: longest prompt + completion in tokens; None takes the model's own.
         max_num_seqs: most sequences computed in one step.

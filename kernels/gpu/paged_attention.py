@@ -61,7 +61,7 @@ DECODE = {
 
 @dataclass(slots=True)
 class AttentionResult:
-    """`out` [T, Hq, D] in the query's dtype; `lse` [T, Hq] float32, the natural logarithm of the softmax's sum, if asked for."""
+    """`out` [T, Hq, D] in the query's dtype; `lse` [T, Hq] float32 if asked for: the logarithm of the softmax's sum."""
 
     out: Tensor
     lse: Tensor | None

@@ -196,7 +196,12 @@ def variants(arch: str) -> Iterator[Variant]:
                 ),
                 "num_heads": "i32",
             }
-            constexprs = {"FORMULA": formula, "BLOCK_D": 128, "PAGE": PAGE_SIZE, "TOKENS": GRANULE}
+            constexprs: dict[str, int | None] = {
+                "FORMULA": formula,
+                "BLOCK_D": 128,
+                "PAGE": PAGE_SIZE,
+                "TOKENS": GRANULE,
+            }
             if scales is None:
                 constexprs["scales"] = None
             else:

@@ -1,7 +1,7 @@
 """Attention over pages on the GPU, against float64, over pools whose unused parts hold NaN.
 
-Relative errors here are those of the largest output of a row: float32 1e-5, half precision 4e-3, bf16 2e-2; INT8 pages are compared
-with the same quantized keys and values, so they add none.
+Errors are relative to the largest output of a row: float32 1e-5, float16 4e-3, bf16 2e-2. INT8 pages are compared with the
+same quantized keys and values, so they add none.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,65 @@
+"""The engine on the GPU's kernels: the same greedy tokens as on the CPU's. Without a GPU Triton's interpreter runs them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock import Engine, EngineConfig, SamplingParams
+from penstock.errors import ModelLoadError
+from penstock.scheduler.outputs import Completion
+
+DEVICE = "cuda" if torch.cuda.is_available() else "interpreter"
+PROMPTS = [[5, 9, 300, 17], list(range(3, 80)), [7] * 65, [250, 3]]
+
+
+def complete(model: Path, params: SamplingParams, **settings: object) -> list[Completion]:
+    sizes = {"max_model_len": 192, "kv_cache_tokens": 768, "max_num_batched_tokens": 48}
+    engine = Engine(EngineConfig(model=str(model), dtype="float32", **sizes, **settings))  # type: ignore[arg-type]
+    results = engine.generate(PROMPTS, params, tokenizer=_NoText(), progress=False)
+    engine.check()
+    return [completion for result in results for completion in result.completions]
+
+
+def generate(model: Path, device: str, **settings: object) -> list[list[int]]:
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    return [completion.token_ids for completion in complete(model, params, device=device, **settings)]
+
+
+def best_logprobs(model: Path, **settings: object) -> list[float]:
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=1)
+    completions = complete(model, params, **settings)
+    return [completion.logprobs[0].top[0][1] for completion in completions if completion.logprobs]
+
+
+class _NoText:
+    """Token ids are all that is compared."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("quantize", ["none", "w8a8"])
+def test_the_same_greedy_tokens_as_on_the_cpu(tiny_llama, quantize):
+    assert generate(tiny_llama, DEVICE, quantize=quantize) == generate(tiny_llama, "cpu", quantize=quantize)
+
+
+def test_int8_kv_changes_little(tiny_llama):
+    """The best token's log-probability after each prompt; a token's own choice may be a close call."""
+    exact = best_logprobs(tiny_llama, device="cpu")
+    quantized = best_logprobs(tiny_llama, device=DEVICE, kv_cache_dtype="int8")
+    assert exact != quantized, "something was quantized"
+    assert quantized == pytest.approx(exact, abs=0.1)
+
+
+def test_what_the_gpu_cannot_do_is_refused_by_name(tiny_llama):
+    with pytest.raises(ModelLoadError, match="block_size is 32; on a GPU a block is a page of 64 tokens"):
+        generate(tiny_llama, DEVICE, block_size=32)
+    with pytest.raises(ModelLoadError, match="kv_cache_dtype is 'int8', which is for GPUs"):
+        generate(tiny_llama, "cpu", kv_cache_dtype="int8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_no_silent_cpu(tiny_llama):
+    with pytest.raises(ModelLoadError, match="torch finds no CUDA device"):
+        generate(tiny_llama, "cuda")
