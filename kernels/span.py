@@ -16,11 +16,13 @@ class Span:
         block_table: the sequence's KV blocks in order, enough for all its positions up to the span's last.
         first_position: of the span's first token.
         num_tokens: 1 when decoding.
+        sparse_mass: attend only to the keys that hold this share of the attention; None attends to all.
     """
 
     block_table: list[int]
     first_position: int
     num_tokens: int
+    sparse_mass: float | None = None
 
     @property
     def context_len(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.cpu.attention_batch import attention_batch, fresh_blocks
 from ..kernels.cpu.paged_attention import KEY_TILE, AttentionMetadata, paged_attention, store_kv
+from ..kernels.cpu.sparse_attention import GRANULE, KeySketch, SparseTelemetry
 from ..kernels.span import Span
 from .kv_cache import LayerShape
 
@@ -19,11 +20,19 @@ class CpuKVCache:
     Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
     The system commits memory only where KV is written, so a large pool costs nothing until it is used.
 
-    Raises ValueError for INT8, and when `block_size` does not divide the tile that attention reads.
+    With `sparse`, the keys are kept in INT8 beside, for decodes that attend to a part of them.
+
+    Raises ValueError for INT8 KV, and when `block_size` does not divide the tile that attention reads.
     """
 
     def __init__(
-        self, shapes: dict[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype
+        self,
+        shapes: dict[int, LayerShape],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        *,
+        sparse: bool = False,
     ) -> None:
         if dtype is torch.int8:
             raise ValueError(
@@ -32,6 +41,11 @@ class CpuKVCache:
         if KEY_TILE % block_size:
             raise ValueError(
                 f"block_size is {block_size}; it must divide {KEY_TILE}, the tile that attention reads."
+            )
+        if sparse and block_size % GRANULE:
+            raise ValueError(
+                f"block_size is {block_size}; sparse attention keeps whole granules of {GRANULE} tokens, "
+                "of which a block must be made."
             )
         num_slots = num_blocks * block_size + KEY_TILE
         self.block_size = block_size
@@ -42,6 +56,16 @@ class CpuKVCache:
             )
             for index, shape in shapes.items()
         }
+        self.sketches: dict[int, KeySketch] = {}
+        if sparse:
+            self.sketches = {
+                index: KeySketch(
+                    _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=torch.int8),
+                    _lazy_zeros(shape.num_kv_heads, num_slots, dtype=torch.float32),
+                )
+                for index, shape in shapes.items()
+            }
+        self.sparse_telemetry = SparseTelemetry()
 
     def prepare(self, spans: Sequence[Span]) -> AttentionMetadata:
         # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
@@ -63,11 +87,16 @@ class CpuKVCache:
     ) -> Tensor:
         keys, values = self.layers[layer]
         store_kv(key, value, keys, values, batch.slot_mapping)
+        sketch = self.sketches.get(layer)
+        if sketch is not None:
+            sketch.store(key, batch.slot_mapping)
         return paged_attention(
             query,
             keys,
             values,
             batch,
+            sketch=sketch,
+            telemetry=self.sparse_telemetry,
             scaling=scaling,
             sliding_window=sliding_window,
             softcap=softcap,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.cpu.sparse_attention import SparseTelemetry
 from ..kernels.gpu.paged_attention import paged_attention
 from ..kernels.gpu.paged_batch import PagedBatch
 from ..kernels.gpu.store_kv import store_kv
@@ -40,6 +41,7 @@ class GpuKVCache:
                 )
         self.block_size = block_size
         self.device = device
+        self.sparse_telemetry = SparseTelemetry()
         self.pages: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor | None] = {}
         for layer, shape in shapes.items():

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.cpu.sparse_attention import SparseTelemetry
 from ..kernels.dispatch import Backend
 from ..kernels.span import PAGE_SIZE, Span
 
@@ -33,6 +34,7 @@ class KVCache(Protocol):
     """The KV of all layers in blocks of `block_size` tokens, in the layout that the machine's attention reads."""
 
     block_size: int
+    sparse_telemetry: SparseTelemetry
 
     def prepare(self, spans: Sequence[Span]) -> Any:
         """What `attend` needs to know of a step whose rows are those of `spans`; once, before the first layer."""
@@ -70,18 +72,23 @@ def make_kv_cache(
     num_blocks: int,
     block_size: int,
     dtype: torch.dtype,
+    *,
+    sparse: bool = False,
 ) -> KVCache:
-    """`dtype`: of what is stored; int8 quantizes per token and head.
+    """`dtype`: of what is stored; int8 quantizes per token and head. `sparse`: decodes may attend to a part of the keys.
 
     Raises ValueError when the machine's attention cannot read such a cache.
     """
     if backend.kind == "triton":
         from .gpu_kv_cache import GpuKVCache
 
+        if sparse:
+            raise ValueError("sparse_attention is for CPUs so far; leave it out, or use device = 'cpu'.")
+
         return GpuKVCache(shapes, num_blocks, block_size, dtype, backend.device)
     from .cpu_kv_cache import CpuKVCache
 
-    return CpuKVCache(shapes, num_blocks, block_size, dtype)
+    return CpuKVCache(shapes, num_blocks, block_size, dtype, sparse=sparse)
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:

@@ -30,6 +30,25 @@ class About(msgspec.Struct, frozen=True):
     help: str
 
 
+class SparseAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Decodes attend only to the keys that hold `mass` of their attention, from `min_context` tokens on."""
+
+    mass: float = 0.95
+    min_context: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1:
+            raise ConfigError(
+                f"sparse_attention.mass is {self.mass}; it must be above 0 and at most 1.",
+                param="sparse_attention",
+            )
+        if self.min_context < 1:
+            raise ConfigError(
+                f"sparse_attention.min_context is {self.min_context}; it must be at least 1.",
+                param="sparse_attention",
+            )
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `penstock serve` can be told.
 
@@ -89,6 +108,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, About("engine", "share of the GPU memory left by the weights that KV may take")
     ] = 0.9
     block_size: Annotated[int | None, About("engine", "tokens per KV block; default: 32, on a GPU 64")] = None
+    sparse_attention: Annotated[
+        SparseAttention | None,
+        About(
+            "engine", "decode long contexts on the keys that hold most attention; mass=0.95,min_context=4096"
+        ),
+    ] = None
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
     threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 
@@ -208,7 +233,14 @@ def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
 
 def _placeholder(type_: Any) -> str:
     text = str(type_)
-    for word, shown in (("dict", "NAME=MODEL,..."), ("tuple", "KEY,..."), ("Path", "PATH"), ("int", "N")):
+    placeholders = (
+        ("dict", "NAME=MODEL,..."),
+        ("SparseAttention", "mass=P,..."),
+        ("tuple", "KEY,..."),
+        ("Path", "PATH"),
+        ("int", "N"),
+    )
+    for word, shown in placeholders:
         if word in text or type_ is {"int": int}.get(word):
             return shown
     return "SECONDS" if "float" in text else "TEXT"
@@ -241,19 +273,21 @@ def _parse(entry: _Entry, value: Any, *, where: str) -> Any:
         if get_origin(entry.type) is tuple:
             value = [part.strip() for part in value.split(",") if part.strip()]
         elif get_origin(entry.type) is dict:
-            value = _pairs(entry, value, where=where)
+            value = _pairs(entry, value, where=where, form="NAME=MODEL")
+        elif entry.type == SparseAttention | None:
+            value = _pairs(entry, value, where=where, form="mass=0.95")
         elif entry.type is bool:
             value = _SWITCH.get(value.lower(), value)
     return _convert(entry, value, where=where, strict=False)
 
 
-def _pairs(entry: _Entry, text: str, *, where: str) -> dict[str, str]:
+def _pairs(entry: _Entry, text: str, *, where: str, form: str) -> dict[str, str]:
     pairs = {}
     for part in text.split(","):
         name, equals, target = part.partition("=")
         if not (name.strip() and equals and target.strip()):
             raise ConfigError(
-                f"{where}: {entry.name} is {text!r}; write it as NAME=MODEL, several separated by commas.",
+                f"{where}: {entry.name} is {text!r}; write it as {form}, several separated by commas.",
                 param=entry.name,
             )
         pairs[name.strip()] = target.strip()
@@ -286,6 +320,7 @@ def _described(type_: Any) -> str:
         tuple[str, ...]: "a list of texts",
         dict[str, str]: "a table of names",
         Path: "a path",
+        SparseAttention: "a table of mass (above 0, at most 1) and min_context (in tokens)",
     }
     return plain.get(type_) or " or nothing".join(plain[part] for part in get_args(type_) if part in plain)
 

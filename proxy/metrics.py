@@ -181,6 +181,14 @@ class _EngineCollector(Collector):
         yield _counter("engine_steps", "Batches computed.", stats.steps)
         yield _counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        sparse = stats.sparse
+        yield _counter("sparse_rows", "Rows and layers decided by sparse attention.", sparse.rows)
+        yield _counter("sparse_fallbacks", "Of these, computed densely after all.", sparse.fallbacks)
+        yield _counter("sparse_kept_tokens", "Tokens they attended to ...", sparse.kept_tokens)
+        yield _counter("sparse_context_tokens", "... of so many.", sparse.context_tokens)
+        yield _counter("sparse_estimated_mass", "Attention kept by estimate, summed.", sparse.estimated_mass)
+        yield _counter("sparse_sampled_rows", "Rows whose kept attention was computed.", sparse.sampled_rows)
+        yield _counter("sparse_sampled_mass", "That attention, summed.", sparse.sampled_mass)
 
 
 class _CacheCollector(Collector):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import SparseAttention
 from ..kernels.span import Span
-from .scheduler import SchedulerOutput
+from .scheduler import ScheduledSequence, SchedulerOutput
 from .sequence import Sequence
 
 
@@ -28,7 +29,9 @@ class Batch:
     spans: list[Span]
 
 
-def build_batch(output: SchedulerOutput, device: torch.device) -> Batch:
+def build_batch(
+    output: SchedulerOutput, device: torch.device, sparse_attention: SparseAttention | None = None
+) -> Batch:
     """Lay out `output` row by row."""
     decodes = sorted(
         (item for item in output.scheduled if item.num_new_tokens == 1),
@@ -45,7 +48,7 @@ def build_batch(output: SchedulerOutput, device: torch.device) -> Batch:
         stop = start + item.num_new_tokens
         input_ids += seq.token_ids[start:stop]
         positions += range(start, stop)
-        spans.append(Span(seq.block_table, start, item.num_new_tokens))
+        spans.append(Span(seq.block_table, start, item.num_new_tokens, _sparse_mass(item, sparse_attention)))
         if item.samples:
             sample_rows.append(len(input_ids) - 1)
             sampled.append(seq)
@@ -56,3 +59,11 @@ def build_batch(output: SchedulerOutput, device: torch.device) -> Batch:
         sampled=sampled,
         spans=spans,
     )
+
+
+def _sparse_mass(item: ScheduledSequence, sparse_attention: SparseAttention | None) -> float | None:
+    """Prompts are attended to densely, in whatever chunks; their last token too, which may be a chunk of its own."""
+    start = item.seq.num_computed_tokens
+    if sparse_attention is None or item.num_new_tokens > 1 or start < item.seq.num_prompt_tokens:
+        return None
+    return sparse_attention.mass if start + 1 >= sparse_attention.min_context else None

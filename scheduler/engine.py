@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence as Seq
+from dataclasses import asdict
 
 import torch
 
@@ -18,7 +19,7 @@ from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
 from .engine_config import EngineConfig
 from .model_runner import ModelRunner
-from .outputs import Completion, Delta, EngineStats, FinishReason, GenerationResult, ModelInfo
+from .outputs import Completion, Delta, EngineStats, FinishReason, GenerationResult, ModelInfo, SparseStats
 from .sampler import SampledToken
 from .sampling_params import SamplingParams, checked_token_ids
 from .scheduler import Scheduler
@@ -67,7 +68,7 @@ class Engine:
             name=config.model if config.model == "builtin" else model.path.name,
             path=str(model.path),
             architecture=model.architecture,
-            fingerprint=model.fingerprint,
+            fingerprint=_fingerprint(model.fingerprint, config),
             max_model_len=self.max_model_len,
             vocab_size=model.vocab_size,
             eos_token_ids=model.eos_token_ids,
@@ -169,6 +170,7 @@ class Engine:
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            sparse=SparseStats(**asdict(self.runner.kv_cache.sparse_telemetry)),
         )
 
     def check(self) -> None:
@@ -359,3 +361,9 @@ class Engine:
             if seq.index == index and seq.status is not Status.FINISHED:
                 self._finish(seq, "stop")
                 return
+
+
+def _fingerprint(model: str, config: EngineConfig) -> str:
+    """The model's, and of what else in the settings changes answers."""
+    sparse = config.sparse_attention
+    return model if sparse is None else f"{model}-sparse-{sparse.mass}-{sparse.min_context}"

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from ..config import SparseAttention
 from ..errors import ConfigError
 
 Precision = Literal["auto", "none", "w8a8"]
@@ -25,6 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_dtype: "auto" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU).
         gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
         block_size: tokens per KV block; None takes what the machine's attention is made for.
+        sparse_attention: None attends to all keys.
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
@@ -41,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: KVCacheDtype = "auto"
     gpu_memory_utilization: float = 0.9
     block_size: int | None = None
+    sparse_attention: SparseAttention | None = None
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"

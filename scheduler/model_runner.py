@@ -33,6 +33,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
         self.model = model
         self.backend = model.backend
+        self._sparse_attention = config.sparse_attention
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
         self.block_size = config.block_size or default_block_size(self.backend)
@@ -47,7 +48,12 @@ class ModelRunner:
         self.num_blocks = math.ceil(num_tokens / self.block_size) + 1
         try:
             self.kv_cache = make_kv_cache(
-                self.backend, model.layers, self.num_blocks, self.block_size, kv_dtype
+                self.backend,
+                model.layers,
+                self.num_blocks,
+                self.block_size,
+                kv_dtype,
+                sparse=config.sparse_attention is not None,
             )
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
@@ -58,7 +64,7 @@ class ModelRunner:
 
         A None in place of a token means that the model gave no finite logits for it.
         """
-        batch = build_batch(output, self.backend.device)
+        batch = build_batch(output, self.backend.device, self._sparse_attention)
         if self.backend.kind == "cpu":
             short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
             torch.set_num_threads(self._few_threads if short else self._threads)

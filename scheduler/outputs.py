@@ -71,6 +71,18 @@ class GenerationResult(msgspec.Struct):
     num_cached_tokens: int = 0
 
 
+class SparseStats(msgspec.Struct, array_like=True):
+    """Sums over the decodes of sparse attention, one for every row and layer; see `SparseTelemetry`."""
+
+    rows: int = 0
+    fallbacks: int = 0
+    kept_tokens: int = 0
+    context_tokens: int = 0
+    estimated_mass: float = 0.0
+    sampled_rows: int = 0
+    sampled_mass: float = 0.0
+
+
 class EngineStats(msgspec.Struct, array_like=True):
     """A snapshot of the engine, sent with every step. Counters count since the engine started."""
 
@@ -87,6 +99,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     prompt_tokens: int = 0
     """Prompt tokens computed (cached ones not counted)."""
     generation_tokens: int = 0
+    sparse: SparseStats = msgspec.field(default_factory=SparseStats)
 
     @property
     def kv_usage(self) -> float:

@@ -57,14 +57,15 @@ def _decode_groups(decodes: Sequence[Span], block_size: int) -> list[DecodeGroup
         if not members:
             return
         lens = torch.tensor([span.context_len for span in members])
-        num_keys = padded_keys(members[-1].context_len)
-        groups.append(DecodeGroup(start, len(members), lens, _key_span(members, num_keys, block_size)))
+        keys = _key_span(members, padded_keys(members[-1].context_len), block_size)
+        groups.append(DecodeGroup(start, len(members), lens, keys, members[0].sparse_mass))
         start += len(members)
         members.clear()
 
     for span in decodes:
         num_keys = padded_keys(span.context_len)
-        alone = num_keys >= IN_PLACE_KEYS and _is_contiguous(span.block_table)
+        in_place = num_keys >= IN_PLACE_KEYS and _is_contiguous(span.block_table)
+        alone = in_place or span.sparse_mass is not None
         longer = bool(members) and num_keys > padded_keys(members[-1].context_len)
         # Padding a few shorter contexts to the next longer one's tiles costs less than another round of dispatches.
         if alone or (

@@ -16,6 +16,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .sparse_attention import (
+    GRANULE,
+    SAMPLE_EVERY,
+    KeySketch,
+    SparseTelemetry,
+    gather_granules,
+    kept_mass,
+    select_granules,
+    selection_mask,
+)
+
 KEY_TILE = 128
 QUERY_BLOCK = 128
 MIN_ROWS = 4
@@ -49,6 +60,7 @@ class DecodeGroup:
     count: int
     context_lens: Tensor  # [count] int64, the row's own position included
     keys: KeySpan
+    sparse_mass: float | None = None  # of a group of one
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
@@ -94,6 +106,8 @@ def paged_attention(
     value_pool: Tensor,
     metadata: AttentionMetadata,
     *,
+    sketch: KeySketch | None = None,
+    telemetry: SparseTelemetry | None = None,
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -104,6 +118,7 @@ def paged_attention(
     Args:
         query: [Hq, T, D]; head h reads KV head h // (Hq / Hkv).
         key_pool, value_pool: [Hkv, num_slots, D], [Hkv, num_slots, Dv].
+        sketch, telemetry: for groups with a `sparse_mass`, which a window or sinks make dense all the same.
         scaling: multiplies q @ k.
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
@@ -123,6 +138,12 @@ def paged_attention(
     for group in metadata.decodes:
         stop = group.start + group.count
         q = query[:, :, group.start : stop].transpose(1, 2).reshape(-1, groups, head_dim)  # [Hkv*B, G, D]
+        if group.sparse_mass is not None and sketch is not None and not window and sinks is None:
+            assert telemetry is not None
+            sparse = _attend_sparsely(q, key_pool, value_pool, sketch, group, metadata, softcap, telemetry)
+            if sparse is not None:
+                out[group.start] = sparse.reshape(num_heads, -1)
+                continue
         k, v = _read(key_pool, group.keys, metadata), _read(value_pool, group.keys, metadata)
         mask = group.masks.get((window, num_kv_heads))
         if mask is None:
@@ -153,6 +174,50 @@ def paged_attention(
             o = o.view(num_kv_heads, groups, last - first, -1).permute(2, 0, 1, 3)
             out[span.start + first : span.start + last] = o.reshape(last - first, num_heads, -1)
     return out
+
+
+def _attend_sparsely(
+    q: Tensor,
+    key_pool: Tensor,
+    value_pool: Tensor,
+    sketch: KeySketch,
+    group: DecodeGroup,
+    metadata: AttentionMetadata,
+    softcap: float | None,
+    telemetry: SparseTelemetry,
+) -> Tensor | None:
+    """One row's q [Hkv, G, D], scaled -> [Hkv, G, Dv], or None where dense attention is the better choice."""
+    assert group.count == 1 and group.sparse_mass is not None
+    keys, context_len = group.keys, int(group.context_lens)
+    own = KeySketch(
+        _read(sketch.quantized, keys, metadata), _read(sketch.scale[..., None], keys, metadata).squeeze(-1)
+    )
+    q = q.float()
+    selection = select_granules(q, own, context_len, group.sparse_mass, softcap)
+    telemetry.rows += 1
+    telemetry.context_tokens += context_len
+    if selection is None:
+        telemetry.fallbacks += 1
+        telemetry.kept_tokens += context_len
+        telemetry.estimated_mass += 1.0
+        return None
+    telemetry.kept_tokens += int(selection.counts.max()) * GRANULE
+    telemetry.estimated_mass += selection.estimated_mass
+    if telemetry.rows % SAMPLE_EVERY == 1:
+        telemetry.sampled_rows += 1
+        whole = _read(key_pool, keys, metadata).float()
+        telemetry.sampled_mass += kept_mass(q, whole, selection, context_len, softcap)
+    places = _granules_in_pool(selection.granules, keys, metadata.block_size)
+    k, v = gather_granules(key_pool, places), gather_granules(value_pool, places)
+    return _attend(q.to(k.dtype), k, v, selection_mask(selection, context_len), 1, softcap, None, None)
+
+
+def _granules_in_pool(granules: Tensor, keys: KeySpan, block_size: int) -> Tensor:
+    """Where a sequence's granules lie in the pool."""
+    if keys.block_ids is None:
+        return granules + keys.first_slot // GRANULE
+    per_block = block_size // GRANULE
+    return keys.block_ids[granules // per_block] * per_block + granules % per_block
 
 
 def _attend(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.config import TABLE, Settings, add_arguments, load_settings
+from penstock.config import TABLE, Settings, SparseAttention, add_arguments, load_settings
 from penstock.errors import ConfigError
 from penstock.proxy.server import engine_config
 from penstock.scheduler import EngineConfig
@@ -122,3 +122,30 @@ def test_the_engine_gets_its_share_under_the_same_names() -> None:
     assert isinstance(config, EngineConfig)
     assert (config.max_num_seqs, config.block_size, config.quantize, config.device) == (7, 16, "w8a8", "cpu")
     assert engine_config(Settings()) == EngineConfig(), "the defaults are the engine's own"
+
+
+def test_sparse_attention_is_a_table_or_pairs(tmp_path: Path) -> None:
+    assert Settings().sparse_attention is None
+    wanted = SparseAttention(mass=0.9, min_context=2048)
+    file = toml(tmp_path, "sparse_attention = {mass = 0.9, min_context = 2048}")
+    assert load_settings({"config": file}, {}).sparse_attention == wanted
+    flag = {"sparse_attention": "mass=0.9, min_context=2048"}
+    assert load_settings(flag, {}).sparse_attention == wanted
+    assert engine_config(load_settings(flag, {})).sparse_attention == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mass=1.5", "sparse_attention.mass is 1.5; it must be above 0 and at most 1."),
+        ("mass=0", "sparse_attention.mass is 0.0"),
+        ("min_context=0", "sparse_attention.min_context is 0; it must be at least 1."),
+        ("mas=0.9", "it must be a table of mass (above 0, at most 1) and min_context (in tokens)"),
+        ("mass=much", "it must be a table of mass"),
+        ("0.9", "write it as mass=0.95"),
+    ],
+)
+def test_mistakes_in_sparse_attention_are_named(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({"sparse_attention": text}, {})
+    assert says in refused.value.message
