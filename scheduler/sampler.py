@@ -74,21 +74,22 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: list[int]) -> None:
     """Penalties, bias and minimum length, in the order of OpenAI's and vLLM's definitions; [V] in place."""
     params = seq.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(seq.token_ids)))
+        seen = torch.tensor(sorted(set(seq.token_ids)), device=row.device)
         values = row[seen]
         row[seen] = torch.where(
             values > 0, values / params.repetition_penalty, values * params.repetition_penalty
         )
     if (params.presence_penalty or params.frequency_penalty) and seq.num_output_tokens:
-        output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :])
+        output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :], device=row.device)
         tokens, counts = torch.unique(output, return_counts=True)
         row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.float()
     if params.logit_bias:
-        row[torch.tensor(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()))
+        tokens = torch.tensor(list(params.logit_bias), device=row.device)
+        row[tokens] += torch.tensor(list(params.logit_bias.values()), device=row.device)
     if seq.num_output_tokens < params.min_tokens:
         forbidden = [*eos_token_ids, *params.stop_token_ids]
         if forbidden:
-            row[torch.tensor(forbidden)] = float("-inf")
+            row[torch.tensor(forbidden, device=row.device)] = float("-inf")
 
 
 def _prepare_random(row: Tensor, seq: Sequence) -> None:
@@ -110,7 +111,7 @@ def _prepare_random(row: Tensor, seq: Sequence) -> None:
         stays = values >= values.max() + torch.log(torch.tensor(params.min_p))
         kept = stays.nonzero().flatten() if kept is None else kept[stays]
     if kept is None:
-        row.add_(gumbel_noise(seq.seed, seq.num_tokens, torch.arange(row.shape[0])))
+        row.add_(gumbel_noise(seq.seed, seq.num_tokens, torch.arange(row.shape[0], device=row.device)))
         return
     drawn = row[kept] + gumbel_noise(seq.seed, seq.num_tokens, kept)
     row.fill_(float("-inf"))

@@ -103,6 +103,7 @@ def _in_process(module: str, arch: str) -> list[tuple[Resources, list[str]]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [
         sys.executable,
+        "-P",  # in a checkout, its own `penstock` folder would hide the package
         "-m",
         f"{__package__}.ahead_of_time",
         "--worker",

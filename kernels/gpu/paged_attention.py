@@ -38,15 +38,15 @@ PREFILL = {
         (128, False): Config({"BLOCK_M": 128, "BLOCK_N": 128}, num_warps=8, num_stages=2),
         (128, True): Config({"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=3),
         (256, False): Config({"BLOCK_M": 128, "BLOCK_N": 32}, num_warps=8, num_stages=2),
-        (256, True): Config({"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=8, num_stages=2),
+        (256, True): Config({"BLOCK_M": 64, "BLOCK_N": 32}, num_warps=8, num_stages=2),
     },
     "sm_80": {
         (64, False): Config({"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=3),
         (64, True): Config({"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=3),
         (128, False): Config({"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=2),
-        (128, True): Config({"BLOCK_M": 128, "BLOCK_N": 32}, num_warps=8, num_stages=2),
+        (128, True): Config({"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=8, num_stages=2),
         (256, False): Config({"BLOCK_M": 64, "BLOCK_N": 32}, num_warps=8, num_stages=2),
-        (256, True): Config({"BLOCK_M": 64, "BLOCK_N": 32}, num_warps=8, num_stages=2),
+        (256, True): Config({"BLOCK_M": 32, "BLOCK_N": 32}, num_warps=4, num_stages=2),
     },
 }
 DECODE = {

@@ -1,0 +1,411 @@
+"""Everything there is to know of the kernels on a GPU, in one command, on a fresh machine without network.
+
+    python bench/gpu_suite.py --out results.json            on a GPU: tests, kernels, engine; under nine minutes
+    python bench/gpu_suite.py --tiny --out results.json     anywhere: the same code in Triton's interpreter, tiny, untimed
+
+Needs torch, Triton, transformers and what the engine imports; Penstock itself is taken from this checkout. Results are
+written after every step, so that a run cut short leaves what it had. A kernel is compared with float64 before it is timed,
+and is not timed when it is wrong. Inputs are random and rotate through more memory than the L2 cache holds.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+L2_BYTES = 60 << 20
+# An output may be off by this much of its row's largest value: bf16 keeps 8 bits.
+TOLERANCE = 2e-2
+
+
+@dataclass
+class Row:
+    """One measurement: `seconds` of ours, of each baseline, and the work that bounds it from below."""
+
+    name: str
+    error: float
+    seconds: float | None = None
+    baselines: dict[str, float] | None = None
+    bytes: int = 0
+    operations: int = 0
+    of_ceiling: float | None = None
+
+
+@dataclass
+class Case:
+    """`run(i)` on the i-th of `copies` input sets; `error()` against float64; baselines likewise by index."""
+
+    name: str
+    run: Callable[[int], object]
+    error: Callable[[], float]
+    baselines: dict[str, Callable[[int], object]]
+    bytes: int
+    operations: int
+    copies: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--sections", default="tests,kernels,engine")
+    parser.add_argument("--test-seconds", type=int, default=240)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT / ".types"))
+    if args.tiny:
+        os.environ["TRITON_INTERPRET"] = "1"
+    report: dict[str, object] = {"machine": machine(), "interpreted": args.tiny}
+
+    def keep(name: str, value: object) -> None:
+        report[name] = value
+        args.out.write_text(json.dumps(report, indent=1))
+
+    keep("started", time.strftime("%Y-%m-%d %H:%M:%S"))
+    failed = False
+    if "tests" in args.sections:
+        keep("tests", result := run_tests(args.tiny, args.test_seconds))
+        failed |= result["exit"] != 0
+    if "kernels" in args.sections:
+        if not args.tiny:
+            keep("ceilings", ceilings())
+        rows: list[dict[str, object]] = []
+        for case in cases(args.tiny):
+            rows.append(asdict(measure(case, args.tiny, report.get("ceilings"))))
+            keep("kernels", rows)
+        failed |= any(not row["error"] <= TOLERANCE for row in rows)
+    if "engine" in args.sections:
+        for name, figures in engine(args.tiny):
+            keep(f"engine {name}", figures)
+    show(report)
+    return int(failed)
+
+
+def machine() -> dict[str, object]:
+    import torch
+    import triton
+
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    found: dict[str, object] = {
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+    if torch.cuda.is_available():
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found |= {"gpu": torch.cuda.get_device_name(), "driver": driver.stdout.strip()}
+    return found
+
+
+def run_tests(tiny: bool, limit: int) -> dict[str, object]:
+    """The kernels' tests on this device; of the tiny run one file, since `make test` runs them all."""
+    where = ["tests/kernels/gpu", "tests/scheduler/test_gpu_kernels.py"]
+    if tiny:
+        where = ["tests/kernels/gpu/test_quantize_activation.py"]
+    skip = ["--ignore=tests/kernels/gpu/test_ahead_of_time.py", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".types")}
+    try:
+        done = subprocess.run(
+            # -P: the checkout's own `penstock` folder would hide the package.
+            [sys.executable, "-P", "-m", "pytest", *skip, *where],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"exit": -1, "tail": f"not done after {limit} s"}
+    return {"exit": done.returncode, "tail": done.stdout[-3000:]}
+
+
+def ceilings() -> dict[str, float]:
+    """What this chip really reaches: bytes/s of a device copy, operations/s of a bf16 product."""
+    import torch
+    from triton.testing import do_bench
+
+    a = torch.randn(1 << 28, device="cuda", dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+    copied = 2 * a.nbytes / (do_bench(lambda: b.copy_(a), return_mode="median") * 1e-3)
+    x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    product = 2 * 8192**3 / (do_bench(lambda: x @ x, return_mode="median") * 1e-3)
+    return {"bytes_per_second": copied, "operations_per_second": product}
+
+
+def cases(tiny: bool) -> Iterator[Case]:
+    import torch
+
+    device = torch.device("cpu" if tiny else "cuda")
+    dtype = torch.float32 if tiny else torch.bfloat16
+    shapes = [(3, 40, 64), (80, 40, 64)] if tiny else []
+    if not tiny:
+        shapes += [(m, n, 4096) for n in (6144, 28672) for m in (1, 16, 64, 256)]
+        shapes += [(2048, 8192, 21760), (8192, 4096, 4096)]
+    for m, n, k in shapes:
+        yield matmul_case(m, n, k, device, dtype)
+    for m, k in [(3, 100)] if tiny else [(64, 4096), (8192, 4096), (8192, 14336)]:
+        yield quantize_case(m, k, device, dtype)
+    sizes = [(2, 100), (1, 600)] if tiny else [(1, 8192), (1, 131072), (16, 8192), (16, 32768), (64, 4096)]
+    for int8 in (False, True):
+        for batch, context in sizes:
+            yield attention_case(batch, 1, context, int8, device, dtype, tiny)
+        for context in [70] if tiny else [2048, 8192]:
+            yield attention_case(1, context, context, int8, device, dtype, tiny)
+
+
+def matmul_case(m: int, n: int, k: int, device: object, dtype: object) -> Case:
+    import torch
+
+    from penstock.kernels.gpu.int8_matmul import int8_matmul
+
+    copies = max(1, min(64, math.ceil(2 * L2_BYTES / (n * k))))
+    x = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=device)
+    scale = torch.rand(m, 1, device=device) + 0.1
+    weights = [torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device) for _ in range(copies)]
+    weight_scale = torch.rand(n, device=device)
+
+    def run(index: int) -> torch.Tensor:
+        return int8_matmul(x, scale, weights[index], weight_scale, out_dtype=dtype)
+
+    def error() -> float:
+        exact = (x[:16].double() @ weights[0].double().T) * scale[:16].double() * weight_scale.double()
+        return relative(run(0)[:16], exact)
+
+    half = x.to(dtype)
+    half_weights: list[torch.Tensor] = []
+    baselines: dict[str, Callable[[int], object]] = {}
+    if x.is_cuda:
+        half_weights += [weight.to(dtype) for weight in weights[: max(1, copies // 2)]]
+        baselines["torch bf16"] = lambda index: half @ half_weights[index % len(half_weights)].T
+        if m > 16:
+            baselines["torch._int_mm"] = lambda index: torch._int_mm(x, weights[index].T)
+    return Case(
+        f"int8_matmul {m}x{n}x{k}", run, error, baselines, n * k + m * k + 2 * m * n, 2 * m * n * k, copies
+    )
+
+
+def quantize_case(m: int, k: int, device: object, dtype: object) -> Case:
+    import torch
+
+    from penstock.kernels.gpu.quantize_activation import quantize_activation
+
+    copies = max(1, min(64, math.ceil(2 * L2_BYTES / (2 * m * k))))
+    inputs = [torch.randn(m, k, device=device).to(dtype) for _ in range(copies)]
+
+    def plain(index: int) -> object:
+        x = inputs[index].float()
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        return torch.round(x / scale).to(torch.int8), scale
+
+    def error() -> float:
+        quantized, scale = quantize_activation(inputs[0])
+        return relative(quantized.float() * scale, inputs[0].double())
+
+    baselines: dict[str, Callable[[int], object]] = {"torch": plain} if inputs[0].is_cuda else {}
+    run = lambda index: quantize_activation(inputs[index])  # noqa: E731
+    return Case(f"quantize_activation {m}x{k}", run, error, baselines, 3 * m * k, 0, copies)
+
+
+def attention_case(
+    batch: int, queries: int, context: int, int8: bool, device: object, dtype: object, tiny: bool
+) -> Case:
+    """`queries` 1: a decode of `batch` sequences; else a whole prompt."""
+    import torch
+
+    from penstock.kernels.gpu.paged_attention import paged_attention
+    from penstock.kernels.gpu.paged_batch import PagedBatch
+    from penstock.kernels.gpu.store_kv import store_kv
+    from penstock.kernels.span import Span
+
+    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    pages_each = math.ceil(context / 64)
+    num_pages = batch * pages_each + 1
+    width = 1 if int8 else torch.empty(0, dtype=dtype).element_size()
+    kv_bytes = batch * context * kv_heads * 2 * (dim * width + (4 if int8 else 0))
+    copies = max(1, min(8, math.ceil(2 * L2_BYTES / kv_bytes)))
+    order = (torch.randperm(num_pages - 1) + 1).view(batch, pages_each).tolist()
+    whole = [Span(table, 0, context) for table in order]
+    sets = []
+    for _ in range(copies):
+        pages = torch.empty(
+            num_pages, kv_heads, 2, 64, dim, device=device, dtype=torch.int8 if int8 else dtype
+        )
+        scales = torch.empty(pages.shape[:-1], device=device) if int8 else None
+        key, value = (torch.randn(batch * context, kv_heads, dim, device=device).to(dtype) for _ in "kv")
+        store_kv(key, value, pages, scales, None, PagedBatch.build(whole, pages.device))
+        sets.append((pages, scales, key, value))
+    query = torch.randn(batch * queries, heads, dim, device=device).to(dtype)
+    spans = [Span(table, context - queries, queries) for table in order]
+    paged = PagedBatch.build(spans, query.device)
+    scaling = dim**-0.5
+
+    def run(index: int) -> torch.Tensor:
+        pages, scales, _, _ = sets[index]
+        return paged_attention(query, pages, scales, paged, scaling=scaling).out
+
+    def error() -> float:
+        pages, scales, _, _ = sets[0]
+        flat = pages.double() if scales is None else pages.double() * scales.double()[..., None]
+        own = flat[order[0]].permute(2, 1, 0, 3, 4).flatten(2, 3)[:, :, :context]
+        keys, values = (side.repeat_interleave(heads // kv_heads, 0) for side in own)
+        scores = query[queries - 1].double()[:, None] @ keys.transpose(1, 2) * scaling
+        exact = (scores.softmax(-1) @ values)[:, 0]
+        return relative(run(0)[queries - 1], exact)
+
+    baselines: dict[str, Callable[[int], object]] = {}
+    if query.is_cuda:
+
+        def sdpa(index: int) -> object:
+            _, _, key, value = sets[index]
+            shaped = [
+                x.view(batch, -1, n, dim).transpose(1, 2)
+                for x, n in ((query, heads), (key, kv_heads), (value, kv_heads))
+            ]
+            return torch.nn.functional.scaled_dot_product_attention(
+                *shaped, is_causal=queries > 1, enable_gqa=True
+            )
+
+        baselines["SDPA, contiguous bf16"] = sdpa
+    pairs = context * (context + 1) // 2 if queries > 1 else context
+    kind = "int8" if int8 else "float"
+    name = f"paged_attention {kind} {'prefill' if queries > 1 else 'decode'} {batch}x{context}"
+    return Case(name, run, error, baselines, kv_bytes, 4 * batch * heads * dim * pairs, copies)
+
+
+def relative(found: object, exact: object) -> float:
+    difference = (found.double() - exact).abs().amax(-1) / exact.abs().amax(-1)
+    worst = float(difference.max())
+    return worst if math.isfinite(worst) else math.inf
+
+
+def measure(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
+    row = Row(case.name, case.error(), bytes=case.bytes, operations=case.operations)
+    if tiny or not row.error <= TOLERANCE:
+        return row
+    row.seconds = seconds(case.run, case.copies)
+    row.baselines = {name: seconds(run, case.copies) for name, run in case.baselines.items()}
+    assert ceiling is not None
+    # INT8 multiplies at twice the rate of bf16.
+    rate = ceiling["operations_per_second"] * (2 if case.name.startswith("int8") else 1)
+    floor = max(case.bytes / ceiling["bytes_per_second"], case.operations / rate)
+    row.of_ceiling = floor / row.seconds
+    return row
+
+
+def seconds(run: Callable[[int], object], copies: int) -> float:
+    """Median of a launch as a CUDA graph replays it: without the cost of Python, over rotating inputs."""
+    import torch
+
+    for index in range(copies):
+        run(index)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(copies):
+            run(index)
+    times = []
+    for _ in range(20):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) * 1e-3 / copies)
+    return sorted(times)[len(times) // 2]
+
+
+def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """Tokens per second of the engine on the shape of Llama 3 8B (tiny: of a toy) with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from penstock import Engine, EngineConfig, SamplingParams
+
+    size = {
+        "hidden_size": 64 if tiny else 4096,
+        "intermediate_size": 128 if tiny else 14336,
+        "num_hidden_layers": 1 if tiny else 32,
+        "num_attention_heads": 4 if tiny else 32,
+        "num_key_value_heads": 2 if tiny else 8,
+        "vocab_size": 320 if tiny else 128256,
+        "max_position_embeddings": 512 if tiny else 8192,
+    }
+    config = LlamaConfig(**size, bos_token_id=None, eos_token_id=None)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        with torch.device("cpu" if tiny else "cuda"):
+            model = LlamaForCausalLM(config).to(torch.float32 if tiny else torch.bfloat16)
+        model.save_pretrained(folder)
+        del model
+        for kv in ("auto", "int8"):
+            started = time.perf_counter()
+            served = Engine(
+                EngineConfig(
+                    model=folder,
+                    quantize="w8a8",
+                    device="interpreter" if tiny else "cuda",
+                    kv_cache_dtype=kv,
+                    max_num_batched_tokens=64 if tiny else 8192,
+                    kv_cache_tokens=1024 if tiny else 262_144,
+                )
+            )
+            figures = {} if tiny else {"load seconds": time.perf_counter() - started}
+            for batch in (1, 2) if tiny else (1, 16, 64):
+                prompt, output = (20, 3) if tiny else (1024, 64)
+                for turn in ("warm", "timed"):
+                    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
+                    for index in range(batch):
+                        ids = torch.randint(3, 300, (prompt,)).tolist()
+                        served.add_request(f"{turn} {batch} {index}", ids, params)
+                    begun, first, count = time.perf_counter(), 0.0, 0
+                    while served.has_work():
+                        count += len(served.step())
+                        if count >= batch and not first:
+                            first = time.perf_counter() - begun
+                    whole = time.perf_counter() - begun
+                if tiny:  # how fast the interpreter is says nothing
+                    figures[f"tokens at {batch}"] = count
+                    continue
+                figures[f"prefill tokens/s at {batch}"] = batch * prompt / first
+                figures[f"decode tokens/s at {batch}"] = (count - batch) / (whole - first)
+            yield f"{kv} KV", figures
+
+
+def show(report: dict[str, object]) -> None:
+    print(json.dumps(report["machine"]))
+    for row in report.get("kernels", ()):
+        took = (
+            "interpreted"
+            if row["seconds"] is None
+            else f"{row['seconds'] * 1e6:9.1f} us  {row['of_ceiling']:.0%} of floor"
+        )
+        against = "  ".join(f"{n}: {s / row['seconds']:.2f}x" for n, s in (row["baselines"] or {}).items())
+        print(f"{row['name']:44} error {row['error']:.1e}  {took}  {against}")
+    for name, figures in report.items():
+        if name.startswith("engine"):
+            print(name, {key: round(value, 1) for key, value in figures.items()})
+    if isinstance(tests := report.get("tests"), dict):
+        print("tests:", (str(tests["tail"]).strip().splitlines() or ["nothing"])[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""The suite for a GPU runs end to end without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_tiny_run_compares_every_kernel_and_serves(tmp_path):
+    out = tmp_path / "results.json"
+    command = [
+        sys.executable,
+        ROOT / "bench" / "gpu_suite.py",
+        "--tiny",
+        "--out",
+        out,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    kinds = {row["name"].split()[0] for row in report["kernels"]}
+    assert kinds == {"int8_matmul", "quantize_activation", "paged_attention"}
+    assert all(row["error"] < 5e-3 and row["seconds"] is None for row in report["kernels"])
+    assert report["engine auto KV"] == report["engine int8 KV"] == {"tokens at 1": 3, "tokens at 2": 6}
+    assert report["tests"]["exit"] == 0, report["tests"]["tail"]
+    assert report["interpreted"] and report["machine"]["triton"]
+    assert "paged_attention int8 decode" in done.stdout
