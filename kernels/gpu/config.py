@@ -1,7 +1,6 @@
 """How a kernel is launched: tile sizes, warps, stages. Data, chosen when the engine loads, never searched for while serving.
 
-Measured choices are kept per GPU name in `kernels/tuned/`; where there is none, a kernel's own default for the chip's
-generation serves.
+No GPU has been measured yet, so every kernel's own default for the chip's generation serves.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ class Config:
 
 
 def choose(operation: str, case: str, default: Config) -> Config:
-    """The configuration measured for this GPU, or `default`.
+    """`default`, as long as nothing was measured; the one place where a measured choice will come in.
 
     `operation` is the module's name ("int8_matmul"), `case` what the module distinguishes ("prefill", "decode_16").
     """
