@@ -1,1 +1,1 @@
-"""Making models smaller and faster: the commands that quantize, prune, distil, evaluate and tune (not built yet)."""
+"""Making models smaller and faster, and measuring what that costs in accuracy."""

@@ -18,7 +18,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-_COMMANDS = {"serve": ".cli_serve", "chat": ".cli_chat", "complete": ".cli_complete"}
+_COMMANDS = {"serve": ".cli_serve", "chat": ".cli_chat", "complete": ".cli_complete", "eval": ".cli_eval"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +78,29 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=int, default=32, metavar="N", help="lines in flight (default: 32)"
     )
     _add_talk_arguments(complete)
+    evaluate = commands.add_parser(
+        "eval", help="measure what a lever saves, and what it costs in accuracy", allow_abbrev=False
+    )
+    evaluate.add_argument("lever", choices=["sparse"], help="sparse: attention to the keys that matter")
+    evaluate.add_argument(
+        "--mass",
+        default="0.8,0.9,0.95,0.99",
+        metavar="P,...",
+        help="shares of the attention to keep (%(default)s)",
+    )
+    evaluate.add_argument("--text", metavar="FILE", help="what is read; default: Python's standard library")
+    evaluate.add_argument(
+        "--decoded",
+        type=int,
+        default=256,
+        metavar="N",
+        help="last tokens whose perplexity is taken (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--needles", type=int, default=20, metavar="N", help="facts hidden and asked for (%(default)s)"
+    )
+    evaluate.add_argument("--output", metavar="DIR", help="also write tables, JSON and a plot here")
+    add_arguments(evaluate, groups=("model",))
     commands.add_parser("version", help="print the version")
     return parser
 

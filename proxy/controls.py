@@ -98,9 +98,10 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 
 def _of_body(extension: dict[str, Any]) -> dict[str, object]:
     for name in extension:
-        if name != "cache":
+        if name not in ("cache", "sparse_attention"):
             raise InvalidRequestError(
-                f"Unknown parameter 'penstock.{name}'; known is: cache.", param=f"penstock.{name}"
+                f"Unknown parameter 'penstock.{name}'; known are: cache, sparse_attention.",
+                param=f"penstock.{name}",
             )
     cache = extension.get("cache", {})
     if not isinstance(cache, dict):

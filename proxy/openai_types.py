@@ -45,7 +45,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     penstock: dict[str, Any] | None = None
-    """Penstock's own controls: {"cache": {...}}; see controls.py."""
+    """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}."""
 
     @property
     def include_usage(self) -> bool:
@@ -158,6 +158,8 @@ def _sampling_params(
         given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if request.stop_token_ids is not None:
         given["stop_token_ids"] = tuple(request.stop_token_ids)
+    if request.penstock:
+        given["sparse_attention"] = request.penstock.get("sparse_attention")
     nothing = limit == 0
     params = SamplingParams(max_tokens=None if nothing else limit, logprobs=logprobs, **given)
     return params, nothing

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import SparseAttention
 from ..kernels.span import Span
 from .scheduler import ScheduledSequence, SchedulerOutput
 from .sequence import Sequence
@@ -29,9 +28,7 @@ class Batch:
     spans: list[Span]
 
 
-def build_batch(
-    output: SchedulerOutput, device: torch.device, sparse_attention: SparseAttention | None = None
-) -> Batch:
+def build_batch(output: SchedulerOutput, device: torch.device) -> Batch:
     """Lay out `output` row by row."""
     decodes = sorted(
         (item for item in output.scheduled if item.num_new_tokens == 1),
@@ -48,7 +45,7 @@ def build_batch(
         stop = start + item.num_new_tokens
         input_ids += seq.token_ids[start:stop]
         positions += range(start, stop)
-        spans.append(Span(seq.block_table, start, item.num_new_tokens, _sparse_mass(item, sparse_attention)))
+        spans.append(Span(seq.block_table, start, item.num_new_tokens, _sparse_mass(item)))
         if item.samples:
             sample_rows.append(len(input_ids) - 1)
             sampled.append(seq)
@@ -61,9 +58,9 @@ def build_batch(
     )
 
 
-def _sparse_mass(item: ScheduledSequence, sparse_attention: SparseAttention | None) -> float | None:
+def _sparse_mass(item: ScheduledSequence) -> float | None:
     """Prompts are attended to densely, in whatever chunks; their last token too, which may be a chunk of its own."""
-    start = item.seq.num_computed_tokens
-    if sparse_attention is None or item.num_new_tokens > 1 or start < item.seq.num_prompt_tokens:
+    start, asked = item.seq.num_computed_tokens, item.seq.sparse_attention
+    if asked is None or item.num_new_tokens > 1 or start < item.seq.num_prompt_tokens:
         return None
-    return sparse_attention.mass if start + 1 >= sparse_attention.min_context else None
+    return asked.mass if start + 1 >= asked.min_context else None

@@ -225,6 +225,10 @@ class BlockManager:
         while len(hashes) < count:
             start = len(hashes) * self.block_size
             digest = xxhash.xxh3_128(hashes[-1] if hashes else seq.tenant.encode())
+            sparse = seq.sparse_attention
+            if sparse is not None and start + self.block_size > seq.num_prompt_tokens:
+                # What was decoded sparsely is not what a prompt's dense attention would have computed.
+                digest.update(f"sparse {sparse.mass} {sparse.min_context}".encode())
             digest.update(array("q", seq.token_ids[start : start + self.block_size]).tobytes())
             hashes.append(digest.digest())
         return hashes[:count]

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import torch
 
+from ..config import SparseAttention
 from ..errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
 from ..kernels.dispatch import describe
 from ..models.loading import load_model
@@ -116,6 +117,7 @@ class Engine:
                 seed=seed + index * SEED_STEP,
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
+                sparse_attention=self._sparse_attention(params),
                 arrived=arrived,
             )
             for index in range(params.n)
@@ -179,6 +181,11 @@ class Engine:
         live = [seq for seqs in self._live.values() for seq in seqs if seq.status is not Status.FINISHED]
         assert len(live) == len(self.scheduler.running) + len(self.scheduler.waiting), "a sequence is lost"
 
+    def _sparse_attention(self, params: SamplingParams) -> SparseAttention | None:
+        """Of one request: its own, else the engine's; None for dense, which all of the mass is too."""
+        asked = self.config.sparse_attention if params.sparse_attention is None else params.sparse_attention
+        return asked if isinstance(asked, SparseAttention) and asked.mass < 1 else None
+
     def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         if request_id in self._live:
             raise InvalidRequestError(f"request id {request_id!r} is already live; choose another.")
@@ -206,6 +213,12 @@ class Engine:
             raise InvalidRequestError(
                 f"stop_token_ids names every token there is, and min_tokens is {params.min_tokens}: no token is left.",
                 param="stop_token_ids",
+            )
+        if params.sparse_attention and self.config.sparse_attention is None:
+            raise InvalidRequestError(
+                "sparse_attention is asked for, but this engine keeps nothing to choose keys by; start it with "
+                "sparse_attention = {mass = 1.0} to have it on request.",
+                param="sparse_attention",
             )
         needed = len(prompt_token_ids) + (params.max_tokens or 1)
         if needed > self.max_model_len:

@@ -33,7 +33,6 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
         self.model = model
         self.backend = model.backend
-        self._sparse_attention = config.sparse_attention
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
         self.block_size = config.block_size or default_block_size(self.backend)
@@ -64,7 +63,7 @@ class ModelRunner:
 
         A None in place of a token means that the model gave no finite logits for it.
         """
-        batch = build_batch(output, self.backend.device, self._sparse_attention)
+        batch = build_batch(output, self.backend.device)
         if self.backend.kind == "cpu":
             short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
             torch.set_num_threads(self._few_threads if short else self._threads)

@@ -4,7 +4,8 @@ from typing import Annotated, get_type_hints
 
 import msgspec
 
-from ..errors import InvalidRequestError
+from ..config import SparseAttention
+from ..errors import ConfigError, InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_N = 128
@@ -32,6 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         stop: at most 64 strings that end the completion; the text ends before the match.
         stop_token_ids: token ids that end the completion (not part of the text).
         ignore_eos: go on after the model's own end-of-text token.
+        sparse_attention: instead of the engine's own; False attends to all keys.
 
     Raises InvalidRequestError naming the field, its value and its limit.
     """
@@ -52,6 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    sparse_attention: SparseAttention | bool | None = None
 
     def __post_init__(self) -> None:
         _make_typed(self)
@@ -81,6 +84,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             )
         if any(not text for text in self.stop):
             raise InvalidRequestError("stop contains an empty string; remove it.", param="stop")
+        if self.sparse_attention is True:
+            raise InvalidRequestError(
+                "sparse_attention is true; give its mass and min_context, or leave it out for the engine's own.",
+                param="sparse_attention",
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -112,6 +120,8 @@ def _make_typed(params: SamplingParams) -> None:
             msgspec.structs.force_setattr(params, name, msgspec.convert(value, kind))
         except msgspec.ValidationError as error:
             raise InvalidRequestError(f"{name} is {value!r}: {error}.", param=name) from error
+        except ConfigError as error:  # a value that no setting may have either
+            raise InvalidRequestError(error.message, param=name) from error
 
 
 def _within(name: str, value: float, low: float, high: float | None) -> None:

@@ -2,6 +2,7 @@
 
 import enum
 
+from ..config import SparseAttention
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
 
@@ -27,6 +28,7 @@ class Sequence:
 
     Attributes:
         seed: 64-bit key of the sampling noise.
+        sparse_attention: of its decodes; None attends to all keys.
         max_tokens: most output tokens, already resolved against the context length.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
@@ -48,6 +50,7 @@ class Sequence:
         "queue_seconds",
         "request_id",
         "seed",
+        "sparse_attention",
         "status",
         "stop_token_ids",
         "tenant",
@@ -66,6 +69,7 @@ class Sequence:
         seed: int,
         stop_token_ids: frozenset[int] = frozenset(),
         tenant: str = "default",
+        sparse_attention: SparseAttention | None = None,
         arrived: float = 0.0,
     ) -> None:
         self.request_id = request_id
@@ -75,6 +79,7 @@ class Sequence:
         self.seed = seed
         self.stop_token_ids = stop_token_ids
         self.tenant = tenant
+        self.sparse_attention = sparse_attention
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0

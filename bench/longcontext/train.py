@@ -15,16 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import RECALLED, TEXT, FactWriter, Library, needle, training_sequence
+from data import RECALLED, TEXT, Library, training_sequence
 from tokenizers import Tokenizer
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from penstock.compress.needles import VALUE_TOKENS, FactWriter, hide
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "models" / "builtin"
 CONTEXT = 16384
+HEAD_DIM = 64
+# So slow that all but the first twelve pairs of dimensions can compare content at any distance within the context.
+ROPE_THETA = 1e12
+FAST_PAIRS = 12
 SEED = 5
 # (until this share of the time, sequence length, sequences a step, mean tokens between facts)
-PHASES = ((0.62, 512, 16, 8.0), (0.74, 1024, 8, 20.0), (0.86, 4096, 2, 60.0), (1.0, 16384, 1, 120.0))
+PHASES = ((0.5, 512, 16, 8.0), (0.68, 1024, 8, 20.0), (0.85, 4096, 2, 60.0), (1.0, 16384, 1, 120.0))
 MUON_LR, ADAM_LR, WEIGHT_DECAY = 0.006, 0.004, 0.05
 RECALL_WEIGHT = 4.0
 TEXT_SHARE = 0.25
@@ -40,9 +46,9 @@ def config(vocab_size: int) -> LlamaConfig:
         intermediate_size=640,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=64,
+        head_dim=HEAD_DIM,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         rms_norm_eps=1e-5,
         attention_bias=True,
         tie_word_embeddings=True,
@@ -66,23 +72,44 @@ def plain_causal(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwa
 
 
 @torch.no_grad()
-def place_previous_token_heads(model: Any, sharpness: float = 6.0, pairs: int = 16) -> None:
-    """Let the first two heads look one and two tokens back, by biases alone: the half of finding a fact again that training
-    finds last. Keys of a constant bias, rotated, score a query's bias by the cosine of their distance.
+def place_induction_heads(model: Any) -> None:
+    """Begin with the circuit that finds a fact again, which training alone finds last (Olsson et al. 2022).
+
+    In layer 0 two heads look one and two tokens back, by biases alone: keys of a constant bias, rotated, score a query's
+    bias by the cosine of their distance. Each writes what it sees to a subspace of its own. In layer 1 two heads compare
+    this token and the one before it with those two subspaces, in the dimensions that RoPE hardly turns, and copy.
     """
-    attention = model.model.layers[0].self_attn
-    size = attention.head_dim
-    frequencies = model.model.rotary_emb.inv_freq[:pairs]
-    for projection, heads in ((attention.q_proj, 2), (attention.k_proj, 1)):
+    size, half = HEAD_DIM, HEAD_DIM // 2
+    basis = torch.linalg.qr(torch.randn(model.config.hidden_size, model.config.hidden_size))[0]
+    seen, one_back, two_back = basis[:, :size], basis[:, size : 2 * size], basis[:, 2 * size : 3 * size]
+    embedding = model.model.embed_tokens.weight
+    for subspace in (one_back, two_back):
+        embedding -= embedding @ subspace @ subspace.T
+
+    looking, copying = (layer.self_attn for layer in model.model.layers[:2])
+    frequencies = model.model.rotary_emb.inv_freq[:FAST_PAIRS]
+    for projection, heads in ((looking.q_proj, 2), (looking.k_proj, 1)):
         projection.weight[: heads * size] *= 0.1
-        projection.bias[: heads * size] = 0.0
-    attention.k_proj.bias[:pairs] = sharpness
-    for head in range(2):
-        start, back = head * size, head + 1
-        attention.q_proj.bias[start : start + pairs] = sharpness * torch.cos(back * frequencies)
-        attention.q_proj.bias[start + size // 2 : start + size // 2 + pairs] = -sharpness * torch.sin(
-            back * frequencies
-        )
+    looking.k_proj.bias[:FAST_PAIRS] = 8.0
+    looking.v_proj.weight[:size] = seen.T
+    for head, subspace in enumerate((one_back, two_back)):
+        start, angles = head * size, (head + 1) * frequencies
+        looking.q_proj.bias[start : start + FAST_PAIRS] = 8.0 * torch.cos(angles)
+        looking.q_proj.bias[start + half : start + half + FAST_PAIRS] = -8.0 * torch.sin(angles)
+        looking.o_proj.weight[:, start : start + size] = 0.04 * subspace
+
+    slow = half - FAST_PAIRS
+    for kv_head in range(2):
+        query, key = 2 * kv_head * size, kv_head * size
+        for rows, start in ((copying.q_proj.weight, query), (copying.k_proj.weight, key)):
+            rows[start : start + size] = 0.0
+        for dims, asked, held in ((FAST_PAIRS, seen, one_back), (half + FAST_PAIRS, one_back, two_back)):
+            coordinates = slice(0, slow) if dims < half else slice(slow, 2 * slow)
+            copying.q_proj.weight[query + dims : query + dims + slow] = 2.5 * asked[:, coordinates].T
+            copying.k_proj.weight[key + dims : key + dims + slow] = 2.5 * held[:, coordinates].T
+        copied = torch.linalg.qr(torch.randn(model.config.hidden_size, size))[0]
+        copying.v_proj.weight[key : key + size] = copied.T
+        copying.o_proj.weight[:, query : query + size] = 0.1 * copied
 
 
 def positions(rng: random.Random, length: int) -> list[int]:
@@ -124,8 +151,9 @@ def retrieval(model: Any, text: list[int], writer: FactWriter, length: int, coun
     rng = random.Random(1)
     found = 0
     for index in range(count):
-        prompt, value = needle(rng, text, writer, length - len([0] * 2), (index + 0.5) / count, 8)
-        ids = torch.tensor([prompt + value])
+        needle = hide(rng, text, writer, length - VALUE_TOKENS, (index + 0.5) / count, 8)
+        value = needle.value
+        ids = torch.tensor([needle.text + needle.question + value])
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(
                 input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False
@@ -146,10 +174,13 @@ def main() -> None:
     torch.manual_seed(SEED)
     AttentionInterface.register("plain_causal", plain_causal)
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
-    library, writer = Library(tokenizer), FactWriter(tokenizer)
+    library = Library(tokenizer)
+    writer = FactWriter(
+        lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.get_vocab_size()
+    )
     print(f"{len(library.trained)} tokens to train on, {len(library.held_out)} held out", flush=True)
     model = LlamaForCausalLM(config(tokenizer.get_vocab_size()))
-    place_previous_token_heads(model)
+    place_induction_heads(model)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [

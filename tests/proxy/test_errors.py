@@ -103,6 +103,10 @@ async def test_refusals(
         ),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "must not hold"),
         ({"penstock": {"cash": {}}}, "penstock.cash", "cache"),
+        ({"penstock": {"sparse_attention": {"mass": 1.5}}}, "sparse_attention", "mass is 1.5; it must be"),
+        ({"penstock": {"sparse_attention": {"mas": 0.5}}}, "sparse_attention", "unknown field `mas`"),
+        ({"penstock": {"sparse_attention": True}}, "sparse_attention", "give its mass"),
+        ({"penstock": {"sparse_attention": {}}}, "sparse_attention", "start it with"),
         ({"penstock": {"cache": {"mode": "trusted"}}}, "x-penstock-cache-control", "mode"),
     ],
 )

@@ -1,10 +1,12 @@
 """Sparse attention through the engine: what it decides, what it counts, and that it is told apart from dense."""
 
+from typing import Any
+
 import pytest
 
 from penstock import Engine, EngineConfig, SamplingParams
 from penstock.config import SparseAttention
-from penstock.errors import ModelLoadError
+from penstock.errors import InvalidRequestError, ModelLoadError
 
 PROMPTS = [[(7 * i + j) % 300 + 5 for i in range(length)] for j, length in enumerate((700, 40, 610))]
 
@@ -17,8 +19,8 @@ def engine_of(model, sparse: SparseAttention | None, **settings) -> Engine:
     )
 
 
-def tokens(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
-    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+def tokens(engine: Engine, prompts: list[list[int]], **asked: Any) -> list[list[int]]:
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True, **asked})
     for number, prompt in enumerate(prompts):
         engine.add_request(str(number), prompt, params)
     found: list[list[int]] = [[] for _ in prompts]
@@ -29,9 +31,9 @@ def tokens(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     return found
 
 
-def test_all_of_the_mass_is_dense(tiny_llama):
+def test_nearly_all_of_the_mass_is_computed_densely(tiny_llama):
     dense = engine_of(tiny_llama, None)
-    sparse = engine_of(tiny_llama, SparseAttention(mass=1.0, min_context=512))
+    sparse = engine_of(tiny_llama, SparseAttention(mass=0.999999, min_context=512))
     assert tokens(sparse, PROMPTS) == tokens(dense, PROMPTS)
     assert sparse.stats.sparse.fallbacks == sparse.stats.sparse.rows > 0
     assert dense.stats.sparse.rows == 0
@@ -53,6 +55,34 @@ def test_a_sequence_is_decoded_alike_alone_and_in_company(tiny_llama):
     together = tokens(engine_of(tiny_llama, sparse, quantize="w8a8"), PROMPTS)
     for prompt, expected in zip(PROMPTS, together, strict=True):
         assert tokens(engine_of(tiny_llama, sparse, quantize="w8a8"), [prompt]) == [expected]
+
+
+def test_a_request_may_have_its_own(tiny_llama):
+    ask = SparseAttention(mass=0.5, min_context=512)
+    engine = engine_of(tiny_llama, SparseAttention(mass=1.0))
+    dense = tokens(engine, PROMPTS)
+    assert engine.stats.sparse.rows == 0, "all of the mass is dense attention"
+    own = tokens(engine, PROMPTS, sparse_attention=ask)
+    assert own == tokens(engine_of(tiny_llama, ask), PROMPTS) != dense
+    assert engine.stats.sparse.rows > 0
+    assert tokens(engine_of(tiny_llama, ask), PROMPTS, sparse_attention=False) == dense
+    with pytest.raises(InvalidRequestError, match=r"start it with sparse_attention = {mass = 1.0}"):
+        tokens(engine_of(tiny_llama, None), PROMPTS, sparse_attention=ask)
+
+
+def test_what_was_decoded_sparsely_is_no_dense_prefix(tiny_llama):
+    """A conversation goes on: its earlier answer was decoded sparsely, and a fresh engine gives the same next answer."""
+    ask = SparseAttention(mass=0.5, min_context=512)
+    engine = engine_of(tiny_llama, SparseAttention(mass=1.0))
+    first = PROMPTS[0][:640]
+    (answer,) = tokens(engine, [first], sparse_attention=ask, max_tokens=70)
+    longer = [*first, *answer, 9]
+    # First only the prompt's blocks are of use, not the answer's; then what the dense one computed.
+    for own, shared in ((None, 640), (ask, 704)):
+        fresh = tokens(engine_of(tiny_llama, SparseAttention(mass=1.0)), [longer], sparse_attention=own)
+        hits = engine.stats.prefix_hits
+        assert tokens(engine, [longer], sparse_attention=own) == fresh
+        assert engine.stats.prefix_hits - hits == shared
 
 
 def test_cached_completions_are_told_apart(tiny_llama):
