@@ -162,6 +162,10 @@ def cases(tiny: bool) -> Iterator[Case]:
         shapes += [(2048, 8192, 21760), (8192, 4096, 4096)]
     for m, n, k in shapes:
         yield matmul_case(m, n, k, device, dtype)
+    for bits in (8, 4):
+        for m, n, k in shapes:
+            if m <= 2048:
+                yield weight_only_case(bits, m, n, k, device, dtype)
     for m, k in [(3, 100)] if tiny else [(64, 4096), (8192, 4096), (8192, 14336)]:
         yield quantize_case(m, k, device, dtype)
     sizes = [(2, 100), (1, 600)] if tiny else [(1, 8192), (1, 131072), (16, 8192), (16, 32768), (64, 4096)]
@@ -200,6 +204,40 @@ def matmul_case(m: int, n: int, k: int, device: object, dtype: object) -> Case:
             baselines["torch._int_mm"] = lambda index: torch._int_mm(x, weights[index].T)
     return Case(
         f"int8_matmul {m}x{n}x{k}", run, error, baselines, n * k + m * k + 2 * m * n, 2 * m * n * k, copies
+    )
+
+
+def weight_only_case(bits: int, m: int, n: int, k: int, device: object, dtype: object) -> Case:
+    import torch
+
+    from penstock.kernels.gpu.weight_only_matmul import weight_only_matmul
+    from penstock.kernels.quantize_weight import GROUP, pack_int4
+
+    k = math.ceil(k / GROUP) * GROUP
+    copies = max(1, min(64, math.ceil(2 * L2_BYTES * 8 / (n * k * bits))))
+    most = 2 ** (bits - 1) - 1
+    integers = [
+        torch.randint(-most, most + 1, (n, k), dtype=torch.int8, device=device) for _ in range(copies)
+    ]
+    weights = [pack_int4(own) for own in integers] if bits == 4 else integers
+    scales = torch.rand(n, k // GROUP if bits == 4 else 1, device=device) + 0.1
+    x = torch.randn(m, k, device=device).to(dtype)
+
+    def run(index: int) -> torch.Tensor:
+        return weight_only_matmul(x, weights[index], scales)
+
+    def error() -> float:
+        grouped = integers[0].double().view(*scales.shape, -1) * scales.double()[..., None]
+        return relative(run(0)[:16], x[:16].double() @ grouped.flatten(1).T)
+
+    half_weights: list[torch.Tensor] = []
+    baselines: dict[str, Callable[[int], object]] = {}
+    if x.is_cuda:
+        half_weights += [own.to(dtype) for own in integers[: max(1, copies * bits // 16)]]
+        baselines["torch bf16"] = lambda index: x @ half_weights[index % len(half_weights)].T
+    moved = n * k * bits // 8 + scales.numel() * 4 + 2 * m * (k + n)
+    return Case(
+        f"weight_only_matmul W{bits}A16 {m}x{n}x{k}", run, error, baselines, moved, 2 * m * n * k, copies
     )
 
 

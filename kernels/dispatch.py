@@ -16,6 +16,8 @@ INTERPRETER = "interpreter"
 # What holds the weights of a precision: module and class, the same in `kernels/cpu` and `kernels/gpu`.
 WEIGHTS = {
     "w8a8": ("int8_matmul", "Int8Weight"),
+    "w8a16": ("weight_only_matmul", "Int8WeightOnly"),
+    "w4a16": ("weight_only_matmul", "Int4Weight"),
 }
 
 

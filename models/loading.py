@@ -31,7 +31,7 @@ class LoadedModel:
         layers: what each attention layer stores per token, by layer index.
         dtype: of activations and KV.
         max_model_len: positions the model was made for.
-        precision: "w8a8" or "none".
+        precision: "w8a8", "w8a16", "w4a16" or "none".
         backend: the kernels it computes with, and their device.
     """
 

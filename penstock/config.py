@@ -63,8 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[str, str], About("model", "other names for it: 'gpt-4o=builtin'; '*=builtin' takes any name")
     ] = {}
     quantize: Annotated[
-        Literal["auto", "none", "w8a8"],
-        About("model", "INT8 weights and activations; auto: for the built-in model only"),
+        Literal["auto", "none", "w8a8", "w8a16", "w4a16"],
+        About("model", "bits of weights and activations; auto: w8a8 for the built-in model only"),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], About("model", "computing type; auto: as stored")

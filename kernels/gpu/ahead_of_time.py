@@ -94,7 +94,7 @@ def complaints(variant: Variant, found: Resources) -> list[str]:
 
 def _wanted_mma(variant: Variant, arch: str) -> str:
     """Hopper's wgmma takes 64 rows and four warps; smaller tiles are left to mma.sync."""
-    wide = arch == "sm_90" and variant.num_warps >= 4 and variant.constexprs.get("BLOCK_M", 0) >= 64
+    wide = arch == "sm_90" and variant.num_warps >= 4 and variant.constexprs.get(variant.mma_rows, 0) >= 64
     return (r"wgmma\S*" if wide else r"mma\.sync\S*") + rf"\.{variant.mma}\.{variant.mma}"
 
 

@@ -5,6 +5,9 @@ No GPU has been measured yet, so every kernel's own default for the chip's gener
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +25,13 @@ def choose(operation: str, case: str, default: Config) -> Config:
     `operation` is the module's name ("int8_matmul"), `case` what the module distinguishes ("prefill", "decode_16").
     """
     return default
+
+
+@cache
+def arch_of(device: torch.device) -> str:
+    """The generation whose defaults serve on `device`: one of those compiled ahead of time."""
+    if torch.version.hip:
+        return "gfx942"
+    if device.type != "cuda":
+        return "sm_80"
+    return "sm_90" if torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"

@@ -9,7 +9,6 @@ same as on a CPU.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import FLOATS, require
-from .config import Config, choose
+from .config import Config, arch_of, choose
 from .quantize_activation import quantize_activation
 from .variant import Variant
 
@@ -110,7 +109,7 @@ def int8_matmul(
     tensors = (quantized, act_scale, weight, weight_scale, bias, residual, out)
     sizes = (m, n, k, quantized.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0))
     if m > DECODE_ROWS:
-        config = choose("int8_matmul", "prefill", PREFILL[_arch(quantized.device)])
+        config = choose("int8_matmul", "prefill", PREFILL[arch_of(quantized.device)])
         blocks = triton.cdiv(m, config.tiles["BLOCK_M"]) * triton.cdiv(n, config.tiles["BLOCK_N"])
         _prefill_kernel[(blocks,)](
             *tensors,
@@ -303,13 +302,6 @@ def _workspace(device: torch.device, num_sums: int, num_tiles: int) -> tuple[Ten
         )
         _workspaces[device] = found
     return found
-
-
-@cache
-def _arch(device: torch.device) -> str:
-    if device.type != "cuda" or torch.version.hip:
-        return "gfx942" if torch.version.hip else "sm_80"
-    return "sm_90" if torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"
 
 
 def variants(arch: str) -> Iterator[Variant]:

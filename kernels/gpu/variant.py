@@ -21,6 +21,7 @@ class Variant:
         constexprs: value of every constexpr argument.
         num_warps, num_stages: as launched.
         mma: the operand type its matrix instruction must have ("s8", "bf16"), or None where there is none.
+        mma_rows: the constexpr that says how many rows that instruction's first operand has.
         fp_fusion: whether a product and a sum may become one rounding, as launched.
         wide_loads: whether its main loads must be 128 bits wide.
     """
@@ -32,6 +33,7 @@ class Variant:
     num_warps: int
     num_stages: int
     mma: str | None = None
+    mma_rows: str = "BLOCK_M"
     fp_fusion: bool = True
     unaligned: frozenset[str] = frozenset()
     wide_loads: bool = True

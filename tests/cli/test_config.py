@@ -78,7 +78,7 @@ def test_a_file_is_typed_strictly(tmp_path: Path) -> None:
         ({"PENSTOCK_CACHE": "maybe"}, "cache is 'maybe'; it must be true or false."),
         (
             {"PENSTOCK_QUANTIZE": "int4"},
-            "quantize is 'int4'; it must be one of auto, none, w8a8.",
+            "quantize is 'int4'; it must be one of auto, none, w8a8, w8a16, w4a16.",
         ),
         ({"PENSTOCK_WRITE_TIMEOUT": "0"}, "write_timeout is 0.0; it must be a number of seconds above 0."),
         ({"PENSTOCK_DRAIN_TIMEOUT": "nan"}, "drain_timeout is nan; it must be at least 0."),

@@ -44,6 +44,15 @@ def test_the_same_greedy_tokens_as_on_the_cpu(tiny_llama, quantize):
     assert generate(tiny_llama, DEVICE, quantize=quantize) == generate(tiny_llama, "cpu", quantize=quantize)
 
 
+@pytest.mark.parametrize("quantize", ["w8a16", "w4a16"])
+def test_weights_alone_quantized_are_the_same_on_both(tiny_llama, quantize):
+    """A CPU rounds activations to bf16 there, so log-probabilities are compared."""
+    there = best_logprobs(tiny_llama, device="cpu", quantize=quantize)
+    here = best_logprobs(tiny_llama, device=DEVICE, quantize=quantize)
+    assert here == pytest.approx(there, abs=0.05)
+    assert here != pytest.approx(best_logprobs(tiny_llama, device="cpu"), abs=1e-6)
+
+
 def test_int8_kv_changes_little(tiny_llama):
     """The best token's log-probability after each prompt; a token's own choice may be a close call."""
     exact = best_logprobs(tiny_llama, device="cpu")

@@ -1,0 +1,359 @@
+"""W8A16 and W4A16: float activations, weights in 8 or 4 bits, for models that INT8 activations hurt.
+
+    y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) x[m, k] * wq[n, k]  (+ bias[n]) (+ residual[m, n])
+
+W8A16 has one group for each output channel, W4A16 one for each 128 of its elements.
+
+The product is computed as W x^T: the weights, made floats in registers, are the operand that a matrix instruction may take
+from there, and a few tokens cost no more rows of it than they are.
+
+Floating-point sums depend on their order, so the order is fixed by the weight alone: K is cut into the same parts, and their
+sums are added one after the other, whether many programs share the parts (few tokens) or one goes through them all (many).
+So a row has the same bits in any batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..quantize_weight import GROUP, pack_int4, quantize_weight
+from .arguments import FLOATS, require
+from .config import Config, arch_of, choose
+from .variant import Variant
+
+# Up to this many tokens a step is bound by the weights' bytes: programs share the parts of K.
+DECODE_TOKENS = 64
+# What parts of K are counted by; tiles may be larger.
+PART_CHANNELS = 64
+DECODE_PROGRAMS = 264
+# K advances by one group.
+STEP = GROUP
+
+DECODE = {
+    tokens: Config({"BLOCK_N": 64, "BLOCK_M": tokens}, num_warps=4, num_stages=4) for tokens in (16, 32, 64)
+}
+PREFILL = Config({"BLOCK_N": 128, "BLOCK_M": 64}, num_warps=8, num_stages=3)
+# Where the sums of 8-bit weights leave enough registers.
+WIDE_PREFILL = Config({"BLOCK_N": 128, "BLOCK_M": 128}, num_warps=8, num_stages=3)
+
+
+@dataclass(slots=True)
+class Int8WeightOnly:
+    """[N, K'] int8, and the scale of each output channel, [N, 1] float32."""
+
+    plain: Tensor
+    scales: Tensor
+    out_features: int
+    in_features: int
+
+    @classmethod
+    def quantize(cls, weight: Tensor) -> "Int8WeightOnly":
+        """From a float matrix [N, K]."""
+        return cls(*quantize_weight(weight, 8, None), *weight.shape)
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
+        return weight_only_matmul(x, self.plain, self.scales, bias)
+
+
+@dataclass(slots=True)
+class Int4Weight:
+    """[N, K' / 2] uint8 as `pack_int4` makes it, and the scales of groups of 128, [N, K' / 128] float32."""
+
+    packed: Tensor
+    scales: Tensor
+    out_features: int
+    in_features: int
+
+    @classmethod
+    def quantize(cls, weight: Tensor) -> "Int4Weight":
+        """From a float matrix [N, K]."""
+        quantized, scales = quantize_weight(weight, 4, GROUP)
+        return cls(pack_int4(quantized), scales, *weight.shape)
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
+        return weight_only_matmul(x, self.packed, self.scales, bias)
+
+
+def weight_only_matmul(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The product above.
+
+    Args:
+        x: [M, K] float.
+        weight: [N, K'] int8 with scales [N, 1], or [N, K' / 2] uint8 with scales [N, K' / 128]; K' is K rounded up to 128.
+        bias: [N] float32; residual: [M, N] float.
+
+    Returns [M, N] in x's dtype. Raises ValueError naming an argument that does not fit.
+    """
+    require("x", x, (None, None), FLOATS)
+    (m, k), n = x.shape, weight.shape[0]
+    steps = triton.cdiv(k, STEP)
+    bits = 4 if weight.dtype is torch.uint8 else 8
+    require("weight", weight, (n, steps * STEP * bits // 8), ("int8", "uint8"), x)
+    require("scales", scales, (n, steps if bits == 4 else 1), ("float32",), x)
+    if bias is not None:
+        require("bias", bias, (n,), ("float32",), x)
+    if residual is not None:
+        require("residual", residual, (m, n), FLOATS, x)
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    parts = parts_of(n, steps)
+    shared = m <= DECODE_TOKENS and parts > 1
+    if m <= DECODE_TOKENS:
+        tokens = 16 if m <= 16 else 32 if m <= 32 else 64
+        config = choose("weight_only_matmul", f"decode_{bits}_{tokens}", DECODE[tokens])
+    else:
+        config = choose("weight_only_matmul", f"prefill_{bits}", _prefill(arch_of(x.device), bits))
+    tiles_n = triton.cdiv(n, config.tiles["BLOCK_N"])
+    tiles_m = triton.cdiv(m, config.tiles["BLOCK_M"])
+    area = config.tiles["BLOCK_N"] * config.tiles["BLOCK_M"]
+    sums, arrived = _workspace(x.device, tiles_n * parts * area, tiles_n) if shared else (None, None)
+    _kernel[(tiles_n * tiles_m, parts if shared else 1)](
+        x,
+        weight,
+        scales,
+        bias,
+        residual,
+        out,
+        sums,
+        arrived,
+        m,
+        n,
+        k,
+        steps,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        BITS=bits,
+        PARTS=parts,
+        EVEN_K=k % STEP == 0,
+        STEP=STEP,
+        **config.tiles,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        enable_fp_fusion=False,
+    )
+    return out
+
+
+def _prefill(arch: str, bits: int) -> Config:
+    return WIDE_PREFILL if arch == "sm_90" and bits == 8 else PREFILL
+
+
+def parts_of(out_features: int, steps: int) -> int:
+    """Into how many parts K goes; a power of two that depends on the weight's shape alone."""
+    tiles = triton.cdiv(out_features, PART_CHANNELS)
+    parts = 1
+    while parts * 2 * tiles <= DECODE_PROGRAMS and parts * 4 <= steps:
+        parts *= 2
+    return parts
+
+
+@triton.jit
+def _activations(at, k, K, EVEN_K: tl.constexpr):
+    return tl.load(at) if EVEN_K else tl.load(at, mask=k[:, None] < K, other=0.0)
+
+
+@triton.jit
+def _part(
+    x,
+    weight,
+    scales,
+    channels,
+    tokens,
+    part,
+    M,
+    N,
+    K,
+    steps,
+    stride_x,
+    BITS: tl.constexpr,
+    PARTS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """The sum over one part of K, [BLOCK_N, BLOCK_M]; channels and tokens past the end repeat the first ones."""
+    first, last = part * steps // PARTS, (part + 1) * steps // PARTS
+    HALF: tl.constexpr = STEP // 2
+    BYTES: tl.constexpr = STEP * BITS // 8
+    w = weight + (channels % N)[:, None].to(tl.int64) * (steps * BYTES) + tl.arange(0, BYTES)[None, :]
+    w += first * BYTES
+    ks = tl.arange(0, BYTES)  # as many elements at a time as bytes: all of a step, or either half of it
+    row = x + (tokens % M)[None, :].to(tl.int64) * stride_x
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(first, last):
+        k = step * STEP + ks
+        wq = tl.load(w, eviction_policy="evict_first")
+        x0 = _activations(row + k[:, None], k, K, EVEN_K)
+        if BITS == 8:
+            acc = tl.dot(wq.to(x0.dtype), x0, acc, input_precision="ieee")
+        else:
+            x1 = _activations(row + HALF + k[:, None], HALF + k, K, EVEN_K)
+            low = ((wq & 15).to(tl.int8) - 8).to(x0.dtype)
+            high = ((wq >> 4).to(tl.int8) - 8).to(x0.dtype)
+            group = tl.dot(low, x0, input_precision="ieee")
+            group = tl.dot(high, x1, group, input_precision="ieee")
+            scale = tl.load(scales + (channels % N).to(tl.int64) * steps + step)
+            acc += group * scale[:, None]
+        w += BYTES
+    return acc
+
+
+@triton.jit
+def _finish(total, scales, bias, residual, out, channels, tokens, M, N, stride_residual, BITS: tl.constexpr):
+    """Scales the sums [BLOCK_N, BLOCK_M], adds what there is to add, and stores them as rows of tokens."""
+    y = tl.trans(total)
+    if BITS == 8:
+        y = y * tl.load(scales + channels, mask=channels < N, other=0.0)[None, :]
+    if bias is not None:
+        y += tl.load(bias + channels, mask=channels < N, other=0.0)[None, :]
+    inside = (tokens < M)[:, None] & (channels < N)[None, :]
+    if residual is not None:
+        at = tokens[:, None].to(tl.int64) * stride_residual + channels[None, :]
+        y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    at = tokens[:, None].to(tl.int64) * N + channels[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _kernel(
+    x,
+    weight,
+    scales,
+    bias,
+    residual,
+    out,
+    sums,
+    arrived,
+    M,
+    N,
+    K,
+    steps,
+    stride_x,
+    stride_residual,
+    BITS: tl.constexpr,
+    PARTS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """With `sums` one program per tile and part, the last of a tile to arrive adding them up; without, one per tile."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tile_n, tile_m = tl.program_id(0) % tiles_n, tl.program_id(0) // tiles_n
+    channels = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    if sums is None:
+        for part in range(PARTS):
+            total += _part(
+                x,
+                weight,
+                scales,
+                channels,
+                tokens,
+                part,
+                M,
+                N,
+                K,
+                steps,
+                stride_x,
+                BITS,
+                PARTS,
+                EVEN_K,
+                STEP,
+                BLOCK_N,
+                BLOCK_M,
+            )
+        _finish(total, scales, bias, residual, out, channels, tokens, M, N, stride_residual, BITS)
+    else:
+        part = tl.program_id(1)
+        acc = _part(
+            x,
+            weight,
+            scales,
+            channels,
+            tokens,
+            part,
+            M,
+            N,
+            K,
+            steps,
+            stride_x,
+            BITS,
+            PARTS,
+            EVEN_K,
+            STEP,
+            BLOCK_N,
+            BLOCK_M,
+        )
+        own = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        sums += tile_n * PARTS * BLOCK_N * BLOCK_M
+        tl.store(sums + part * BLOCK_N * BLOCK_M + own, acc)
+        tl.debug_barrier()  # every thread's sums are on their way before this program counts as arrived
+        if tl.atomic_add(arrived + tile_n, 1, sem="acq_rel") == PARTS - 1:
+            for other in range(PARTS):
+                total += tl.load(sums + other * BLOCK_N * BLOCK_M + own, cache_modifier=".cg")
+            tl.store(arrived + tile_n, 0)
+            _finish(total, scales, bias, residual, out, channels, tokens, M, N, stride_residual, BITS)
+
+
+_workspaces: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+
+def _workspace(device: torch.device, num_sums: int, num_tiles: int) -> tuple[Tensor, Tensor]:
+    """Room for sums, and arrival counts that every launch leaves at zero; launches of one stream share them."""
+    found = _workspaces.get(device)
+    if found is None or found[0].numel() < num_sums or found[1].numel() < num_tiles:
+        found = (
+            torch.empty(max(num_sums, 1 << 22), device=device),
+            torch.zeros(max(num_tiles, 1 << 14), dtype=torch.int32, device=device),
+        )
+        _workspaces[device] = found
+    return found
+
+
+def variants(arch: str) -> Iterator[Variant]:
+    tensors = {
+        "x": "*bf16",
+        "scales": "*fp32",
+        "bias": "*fp32",
+        "residual": "*bf16",
+        "out": "*bf16",
+    }
+    sizes = dict.fromkeys(("M", "N", "K", "steps", "stride_x", "stride_residual"), "i32")
+    for bits, weight in ((8, "*i8"), (4, "*u8")):
+        cases = [(f"prefill_{bits}", _prefill(arch, bits), 2)]
+        cases += [(f"decode_{bits}_{tokens}", config, 4) for tokens, config in DECODE.items()]
+        for case, default, parts in cases:
+            config = choose("weight_only_matmul", case, default)
+            is_shared = case.startswith("decode")
+            workspace = {"sums": "*fp32", "arrived": "*i32"} if is_shared else {}
+            missing = {} if is_shared else {"sums": None, "arrived": None}
+            for even in (True, False):
+                tile = "x".join(str(config.tiles[f"BLOCK_{axis}"]) for axis in "NM")
+                yield Variant(
+                    f"weight_only_matmul W{bits}A16 {case.split('_')[0]} {tile}{'' if even else ' ragged K'}",
+                    _kernel,
+                    {**tensors, "weight": weight, **workspace, **sizes},
+                    {**config.tiles, **missing, "BITS": bits, "PARTS": parts, "EVEN_K": even, "STEP": STEP},
+                    config.num_warps,
+                    config.num_stages,
+                    mma="bf16",
+                    mma_rows="BLOCK_N",
+                    fp_fusion=False,
+                    unaligned=frozenset({"M", "steps"}),
+                )

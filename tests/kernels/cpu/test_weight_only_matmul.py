@@ -1,0 +1,59 @@
+"""W8A16 and W4A16 on a CPU: near float64, and a row never depends on its batch-mates."""
+
+import pytest
+import torch
+
+from penstock.kernels.cpu.weight_only_matmul import Int4Weight, Int8WeightOnly
+from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
+from penstock.kernels.reference.weight_only_matmul import weight_only_matmul_reference
+
+KINDS = {Int8WeightOnly: (8, None), Int4Weight: (4, GROUP)}
+SHAPES = [(1, 2), (33, 70), (64, 128), (100, 72), (200, 896), (896, 300)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 66])
+def test_is_near_float64_of_the_same_integers(kind, shape, rows):
+    torch.manual_seed(0)
+    weight, x, bias = torch.randn(shape), torch.randn(rows, shape[1]), torch.randn(shape[0])
+    found = kind.quantize(weight).matmul(x, bias)
+    expected = weight_only_matmul_reference(x.bfloat16(), *quantize_weight(weight, *KINDS[kind]), bias)
+    assert found.dtype is torch.float32 and found.shape == (rows, shape[0])
+    assert float((found.double() - expected).norm() / expected.norm()) < 4e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_the_same_in_any_batch(kind):
+    torch.manual_seed(0)
+    weight, x = kind.quantize(torch.randn(130, 520)), torch.randn(150, 520)
+    whole = weight.matmul(x)
+    for rows in (slice(0, 1), slice(40, 43), slice(7, 23), slice(80, 144)):
+        assert torch.equal(weight.matmul(x[rows]), whole[rows])
+    assert weight.matmul(x[:0]).shape == (0, 130)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_errs_by_half_a_step_at_most(bits):
+    torch.manual_seed(0)
+    weight = torch.randn(7, 300)
+    weight[3] = 0
+    quantized, scales = quantize_weight(weight, bits, GROUP)
+    assert quantized.shape == (7, 384) and scales.shape == (7, 3) and not quantized[:, 300:].any()
+    assert torch.equal(scales, scales.bfloat16().float())
+    error = quantized.view(7, 3, -1) * scales[..., None] - torch.nn.functional.pad(weight, (0, 84)).view(
+        7, 3, -1
+    )
+    # Half a step, and what the largest value loses where its scale was rounded down.
+    assert (error.abs() <= 0.5 * scales[..., None] + 2.0**-8 * weight.abs().max()).all()
+
+
+def test_packing_keeps_every_element():
+    quantized = torch.randint(-8, 8, (3, 256), dtype=torch.int8)
+    packed = pack_int4(quantized)
+    low, high = (packed & 15).to(torch.int8) - 8, (packed >> 4).to(torch.int8) - 8
+    for group in range(2):
+        own = slice(group * 64, group * 64 + 64)
+        assert torch.equal(
+            torch.cat([low[:, own], high[:, own]], 1), quantized[:, group * 128 : group * 128 + 128]
+        )
