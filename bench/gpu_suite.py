@@ -168,6 +168,11 @@ def cases(tiny: bool) -> Iterator[Case]:
                 yield weight_only_case(bits, m, n, k, device, dtype)
     for m, k in [(3, 100)] if tiny else [(64, 4096), (8192, 4096), (8192, 14336)]:
         yield quantize_case(m, k, device, dtype)
+    for m, k in [(3, 100)] if tiny else [(64, 4096), (8192, 4096)]:
+        yield rms_norm_case(m, k, device, dtype)
+    for m, k in [(3, 100)] if tiny else [(64, 14336), (8192, 14336)]:
+        yield silu_mul_case(m, k, device, dtype)
+    yield rotary_case(3 if tiny else 8192, device, dtype)
     sizes = [(2, 100), (1, 600)] if tiny else [(1, 8192), (1, 131072), (16, 8192), (16, 32768), (64, 4096)]
     for int8 in (False, True):
         for batch, context in sizes:
@@ -261,6 +266,80 @@ def quantize_case(m: int, k: int, device: object, dtype: object) -> Case:
     baselines: dict[str, Callable[[int], object]] = {"torch": plain} if inputs[0].is_cuda else {}
     run = lambda index: quantize_activation(inputs[index])  # noqa: E731
     return Case(f"quantize_activation {m}x{k}", run, error, baselines, 3 * m * k, 0, copies)
+
+
+def rms_norm_case(m: int, k: int, device: object, dtype: object) -> Case:
+    """With quantization, against torch's norm and ours of quantizing after it."""
+    import torch
+
+    from penstock.kernels.gpu.quantize_activation import quantize_activation
+    from penstock.kernels.gpu.rms_norm import rms_norm
+
+    copies = max(1, min(64, math.ceil(2 * L2_BYTES / (2 * m * k))))
+    inputs = [torch.randn(m, k, device=device).to(dtype) for _ in range(copies)]
+    weight = torch.randn(k, device=device).to(dtype)
+
+    def error() -> float:
+        x = inputs[0].double()
+        exact = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
+        _, quantized, scale = run(0)
+        return relative(quantized.float() * scale, exact)
+
+    run = lambda index: rms_norm(inputs[index], weight, 1e-6, pad_to=4)  # noqa: E731
+    baselines: dict[str, Callable[[int], object]] = {}
+    if inputs[0].is_cuda:
+        baselines["torch, then quantize_activation"] = lambda index: quantize_activation(
+            torch.nn.functional.rms_norm(inputs[index], (k,), weight, 1e-6)
+        )
+    return Case(f"rms_norm quantizing {m}x{k}", run, error, baselines, 5 * m * k, 0, copies)
+
+
+def silu_mul_case(m: int, k: int, device: object, dtype: object) -> Case:
+    """With quantization, against torch's gate and ours of quantizing after it."""
+    import torch
+
+    from penstock.kernels.gpu.quantize_activation import quantize_activation
+    from penstock.kernels.gpu.silu_mul import silu_mul
+
+    copies = max(1, min(16, math.ceil(2 * L2_BYTES / (4 * m * k))))
+    inputs = [torch.randn(m, 2 * k, device=device).to(dtype).split(k, dim=1) for _ in range(copies)]
+
+    def error() -> float:
+        gate, up = (part.double() for part in inputs[0])
+        _, quantized, scale = run(0)
+        return relative(quantized.float() * scale, torch.nn.functional.silu(gate) * up)
+
+    run = lambda index: silu_mul(*inputs[index], pad_to=4)  # noqa: E731
+    baselines: dict[str, Callable[[int], object]] = {}
+    if inputs[0][0].is_cuda:
+        baselines["torch, then quantize_activation"] = lambda index: quantize_activation(
+            torch.nn.functional.silu(inputs[index][0]) * inputs[index][1]
+        )
+    return Case(f"silu_mul quantizing {m}x{k}", run, error, baselines, 7 * m * k, 0, copies)
+
+
+def rotary_case(tokens: int, device: object, dtype: object) -> Case:
+    import torch
+
+    from penstock.kernels.gpu.rotary import rotary
+
+    query, key = (
+        torch.randn(tokens, heads, 128, device=device).to(dtype).transpose(0, 1) for heads in (32, 8)
+    )
+    cos, sin = torch.randn(2, tokens, 128, device=device).to(dtype).unbind()
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        low, high = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    def error() -> float:
+        low, high = query.double().chunk(2, dim=-1)
+        exact = query.double() * cos.double() + torch.cat((-high, low), -1) * sin.double()
+        return relative(run(0)[0], exact)
+
+    run = lambda index: rotary(query, key, cos, sin)  # noqa: E731
+    baselines = {"torch": lambda index: (plain(query), plain(key))} if query.is_cuda else {}
+    return Case(f"rotary {tokens}", run, error, baselines, 4 * tokens * 40 * 128, 0, 1)
 
 
 def attention_case(

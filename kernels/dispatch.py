@@ -3,6 +3,7 @@
 Never a slower one silently: a GPU that cannot be used is an error, and `describe` says what serves what.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Protocol, Self
@@ -78,17 +79,16 @@ def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
     return found
 
 
-def describe(backend: Backend, precision: str) -> str:
-    """Which kernels serve what, in one line, for whoever starts an engine."""
+def describe(backend: Backend, precision: str, fused: Mapping[str, int]) -> str:
+    """Which kernels serve what, in one line, for whoever starts an engine. `fused`: parts served by each fused kernel."""
     linears = f"linears {WEIGHTS[precision][0]} ({precision})" if precision in WEIGHTS else "linears torch"
     if backend.kind == "cpu":
         return f"CPU kernels: attention paged_attention, {linears}"
     import triton
 
     where = "the interpreter" if backend.is_interpreted else torch.cuda.get_device_name(backend.device)
-    return (
-        f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {linears}"
-    )
+    parts = "".join(f", {count} {kernel}" for kernel, count in fused.items())
+    return f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {linears}{parts}"
 
 
 def _interpreter() -> Backend:

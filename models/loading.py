@@ -12,6 +12,7 @@ from ..errors import ModelLoadError
 from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .fingerprint import fingerprint
+from .fusion import fuse
 from .kv_cache import LayerShape
 from .location import resolve_model
 from .quantized_linear import pack_linears, quantize_linears
@@ -33,6 +34,7 @@ class LoadedModel:
         max_model_len: positions the model was made for.
         precision: "w8a8", "w8a16", "w4a16" or "none".
         backend: the kernels it computes with, and their device.
+        fused: how many of the model's own parts each fused kernel stands in for.
     """
 
     module: Any
@@ -47,6 +49,7 @@ class LoadedModel:
     precision: str
     num_parameters: int
     backend: Backend
+    fused: dict[str, int]
 
 
 def load_model(
@@ -80,6 +83,7 @@ def load_model(
             raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
         pack_linears(module)
     module.to(backend.device).eval()
+    fused = fuse(module, backend)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
@@ -94,6 +98,7 @@ def load_model(
         precision=precision,
         num_parameters=num_parameters,
         backend=backend,
+        fused=fused,
     )
 
 

@@ -8,7 +8,7 @@ import mmap
 import sys
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,27 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 KEEP_PLAIN_WEIGHTS = 1 << 30
 
 
+class Handoff:
+    """The one place where whoever writes an activation leaves its integers for the product that reads it next."""
+
+    __slots__ = ("_quantized", "_scale", "_tensor")
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._quantized: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    def give(self, tensor: Tensor, quantized: Tensor, scale: Tensor) -> None:
+        self._tensor, self._quantized, self._scale = tensor, quantized, scale
+
+    def take(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Those of this very tensor, or None."""
+        if tensor is not self._tensor:
+            return None
+        assert self._quantized is not None and self._scale is not None
+        return self._quantized, self._scale
+
+
 class QuantizedLinear(nn.Module):
     """y = x W^T (+ b), [..., K] -> [..., N], with W in the precision of its weight."""
 
@@ -34,9 +55,15 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.quantized = weight
         self.bias = bias
+        self.handoff: Handoff | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.quantized.matmul(x.reshape(-1, self.quantized.in_features), self.bias)
+        ready = None if self.handoff is None else self.handoff.take(x)
+        if ready is not None:
+            product: Any = self.quantized  # of W8A8, as only such a linear has a handoff
+            out: Tensor = product.matmul_quantized(*ready, self.bias, x.dtype)
+        else:
+            out = self.quantized.matmul(x.reshape(-1, self.quantized.in_features), self.bias)
         return out.view(*x.shape[:-1], self.quantized.out_features)
 
 
@@ -67,12 +94,12 @@ class SharedLinearPart(nn.Module):
 
     def __init__(self, shared: SharedLinear, index: int) -> None:
         super().__init__()
-        self._shared = shared
+        self.shared = shared
         self._index = index
         self.quantized = shared.linear.quantized
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._shared.take(self._index, x)
+        return self.shared.take(self._index, x)
 
 
 def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str) -> int:

@@ -69,8 +69,13 @@ class Int8Weight:
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
-        quantized, act_scale = quantize_activation(x, pad_to=ALIGNMENT)
-        return int8_matmul(quantized, act_scale, self.plain, self.weight_scale, bias, out_dtype=x.dtype)
+        return self.matmul_quantized(*quantize_activation(x, pad_to=ALIGNMENT), bias, x.dtype)
+
+    def matmul_quantized(
+        self, quantized: Tensor, act_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
+        """[M, K'] int8 with [M, 1] float32 scales, as `quantize_activation` makes them -> [M, N]."""
+        return int8_matmul(quantized, act_scale, self.plain, self.weight_scale, bias, out_dtype=out_dtype)
 
 
 def int8_matmul(

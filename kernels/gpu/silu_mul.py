@@ -1,0 +1,130 @@
+"""The gate of a gated MLP in one pass over the bytes, quantizing its result for INT8 products on the way.
+
+    y[m, k] = silu(gate[m, k]) * up[m, k]        silu(g) = g / (1 + exp(-g))
+
+rounded to the inputs' type after silu and after the product, as transformers' models round. What is quantized is the
+rounded y, so the integers are those that `quantize_activation` makes of it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import FLOATS, require
+from .quantize_activation import scale_of, to_int8, warps_for
+from .variant import Variant
+
+# Wider rows are computed in pieces, and read again from cache to be quantized.
+MAX_BLOCK = 8192
+
+
+def silu_mul(
+    gate: Tensor, up: Tensor, *, pad_to: int | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """gate and up [M, K] float, rows any distance apart -> y [M, K], and with `pad_to` also its integers and scales.
+
+    `pad_to`: also [M, K'] int8, K' being K rounded up to it with zeros behind, and [M, 1] float32.
+    """
+    require("gate", gate, (None, None), FLOATS)
+    m, k = gate.shape
+    require("up", up, (m, k), (str(gate.dtype).removeprefix("torch."),), gate)
+    y = torch.empty(m, k, dtype=gate.dtype, device=gate.device)
+    width = k if pad_to is None else triton.cdiv(k, pad_to) * pad_to
+    quantized = scale = None
+    if pad_to is not None:
+        quantized = torch.empty(m, width, dtype=torch.int8, device=gate.device)
+        scale = torch.empty(m, 1, device=gate.device)
+    if y.numel():
+        block = min(triton.next_power_of_2(width), MAX_BLOCK)
+        _silu_mul_kernel[(m,)](
+            gate,
+            up,
+            y,
+            quantized,
+            scale,
+            k,
+            width,
+            gate.stride(0),
+            up.stride(0),
+            PIECES=triton.cdiv(width, block),
+            BLOCK=block,
+            num_warps=warps_for(block),
+            enable_fp_fusion=False,
+        )
+    return y, quantized, scale
+
+
+@triton.jit
+def _gated(gate, up, at, K):
+    g = tl.load(gate + at, mask=at < K, other=0.0)
+    u = tl.load(up + at, mask=at < K, other=0.0)
+    wide = g.to(tl.float32)
+    activated = (wide / (1.0 + tl.exp(-wide))).to(g.dtype)
+    return (activated.to(tl.float32) * u.to(tl.float32)).to(g.dtype)
+
+
+@triton.jit
+def _silu_mul_kernel(
+    gate,
+    up,
+    y,
+    quantized,
+    scale,
+    K,
+    width,
+    stride_gate,
+    stride_up,
+    PIECES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per row."""
+    row = tl.program_id(0).to(tl.int64)
+    gate += row * stride_gate
+    up += row * stride_up
+    y += row * K
+    ks = tl.arange(0, BLOCK)
+    if PIECES == 1:
+        out = _gated(gate, up, ks, K)
+        tl.store(y + ks, out, mask=ks < K)
+        if quantized is not None:
+            wide = out.to(tl.float32)
+            s = scale_of(tl.max(tl.abs(wide)) + tl.sum(wide * 0.0))  # NaN and infinity times zero are NaN
+            tl.store(quantized + row * width + ks, to_int8(wide, s), mask=ks < width)
+            tl.store(scale + row, s)
+    else:
+        highest = 0.0
+        for piece in range(PIECES):
+            at = piece * BLOCK + ks
+            out = _gated(gate, up, at, K)
+            tl.store(y + at, out, mask=at < K)
+            wide = out.to(tl.float32)
+            highest = tl.maximum(highest, tl.max(tl.abs(wide)) + tl.sum(wide * 0.0), tl.PropagateNan.ALL)
+        if quantized is not None:
+            s = scale_of(highest)
+            tl.debug_barrier()  # a thread may read what another one wrote
+            for piece in range(PIECES):
+                at = piece * BLOCK + ks
+                wide = tl.load(y + at, mask=at < K, other=0.0).to(tl.float32)
+                tl.store(quantized + row * width + at, to_int8(wide, s), mask=at < width)
+            tl.store(scale + row, s)
+
+
+def variants(arch: str) -> Iterator[Variant]:
+    tensors = {"gate": "*bf16", "up": "*bf16", "y": "*bf16"}
+    sizes = dict.fromkeys(("K", "width", "stride_gate", "stride_up"), "i32")
+    for quantizes in (False, True):
+        more = {"quantized": "*i8", "scale": "*fp32"} if quantizes else {}
+        missing = {} if quantizes else {"quantized": None, "scale": None}
+        for pieces, block in ((1, MAX_BLOCK), (2, MAX_BLOCK)):
+            yield Variant(
+                f"silu_mul{' quantizing' if quantizes else ''} {pieces}x{block}",
+                _silu_mul_kernel,
+                {**tensors, **more, **sizes},
+                {**missing, "PIECES": pieces, "BLOCK": block},
+                num_warps=warps_for(block),
+                num_stages=1,
+                fp_fusion=False,
+            )
