@@ -174,6 +174,9 @@ def cases(tiny: bool) -> Iterator[Case]:
         yield silu_mul_case(m, k, device, dtype)
     yield rotary_case(3 if tiny else 8192, device, dtype)
     sizes = [(2, 100), (1, 600)] if tiny else [(1, 8192), (1, 131072), (16, 8192), (16, 32768), (64, 4096)]
+    for formula in ("keys", "min_max", "mean_std"):
+        for batch, context in [(2, 300)] if tiny else [(16, 8192), (16, 32768), (1, 131072)]:
+            yield sparse_case(batch, context, formula, device, dtype, tiny)
     for int8 in (False, True):
         for batch, context in sizes:
             yield attention_case(batch, 1, context, int8, device, dtype, tiny)
@@ -406,6 +409,63 @@ def attention_case(
     kind = "int8" if int8 else "float"
     name = f"paged_attention {kind} {'prefill' if queries > 1 else 'decode'} {batch}x{context}"
     return Case(name, run, error, baselines, kv_bytes, 4 * batch * heads * dim * pairs, copies)
+
+
+def sparse_case(batch: int, context: int, formula: str, device: object, dtype: object, tiny: bool) -> Case:
+    """A decode over INT8 pages that keeps 95 % of the attention, of which a few keys have most; against our dense one."""
+    import torch
+
+    from penstock.kernels.gpu.paged_attention import paged_attention
+    from penstock.kernels.gpu.paged_batch import PagedBatch
+    from penstock.kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, sparse_attention
+    from penstock.kernels.gpu.store_kv import store_kv
+    from penstock.kernels.span import Span
+
+    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    pages_each = math.ceil(context / 64)
+    num_pages = batch * pages_each + 1
+    order = (torch.randperm(num_pages - 1) + 1).view(batch, pages_each).tolist()
+    pages = torch.empty(num_pages, kv_heads, 2, 64, dim, dtype=torch.int8, device=device)
+    scales = torch.empty(pages.shape[:-1], device=device)
+    code = {"keys": KEYS, "min_max": MIN_MAX, "mean_std": MEAN_STD}[formula]
+    summaries = None
+    if code != KEYS:
+        summaries = torch.empty(num_pages, kv_heads, 4, 2, dim, dtype=dtype, device=device)
+    for table in order:
+        key, value = (torch.randn(context, kv_heads, dim, device=device) for _ in "kv")
+        key[torch.randperm(context)[: context // 100 + 1]] *= 5
+        one = PagedBatch.build([Span(table, 0, context)], pages.device)
+        store_kv(key.to(dtype), value.to(dtype), pages, scales, summaries, one, formula=max(code, MIN_MAX))
+    query = torch.randn(batch, heads, dim, device=device).to(dtype)
+    scaling = dim**-0.5
+    sparse = PagedBatch.build([Span(table, context - 1, 1, 0.95) for table in order], pages.device)
+    dense = PagedBatch.build([Span(table, context - 1, 1) for table in order], pages.device)
+    out = torch.zeros_like(query)
+
+    def run(index: int) -> torch.Tensor:
+        sparse_attention(query, pages, scales, summaries, sparse, out, scaling=scaling, formula=code)
+        return out
+
+    def error() -> float:
+        """Against attention over what it selected: how much that should be is a matter of accuracy, not of the kernel."""
+        chosen = sparse_attention(query, pages, scales, summaries, sparse, out, scaling=scaling, formula=code)
+        flat = pages[order[0]].double() * scales[order[0]].double()[..., None]
+        own = flat.permute(2, 1, 0, 3, 4).flatten(2, 3)[:, :, :context]
+        mask = torch.full((kv_heads, pages_each * 4), -math.inf, dtype=torch.float64, device=query.device)
+        for head, length in enumerate(chosen.lengths[0].tolist()):
+            mask[head, chosen.granules[0, head, : length // 16].long()] = 0.0
+        tokens = mask.repeat_interleave(16, 1)[:, :context].repeat_interleave(heads // kv_heads, 0)
+        keys, values = (side.repeat_interleave(heads // kv_heads, 0) for side in own)
+        scores = query[0].double()[:, None] @ keys.transpose(1, 2) * scaling + tokens[:, None]
+        return relative(out[0], (scores.softmax(-1) @ values)[:, 0])
+
+    baselines: dict[str, Callable[[int], object]] = {}
+    if query.is_cuda:
+        baselines["our dense INT8"] = lambda index: paged_attention(
+            query, pages, scales, dense, scaling=scaling
+        )
+    scanned = batch * context * kv_heads * dim * (1.0 if code == KEYS else 0.25)
+    return Case(f"sparse_attention {formula} {batch}x{context}", run, error, baselines, int(scanned), 0, 1)
 
 
 def relative(found: object, exact: object) -> float:

@@ -7,16 +7,22 @@ from torch import Tensor
 
 from ..kernels.cpu.sparse_attention import SparseTelemetry
 from ..kernels.gpu.paged_attention import paged_attention
-from ..kernels.gpu.paged_batch import PagedBatch
+from ..kernels.gpu.paged_batch import GRANULES_PER_PAGE, PagedBatch
+from ..kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, SUMS, sparse_attention
 from ..kernels.gpu.store_kv import store_kv
 from ..kernels.span import PAGE_SIZE, Span
 from .kv_cache import LayerShape
+
+FORMULAS = {"keys": KEYS, "min_max": MIN_MAX, "mean_std": MEAN_STD}
 
 
 class GpuKVCache:
     """Per layer, pages [num_pages, Hkv, 2, 64, D] and, for INT8, scales [num_pages, Hkv, 2, 64] float32.
 
     Not zeroed: what no sequence has stored is never read.
+
+    `sparse`: what decodes that attend to a part of the keys choose it by, "keys", or summaries [num_pages, Hkv, 4, 2, D] of
+    16 keys that are kept beside: "min_max" or "mean_std".
 
     Raises ValueError when `block_size` is no page, or keys and values differ in width.
     """
@@ -28,6 +34,8 @@ class GpuKVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        sparse: str | None = None,
     ) -> None:
         if block_size != PAGE_SIZE:
             raise ValueError(
@@ -41,13 +49,30 @@ class GpuKVCache:
                 )
         self.block_size = block_size
         self.device = device
-        self.sparse_telemetry = SparseTelemetry()
+        self._formula = None if sparse is None else FORMULAS[sparse]
+        self._telemetry = torch.zeros(SUMS, dtype=torch.int64, device=device)
+        self.summaries: dict[int, Tensor | None] = {}
         self.pages: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor | None] = {}
         for layer, shape in shapes.items():
             size = (num_blocks, shape.num_kv_heads, 2, PAGE_SIZE)
             self.pages[layer] = torch.empty(*size, shape.key_dim, dtype=dtype, device=device)
             self.scales[layer] = torch.empty(size, device=device) if dtype is torch.int8 else None
+            self.summaries[layer] = None
+            if self._formula not in (None, KEYS):
+                kind = torch.bfloat16 if dtype is torch.int8 else dtype
+                summary = (num_blocks, shape.num_kv_heads, GRANULES_PER_PAGE, 2, shape.key_dim)
+                self.summaries[layer] = torch.empty(summary, dtype=kind, device=device)
+
+    @property
+    def sparse_telemetry(self) -> SparseTelemetry:
+        """One row for each KV head here; by the keys themselves the estimate is the true mass."""
+        if self._formula is None:
+            return SparseTelemetry()
+        rows, kept, context, millionths = self._telemetry.tolist()
+        mass = millionths / 1e6
+        sampled = (rows, mass) if self._formula == KEYS else (0, 0.0)
+        return SparseTelemetry(rows, 0, kept, context, mass, *sampled)
 
     def prepare(self, spans: Sequence[Span]) -> PagedBatch:
         return PagedBatch.build(spans, self.device)
@@ -65,9 +90,19 @@ class GpuKVCache:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        pages, scales = self.pages[layer], self.scales[layer]
-        store_kv(key.transpose(0, 1), value.transpose(0, 1), pages, scales, None, batch)
-        return paged_attention(
+        pages, scales, summaries = self.pages[layer], self.scales[layer], self.summaries[layer]
+        formula = KEYS if self._formula is None else self._formula
+        store_kv(
+            key.transpose(0, 1),
+            value.transpose(0, 1),
+            pages,
+            scales,
+            summaries,
+            batch,
+            formula=max(formula, MIN_MAX),
+        )
+        is_sparse = batch.masses is not None and sliding_window is None and sinks is None
+        out = paged_attention(
             query.transpose(0, 1),
             pages,
             scales,
@@ -76,7 +111,22 @@ class GpuKVCache:
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
+            leave_sparse=is_sparse,
         ).out
+        if is_sparse:
+            sparse_attention(
+                query.transpose(0, 1),
+                pages,
+                scales,
+                summaries,
+                batch,
+                out,
+                scaling=scaling,
+                softcap=softcap,
+                telemetry=self._telemetry,
+                formula=formula,
+            )
+        return out
 
     def broken_blocks(self, block_ids: list[int]) -> list[int]:
         ids = torch.tensor(block_ids, device=self.device)

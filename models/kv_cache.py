@@ -34,7 +34,10 @@ class KVCache(Protocol):
     """The KV of all layers in blocks of `block_size` tokens, in the layout that the machine's attention reads."""
 
     block_size: int
-    sparse_telemetry: SparseTelemetry
+
+    @property
+    def sparse_telemetry(self) -> SparseTelemetry:
+        """Sums over all sparse decodes so far."""
 
     def prepare(self, spans: Sequence[Span]) -> Any:
         """What `attend` needs to know of a step whose rows are those of `spans`; once, before the first layer."""
@@ -73,22 +76,24 @@ def make_kv_cache(
     block_size: int,
     dtype: torch.dtype,
     *,
-    sparse: bool = False,
+    sparse: str | None = None,
 ) -> KVCache:
-    """`dtype`: of what is stored; int8 quantizes per token and head. `sparse`: decodes may attend to a part of the keys.
+    """`dtype`: of what is stored; int8 quantizes per token and head. `sparse`: decodes may attend to a part of the keys, by
+    an estimate from "keys", "min_max" or "mean_std" summaries.
 
     Raises ValueError when the machine's attention cannot read such a cache.
     """
     if backend.kind == "triton":
         from .gpu_kv_cache import GpuKVCache
 
-        if sparse:
-            raise ValueError("sparse_attention is for CPUs so far; leave it out, or use device = 'cpu'.")
-
-        return GpuKVCache(shapes, num_blocks, block_size, dtype, backend.device)
+        return GpuKVCache(shapes, num_blocks, block_size, dtype, backend.device, sparse=sparse)
     from .cpu_kv_cache import CpuKVCache
 
-    return CpuKVCache(shapes, num_blocks, block_size, dtype, sparse=sparse)
+    if sparse not in (None, "keys"):
+        raise ValueError(
+            f"sparse_attention.estimate is '{sparse}', which is for GPUs; on a CPU leave it at 'keys'."
+        )
+    return CpuKVCache(shapes, num_blocks, block_size, dtype, sparse=sparse is not None)
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:

@@ -31,10 +31,15 @@ class About(msgspec.Struct, frozen=True):
 
 
 class SparseAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Decodes attend only to the keys that hold `mass` of their attention, from `min_context` tokens on."""
+    """Decodes attend only to the keys that hold `mass` of their attention, from `min_context` tokens on.
+
+    `estimate`: what the mass is estimated from: the keys themselves, or, on a GPU, summaries of 16 of them: less to read,
+    but they miss heads that look for single tokens.
+    """
 
     mass: float = 0.95
     min_context: int = 4096
+    estimate: Literal["keys", "min_max", "mean_std"] = "keys"
 
     def __post_init__(self) -> None:
         if not 0 < self.mass <= 1:
@@ -320,7 +325,7 @@ def _described(type_: Any) -> str:
         tuple[str, ...]: "a list of texts",
         dict[str, str]: "a table of names",
         Path: "a path",
-        SparseAttention: "a table of mass (above 0, at most 1) and min_context (in tokens)",
+        SparseAttention: "a table of mass (above 0, at most 1), min_context (tokens), estimate (keys, min_max, mean_std)",
     }
     return plain.get(type_) or " or nothing".join(plain[part] for part in get_args(type_) if part in plain)
 

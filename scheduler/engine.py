@@ -220,6 +220,12 @@ class Engine:
                 "sparse_attention = {mass = 1.0} to have it on request.",
                 param="sparse_attention",
             )
+        own, engines = params.sparse_attention, self.config.sparse_attention
+        if isinstance(own, SparseAttention) and engines is not None and own.estimate != engines.estimate:
+            raise InvalidRequestError(
+                f"sparse_attention.estimate is '{own.estimate}'; this engine estimates from '{engines.estimate}'.",
+                param="sparse_attention",
+            )
         needed = len(prompt_token_ids) + (params.max_tokens or 1)
         if needed > self.max_model_len:
             raise ContextLengthError(
@@ -379,4 +385,4 @@ class Engine:
 def _fingerprint(model: str, config: EngineConfig) -> str:
     """The model's, and of what else in the settings changes answers."""
     sparse = config.sparse_attention
-    return model if sparse is None else f"{model}-sparse-{sparse.mass}-{sparse.min_context}"
+    return model if sparse is None else f"{model}-sparse-{sparse.mass}-{sparse.min_context}-{sparse.estimate}"

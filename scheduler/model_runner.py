@@ -52,7 +52,7 @@ class ModelRunner:
                 self.num_blocks,
                 self.block_size,
                 kv_dtype,
-                sparse=config.sparse_attention is not None,
+                sparse=config.sparse_attention.estimate if config.sparse_attention else None,
             )
         except ValueError as error:
             raise ModelLoadError(str(error)) from error

@@ -78,6 +78,7 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     with_lse: bool = False,
+    leave_sparse: bool = False,
 ) -> AttentionResult:
     """Attention of every row over its own sequence's keys, which must be stored already.
 
@@ -88,6 +89,7 @@ def paged_attention(
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
         sinks: [Hq] logits that take part in the softmax and then are dropped.
+        leave_sparse: the rows that `sparse_attention` will write are left as they are.
 
     Raises ValueError naming an argument that does not fit.
     """
@@ -127,7 +129,8 @@ def paged_attention(
         "EVEN_D": head_dim == max(16, triton.next_power_of_2(head_dim)),
     }
     if batch.num_decodes:
-        _decode(common, strides, numbers, shape, batch, query)
+        lens = batch.dense_lens if leave_sparse and batch.dense_lens is not None else batch.context_lens
+        _decode((*common[:-1], lens), strides, numbers, shape, batch, query)
     if batch.num_prefills:
         _prefill(common, strides, numbers, shape, batch, query)
     return AttentionResult(out, lse)
@@ -136,17 +139,14 @@ def paged_attention(
 def _decode(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
     _, num_heads, head_dim = query.shape
     splits = triton.cdiv(batch.max_context_len, SPLIT)
-    parts = highest = total = None
+    workspace: tuple[Tensor, ...] | tuple[None, None, None] = (None, None, None)
     if splits > 1:
-        parts = torch.empty(batch.num_decodes, num_heads, splits, head_dim, device=query.device)
-        highest, total = torch.empty(2, batch.num_decodes, num_heads, splits, device=query.device)
-    config = _config(DECODE, "decode", shape["BLOCK_D"], common[2] is not None)
+        workspace = new_parts(batch.num_decodes, num_heads, splits, head_dim, query.device)
+    config = decode_config(shape["BLOCK_D"], common[2] is not None)
     num_kv_heads = strides[3]
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         *common,
-        parts,
-        highest,
-        total,
+        *workspace,
         *strides,
         *numbers,
         **shape,
@@ -158,19 +158,49 @@ def _decode(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -
         num_stages=config.num_stages,
     )
     if splits > 1:
-        _combine_kernel[(batch.num_decodes, num_heads)](
-            parts,
-            highest,
-            total,
-            *common[3:6],
-            batch.context_lens,
-            splits,
-            head_dim,
-            numbers[1],
-            BLOCK_D=shape["BLOCK_D"],
-            SPLIT_KEYS=SPLIT,
-            num_warps=4,
-        )
+        sinks, out, lse, *_, lengths = common[3:]
+        combine(workspace, sinks, out, lse, lengths, heads_per_length=num_heads, window=numbers[1])
+
+
+def new_parts(
+    rows: int, num_heads: int, splits: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what the splits of decodes leave: their sums, highest scores and totals."""
+    parts = torch.empty(rows, num_heads, splits, head_dim, device=device)
+    highest, total = torch.empty(2, rows, num_heads, splits, device=device)
+    return parts, highest, total
+
+
+def combine(
+    workspace: tuple[Tensor | None, ...],
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor | None,
+    lengths: Tensor,
+    *,
+    heads_per_length: int,
+    window: int = 0,
+) -> None:
+    """Adds up the splits of every row and head in order, as `new_parts` holds them, to the rows of out [T, Hq, D].
+
+    `lengths` holds the keys of each `heads_per_length` heads; where that is none, `out` stays as it is.
+    """
+    assert workspace[0] is not None
+    rows, num_heads, splits, head_dim = workspace[0].shape
+    _combine_kernel[(rows, num_heads)](
+        *workspace,
+        sinks,
+        out,
+        lse,
+        lengths,
+        splits,
+        head_dim,
+        window,
+        heads_per_length,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        SPLIT_KEYS=SPLIT,
+        num_warps=4,
+    )
 
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
@@ -196,6 +226,11 @@ def tokens_per_tile(config: Config, group: int) -> int:
     return max(1, config.tiles["BLOCK_M"] // group)
 
 
+def decode_config(block_d: int, int8: bool) -> Config:
+    """How a decode over pages of this kind is launched."""
+    return _config(DECODE, "decode", block_d, int8)
+
+
 def _config(table: dict[tuple[int, bool], Config], case: str, block_d: int, int8: bool) -> Config:
     size = next((size for size in (64, 128) if size >= block_d), 256)
     return choose("paged_attention", f"{case}_{size}{'_int8' if int8 else ''}", table[size, int8])
@@ -209,7 +244,7 @@ def _arch(device: torch.device) -> str:
 
 
 @triton.jit
-def _step(
+def step(
     q,
     acc,
     highest,
@@ -288,7 +323,7 @@ def _step(
 
 
 @triton.jit
-def _finish(acc, highest, total, sink):
+def finish(acc, highest, total, sink):
     """Normalize [R, D], with the sinks' logits [R] (in units of log2) in the softmax; returns it and the log2 of the sum."""
     anchor = tl.maximum(highest, sink)
     anchor = tl.where(anchor == float("-inf"), 0.0, anchor)
@@ -299,7 +334,7 @@ def _finish(acc, highest, total, sink):
 
 
 @triton.jit
-def _load_sinks(sinks, heads, inside):
+def load_sinks(sinks, heads, inside):
     logits = tl.full(heads.shape, float("-inf"), tl.float32)
     if sinks is not None:
         logits = tl.load(sinks + heads, mask=inside, other=float("-inf")).to(tl.float32) * 1.4426950408889634
@@ -307,7 +342,7 @@ def _load_sinks(sinks, heads, inside):
 
 
 @triton.jit
-def _store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D: tl.constexpr):
+def store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D: tl.constexpr):
     dims = tl.arange(0, BLOCK_D)
     at = rows.to(tl.int64) * num_heads + heads
     there = inside[:, None] & (dims < head_dim)[None, :]
@@ -376,7 +411,7 @@ def _decode_kernel(
         # Tiles that every row sees whole need no masks; under a window they are few.
         whole = first if WINDOWED else tl.maximum(last // BLOCK_N * BLOCK_N, first)
         for start in range(first, whole, BLOCK_N):
-            acc, highest, total = _step(
+            acc, highest, total = step(
                 q,
                 acc,
                 highest,
@@ -401,7 +436,7 @@ def _decode_kernel(
                 PAGE,
             )
         for start in range(whole, last, BLOCK_N):
-            acc, highest, total = _step(
+            acc, highest, total = step(
                 q,
                 acc,
                 highest,
@@ -426,10 +461,10 @@ def _decode_kernel(
                 PAGE,
             )
         if ONLY:
-            sink = _load_sinks(sinks, heads, inside)
-            value, log2_sum = _finish(acc, highest, total, sink)
+            sink = load_sinks(sinks, heads, inside)
+            value, log2_sum = finish(acc, highest, total, sink)
             rows = tl.zeros((BLOCK_M,), tl.int32) + seq
-            _store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D)
+            store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D)
         else:
             at = (seq * num_heads + heads).to(tl.int64) * tl.num_programs(2) + split
             there = inside[:, None] & (dims < head_dim)[None, :]
@@ -446,17 +481,18 @@ def _combine_kernel(
     sinks,
     out,
     lse,
-    context_lens,
+    lengths,
     splits,
     head_dim,
     window,
+    heads_per_length,
     BLOCK_D: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
 ):
     """One program per sequence and head: its splits in order."""
     seq, head = tl.program_id(0), tl.program_id(1)
     num_heads = tl.num_programs(1)
-    length = tl.load(context_lens + seq)
+    length = tl.load(lengths + (seq * num_heads + head) // heads_per_length)
     first = 0
     if window > 0:
         first = tl.maximum(length - window, 0) // SPLIT_KEYS
@@ -475,9 +511,10 @@ def _combine_kernel(
         total = total * faded + its_total * its_weight
         highest = higher
     one = tl.arange(0, 1)
-    sink = _load_sinks(sinks, one + head, one == 0)
-    value, log2_sum = _finish(acc, highest, total, sink)
-    _store_result(out, lse, value, log2_sum, one + seq, one + head, one == 0, num_heads, head_dim, BLOCK_D)
+    sink = load_sinks(sinks, one + head, one == 0)
+    value, log2_sum = finish(acc, highest, total, sink)
+    mine = (one == 0) & (length > 0)
+    store_result(out, lse, value, log2_sum, one + seq, one + head, mine, num_heads, head_dim, BLOCK_D)
 
 
 @triton.jit
@@ -544,7 +581,7 @@ def _prefill_kernel(
             else tl.maximum((first_position + tile * TOKENS + 1) // BLOCK_N * BLOCK_N, first)
         )
         for start in range(first, whole, BLOCK_N):
-            acc, highest, total = _step(
+            acc, highest, total = step(
                 q,
                 acc,
                 highest,
@@ -569,7 +606,7 @@ def _prefill_kernel(
                 PAGE,
             )
         for start in range(whole, last, BLOCK_N):
-            acc, highest, total = _step(
+            acc, highest, total = step(
                 q,
                 acc,
                 highest,
@@ -593,10 +630,10 @@ def _prefill_kernel(
                 EVEN_D,
                 PAGE,
             )
-        sink = _load_sinks(sinks, heads, inside)
-        value, log2_sum = _finish(acc, highest, total, sink)
+        sink = load_sinks(sinks, heads, inside)
+        value, log2_sum = finish(acc, highest, total, sink)
         num_heads = num_kv_heads * GROUP
-        _store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D)
+        store_result(out, lse, value, log2_sum, rows, heads, inside, num_heads, head_dim, BLOCK_D)
 
 
 def variants(arch: str) -> Iterator[Variant]:
@@ -605,14 +642,16 @@ def variants(arch: str) -> Iterator[Variant]:
         ("stride_row", "stride_head", "stride_table", "num_kv_heads", "head_dim", "window"), "i32"
     )
     numbers = {"scale": "fp32", "cap": "fp32"}
-    unaligned = frozenset({"num_kv_heads", "window", "stride_table", "num_decodes", "splits"})
+    unaligned = frozenset(
+        {"num_kv_heads", "window", "stride_table", "num_decodes", "splits", "heads_per_length"}
+    )
     for block_d in (64, 128, 256):
         for kind in ("bf16", "i8"):
             pools = {"pages": f"*{kind}", **({"scales": "*fp32"} if kind == "i8" else {})}
             absent = {"sinks": None, "lse": None, **({} if kind == "i8" else {"scales": None})}
             shape = {"GROUP": 4, "BLOCK_D": block_d, "PAGE": PAGE_SIZE, "SOFTCAP": False, "WINDOWED": False}
             shape["EVEN_D"] = True
-            config = _config(DECODE, "decode", block_d, kind == "i8")
+            config = decode_config(block_d, kind == "i8")
             workspace = {"parts": "*fp32", "highests": "*fp32", "totals": "*fp32"}
             yield Variant(
                 f"paged_attention decode {kind} D={block_d} 16x{config.tiles['BLOCK_N']}",
@@ -653,10 +692,11 @@ def variants(arch: str) -> Iterator[Variant]:
             "highests": "*fp32",
             "totals": "*fp32",
             "out": "*bf16",
-            "context_lens": "*i32",
+            "lengths": "*i32",
             "splits": "i32",
             "head_dim": "i32",
             "window": "i32",
+            "heads_per_length": "i32",
         },
         {"sinks": None, "lse": None, "BLOCK_D": 128, "SPLIT_KEYS": SPLIT},
         num_warps=4,

@@ -27,6 +27,8 @@ class PagedBatch:
         num_decodes: sequences with one row.
         max_context_len: longest of the sequences with one row.
         max_query_len: most rows of one sequence.
+        dense_lens, sparse_lens: [num_decodes] int32, the context's length where a decode is of that kind, else 0; and
+        masses: [num_decodes] float32, the share of the attention that a sparse one keeps. None without sparse decodes.
     """
 
     block_tables: Tensor
@@ -36,6 +38,9 @@ class PagedBatch:
     num_decodes: int
     max_context_len: int
     max_query_len: int
+    dense_lens: Tensor | None = None
+    sparse_lens: Tensor | None = None
+    masses: Tensor | None = None
 
     @property
     def num_prefills(self) -> int:
@@ -55,11 +60,16 @@ class PagedBatch:
         lens = np.array([span.context_len for span in spans], np.int32)
         touched = [_granules(span, start) for span, start in zip(spans, starts.tolist(), strict=False)]
         granules = np.array([granule for each in touched for granule in each], np.int32)
-        parts = (tables, starts, lens, granules)
+        masses = np.array([span.sparse_mass or 0.0 for span in spans[:num_decodes]], np.float32)
+        is_sparse = masses > 0
+        parts = [tables, starts, lens, granules]
+        if is_sparse.any():
+            own = lens[:num_decodes]
+            parts += [np.where(is_sparse, 0, own), np.where(is_sparse, own, 0), masses.view(np.int32)]
         whole = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
         if device.type == "cuda":
             whole = whole.pin_memory().to(device, non_blocking=True)
-        table, start, length, granule = whole.split([part.size for part in parts])
+        table, start, length, granule, *rest = whole.split([part.size for part in parts])
         return cls(
             table.view(tables.shape),
             start,
@@ -68,6 +78,7 @@ class PagedBatch:
             num_decodes,
             int(lens[:num_decodes].max(initial=0)),
             max((span.num_tokens for span in spans), default=0),
+            *((rest[0], rest[1], rest[2].view(torch.float32)) if rest else ()),
         )
 
 

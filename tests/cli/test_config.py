@@ -140,7 +140,7 @@ def test_sparse_attention_is_a_table_or_pairs(tmp_path: Path) -> None:
         ("mass=1.5", "sparse_attention.mass is 1.5; it must be above 0 and at most 1."),
         ("mass=0", "sparse_attention.mass is 0.0"),
         ("min_context=0", "sparse_attention.min_context is 0; it must be at least 1."),
-        ("mas=0.9", "it must be a table of mass (above 0, at most 1) and min_context (in tokens)"),
+        ("mas=0.9", "it must be a table of mass (above 0, at most 1), min_context (tokens), estimate"),
         ("mass=much", "it must be a table of mass"),
         ("0.9", "write it as mass=0.95"),
     ],

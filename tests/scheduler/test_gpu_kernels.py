@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from penstock import Engine, EngineConfig, SamplingParams
+from penstock.config import SparseAttention
 from penstock.errors import ModelLoadError
 from penstock.scheduler.outputs import Completion
 
@@ -59,6 +60,41 @@ def test_int8_kv_changes_little(tiny_llama):
     quantized = best_logprobs(tiny_llama, device=DEVICE, kv_cache_dtype="int8")
     assert exact != quantized, "something was quantized"
     assert quantized == pytest.approx(exact, abs=0.1)
+
+
+LONG = [[(7 * i + j) % 300 + 5 for i in range(length)] for j, length in enumerate((330, 30))]
+
+
+def decode_sparsely(
+    model: Path, sparse: SparseAttention | None, device: str = DEVICE, **settings: object
+) -> tuple[Engine, list[list[int]]]:
+    sizes = {"max_model_len": 448, "kv_cache_tokens": 1024, "max_num_batched_tokens": 256}
+    engine = Engine(
+        EngineConfig(
+            model=str(model), dtype="float32", device=device, sparse_attention=sparse, **sizes, **settings
+        )  # type: ignore[arg-type]
+    )
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    results = engine.generate(LONG, params, tokenizer=_NoText(), progress=False)
+    engine.check()
+    return engine, [completion.token_ids for result in results for completion in result.completions]
+
+
+def test_sparse_decodes(tiny_llama):
+    _, expected = decode_sparsely(tiny_llama, None, device="cpu")
+    engine, found = decode_sparsely(tiny_llama, SparseAttention(mass=0.9999999, min_context=300))
+    assert found == expected
+    engine, _ = decode_sparsely(tiny_llama, SparseAttention(mass=0.3, min_context=300))
+    stats = engine.stats.sparse
+    # One long prompt, two layers of two KV heads; the first of three tokens comes from the prompt itself.
+    assert stats.rows == stats.sampled_rows == 2 * 2 * 2
+    assert 0 < stats.kept_tokens < stats.context_tokens and stats.estimated_mass >= 0.3 * stats.rows
+
+
+def test_sparse_decodes_by_summaries_of_int8_pages(tiny_llama):
+    sparse = SparseAttention(mass=0.3, min_context=300, estimate="mean_std")
+    stats = decode_sparsely(tiny_llama, sparse, kv_cache_dtype="int8")[0].stats.sparse
+    assert stats.rows == 8 and stats.sampled_rows == 0 and stats.kept_tokens < stats.context_tokens
 
 
 def test_what_the_gpu_cannot_do_is_refused_by_name(tiny_llama):

@@ -66,6 +66,8 @@ def test_a_request_may_have_its_own(tiny_llama):
     assert own == tokens(engine_of(tiny_llama, ask), PROMPTS) != dense
     assert engine.stats.sparse.rows > 0
     assert tokens(engine_of(tiny_llama, ask), PROMPTS, sparse_attention=False) == dense
+    with pytest.raises(InvalidRequestError, match="estimate is 'min_max'; this engine estimates from 'keys'"):
+        tokens(engine, PROMPTS, sparse_attention=SparseAttention(estimate="min_max"))
     with pytest.raises(InvalidRequestError, match=r"start it with sparse_attention = {mass = 1.0}"):
         tokens(engine_of(tiny_llama, None), PROMPTS, sparse_attention=ask)
 
@@ -93,6 +95,11 @@ def test_cached_completions_are_told_apart(tiny_llama):
         SparseAttention(mass=0.5, min_context=9),
     ]
     assert len({engine_of(tiny_llama, sparse).info.fingerprint for sparse in settings}) == 4
+
+
+def test_summaries_are_for_gpus(tiny_llama):
+    with pytest.raises(ModelLoadError, match="estimate is 'min_max', which is for GPUs; on a CPU leave it"):
+        engine_of(tiny_llama, SparseAttention(estimate="min_max"))
 
 
 def test_blocks_without_whole_granules_are_refused(tiny_llama):
