@@ -173,6 +173,7 @@ def cases(tiny: bool) -> Iterator[Case]:
     for m, k in [(3, 100)] if tiny else [(64, 14336), (8192, 14336)]:
         yield silu_mul_case(m, k, device, dtype)
     yield rotary_case(3 if tiny else 8192, device, dtype)
+    yield sample_case(*((3, 100) if tiny else (64, 128256)), device)
     sizes = [(2, 100), (1, 600)] if tiny else [(1, 8192), (1, 131072), (16, 8192), (16, 32768), (64, 4096)]
     for formula in ("keys", "min_max", "mean_std"):
         for batch, context in [(2, 300)] if tiny else [(16, 8192), (16, 32768), (1, 131072)]:
@@ -343,6 +344,34 @@ def rotary_case(tokens: int, device: object, dtype: object) -> Case:
     run = lambda index: rotary(query, key, cos, sin)  # noqa: E731
     baselines = {"torch": lambda index: (plain(query), plain(key))} if query.is_cuda else {}
     return Case(f"rotary {tokens}", run, error, baselines, 4 * tokens * 40 * 128, 0, 1)
+
+
+def sample_case(rows: int, vocab_size: int, device: object) -> Case:
+    """Top-k and top-p of every row, against sorting it; the error is the share of rows that drew another token than a
+    CPU."""
+    import torch
+
+    from penstock.kernels.cpu import sample as cpu
+    from penstock.kernels.draw import Draw
+    from penstock.kernels.gpu.sample import draw_rows, parameters
+
+    logits = torch.randn(rows, vocab_size, device=device) * 3
+    draws = [Draw(0.8, 50, 0.95, 0.0, seed, 7) for seed in range(rows)]
+
+    def error() -> float:
+        expected = cpu.sample(logits.cpu(), draws)[0]
+        return float((run(0)[0].cpu() != expected).double().mean())
+
+    def plain(index: int) -> torch.Tensor:
+        values, order = logits.sort(dim=-1, descending=True)
+        shares = (values[:, :50] / 0.8).softmax(-1)
+        shares = shares * (shares.cumsum(-1) - shares < 0.95)
+        return order.gather(1, torch.multinomial(shares, 1))
+
+    asked = parameters(draws, logits.device)
+    run = lambda index: draw_rows(logits, *asked)  # noqa: E731
+    baselines: dict[str, Callable[[int], object]] = {"torch, sorting": plain} if logits.is_cuda else {}
+    return Case(f"sample {rows}x{vocab_size}", run, error, baselines, 4 * rows * vocab_size, 0, 1)
 
 
 def attention_case(

@@ -3,13 +3,16 @@
 Never a slower one silently: a GPU that cannot be used is an error, and `describe` says what serves what.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from .cpu.sample import sample as on_cpu
+from .draw import Draw
 
 # Ampere: the first generation with asynchronous copies and bf16, which every kernel relies on.
 LOWEST_CAPABILITY = (8, 0)
@@ -77,6 +80,15 @@ def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
     folder = "gpu" if backend.kind == "triton" else "cpu"
     found: type[QuantizedWeight] = getattr(import_module(f".{folder}.{module}", __package__), name)
     return found
+
+
+def sampler_of(backend: Backend) -> Callable[[Tensor, Sequence[Draw]], tuple[Tensor, Tensor]]:
+    """The kernel that draws tokens; see `kernels.cpu.sample`."""
+    if backend.kind == "triton":
+        from .gpu.sample import sample as on_gpu
+
+        return on_gpu
+    return on_cpu
 
 
 def describe(backend: Backend, precision: str, fused: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ..errors import ModelLoadError
+from ..kernels.dispatch import sampler_of
 from ..models.attention_hook import StepContext
 from ..models.kv_cache import bytes_per_token, default_block_size, make_kv_cache
 from ..models.loading import LoadedModel
@@ -33,6 +34,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
         self.model = model
         self.backend = model.backend
+        self._sampler = sampler_of(self.backend)
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
         self.block_size = config.block_size or default_block_size(self.backend)
@@ -76,7 +78,7 @@ class ModelRunner:
         )
         if not batch.sampled:
             return []
-        tokens = sample(result.logits[0], batch.sampled, self.model.eos_token_ids)
+        tokens = sample(result.logits[0], batch.sampled, self.model.eos_token_ids, self._sampler)
         return list(zip(batch.sampled, tokens, strict=True))
 
 

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
-from penstock.scheduler.sampler import gumbel_noise, sample
+from penstock.kernels.cpu.sample import gumbel_noise
+from penstock.kernels.cpu.sample import sample as cpu_sampler
+from penstock.scheduler import sampler
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.sequence import Sequence
+
+
+def sample(logits, seqs, eos_token_ids):
+    return sampler.sample(logits, seqs, eos_token_ids, cpu_sampler)
+
 
 VOCAB = 50
 
