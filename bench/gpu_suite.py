@@ -359,7 +359,7 @@ def sample_case(rows: int, vocab_size: int, device: object) -> Case:
     draws = [Draw(0.8, 50, 0.95, 0.0, seed, 7) for seed in range(rows)]
 
     def error() -> float:
-        expected = cpu.sample(logits.cpu(), draws)[0]
+        expected = cpu.sample(logits.cpu().clone(), draws)[0]
         return float((run(0)[0].cpu() != expected).double().mean())
 
     def plain(index: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least 1.", param=name)
     if settings.device == "cuda":
         raise ConfigError("device is 'cuda'; sparse attention is measured on a CPU so far.", param="device")
+    text = None if arguments["text"] is None else _read(Path(arguments["text"]))
 
     from .compress.sparse_eval import evaluate
     from .compress.sparse_report import NAME, as_dict, draw, tables
@@ -37,7 +38,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     report = evaluate(
         model,
         encode,
-        None if arguments["text"] is None else encode(_read(Path(arguments["text"]))),
+        None if text is None else encode(text),
         masses=masses,
         decoded=arguments["decoded"],
         needles=arguments["needles"],
