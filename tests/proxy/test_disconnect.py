@@ -75,8 +75,11 @@ async def test_many_disconnects_leave_nothing_behind(server: RunningServer) -> N
         )
         await asyncio.sleep(0.001 * (moment % 7))
         writer.transport.abort()
+    # The last request may reach the server after it has been seen idle: what counts is that nothing stays.
+    async with asyncio.timeout(10):
+        while server.engine._streams:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     await server.idle()
-    assert len(server.engine._streams) == 0
 
 
 async def test_a_stalled_reader_is_cut_off(
