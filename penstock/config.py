@@ -119,6 +119,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "engine", "decode long contexts on the keys that hold most attention; mass=0.95,min_context=4096"
         ),
     ] = None
+    speculation: Annotated[
+        Literal["auto", "on", "off"],
+        About("engine", "guess tokens that repeat and verify many at once; auto: where it is exact (w8a8)"),
+    ] = "auto"
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
     threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 

@@ -39,7 +39,6 @@ NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     "modalities": _one_of(["text"]),
     "moderation": _one_of(),
     "parallel_tool_calls": _is_bool,  # says how tools would be called; tools themselves are refused
-    "prediction": _one_of(),
     "prompt_cache_key": _anything,  # a routing hint: one engine, one prefix cache
     "prompt_cache_options": _one_of({"mode": "implicit"}),
     "prompt_cache_retention": _one_of("in_memory"),

@@ -98,9 +98,9 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 
 def _of_body(extension: dict[str, Any]) -> dict[str, object]:
     for name in extension:
-        if name not in ("cache", "sparse_attention"):
+        if name not in ("cache", "drafters", "sparse_attention"):
             raise InvalidRequestError(
-                f"Unknown parameter 'penstock.{name}'; known are: cache, sparse_attention.",
+                f"Unknown parameter 'penstock.{name}'; known are: cache, drafters, sparse_attention.",
                 param=f"penstock.{name}",
             )
     cache = extension.get("cache", {})

@@ -6,7 +6,7 @@ the engine's figures are the same seen from any worker, so they are read live an
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ..cache import CompletionCache
 from ..errors import PenstockError
-from ..scheduler.outputs import Chunk
+from ..scheduler.outputs import Chunk, DrafterStats
 from .backend import Backend
 from .transcript import Transcript
 
@@ -159,6 +159,17 @@ class Observation:
             self._metrics._aborted.inc()
 
 
+_DRAFTER_COUNTERS: tuple[tuple[str, Callable[[DrafterStats], int], str], ...] = (
+    (
+        "draft_verifications",
+        lambda figures: figures.verifications,
+        "Steps of sequences that verified a draft.",
+    ),
+    ("draft_tokens", lambda figures: figures.drafted, "Tokens guessed and verified ..."),
+    ("draft_accepted_tokens", lambda figures: figures.accepted, "... of which so many were right."),
+)
+
+
 class _EngineCollector(Collector):
     """The engine's latest snapshot, read when Prometheus asks."""
 
@@ -181,6 +192,11 @@ class _EngineCollector(Collector):
         yield _counter("engine_steps", "Batches computed.", stats.steps)
         yield _counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        for name, value_of, text in _DRAFTER_COUNTERS:
+            family = CounterMetricFamily(f"penstock_{name}", text, labels=["drafter"])
+            for drafter, figures in stats.drafters.items():
+                family.add_metric([drafter], value_of(figures))
+            yield family
         sparse = stats.sparse
         yield _counter("sparse_rows", "Rows and layers decided by sparse attention.", sparse.rows)
         yield _counter("sparse_fallbacks", "Of these, computed densely after all.", sparse.fallbacks)

@@ -5,7 +5,7 @@ Decides nothing about fields this server does not honour (compat.py) nor about m
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -21,6 +21,22 @@ T = TypeVar("T")
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """OpenAI's predicted output: what most of the answer is likely to be."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +61,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     penstock: dict[str, Any] | None = None
-    """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}."""
+    """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}, {"drafters": []}."""
 
     @property
     def include_usage(self) -> bool:
@@ -58,6 +74,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    prediction: Prediction | None = None
 
     def sampling_params(self, defaults: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
         """What to ask the engine for, and whether nothing at all may be generated (a limit of 0 tokens).
@@ -160,6 +177,7 @@ def _sampling_params(
         given["stop_token_ids"] = tuple(request.stop_token_ids)
     if request.penstock:
         given["sparse_attention"] = request.penstock.get("sparse_attention")
+        given["drafters"] = request.penstock.get("drafters")
     nothing = limit == 0
     params = SamplingParams(max_tokens=None if nothing else limit, logprobs=logprobs, **given)
     return params, nothing

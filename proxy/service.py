@@ -38,6 +38,7 @@ class Prompt(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What one HTTP request asks of the model.
 
+    `draft`: what the answer is likely to be; verified, so that it changes nothing but the time.
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
     `params` names no limit, cut to what the context has room for; None for all it has.
     """
@@ -47,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     controls: CacheControls
+    draft: str | None = None
     nothing: bool = False
     default_limit: int | None = None
 
@@ -116,9 +118,15 @@ class CompletionService:
         self._check_length(encoded)
         if job.nothing:
             return await self._begun(job, started, BYPASS, prompt_tokens, _at_once(_nothing(job)))
+        draft = None
+        if job.draft:
+            in_thread = len(job.draft) >= LONG_TEXT
+            draft = await self._encode(Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread)
         outcome = MISS if key is not None and job.controls.read else BYPASS
         keep = key if job.controls.write else None
-        return await self._begun(job, started, outcome, prompt_tokens, self._compute(job, encoded), keep)
+        return await self._begun(
+            job, started, outcome, prompt_tokens, self._compute(job, encoded, draft), keep
+        )
 
     async def _begun(
         self,
@@ -168,11 +176,13 @@ class CompletionService:
             if completion is not None:
                 self._cache.store(keep, completion, ttl=job.controls.ttl)
 
-    def _compute(self, job: Job, encoded: list[list[int]]) -> Batches:
+    def _compute(self, job: Job, encoded: list[list[int]], draft: list[int] | None) -> Batches:
         n, engine = job.params.n, self._backend.engine
         if len(encoded) == 1:
             params = self._limited(job, encoded[0])
-            source = engine.generate(encoded[0], params, request_id=job.id, tenant=job.tenant)
+            source = engine.generate(
+                encoded[0], params, request_id=job.id, tenant=job.tenant, draft_token_ids=draft
+            )
             return _singly(source) if n == 1 else merged([source])
         sources = [
             _shifted(
@@ -181,6 +191,7 @@ class CompletionService:
                     self._limited(job, token_ids),
                     request_id=f"{job.id}-{place}",
                     tenant=job.tenant,
+                    draft_token_ids=draft,
                 ),
                 place * n,
             )
@@ -216,6 +227,7 @@ class CompletionService:
         asked = msgspec.to_builtins(params)
         if params.max_tokens is None:
             asked["default_limit"] = job.default_limit
+        del asked["drafters"]  # they change no output
         if params.is_greedy:
             asked["seed"] = None  # decides nothing, so that it must not part equal requests
         info = self._backend.engine.info

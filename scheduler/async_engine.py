@@ -95,8 +95,12 @@ class AsyncEngine:
         *,
         request_id: str | None = None,
         tenant: str = "default",
+        draft_token_ids: list[int] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Stream the completions of one prompt; closing the generator aborts what is left of them at once.
+
+        `draft_token_ids` is a completion that the model is likely to give: verified many tokens at a time, it comes that
+        much faster, and what is not right of it changes nothing.
 
         Chunks of all `params.n` completions come interleaved; each ends with a chunk that has a finish_reason. A
         reader that lags gets what piled up as one chunk. `request_id` only names the request in logs.
@@ -106,6 +110,7 @@ class AsyncEngine:
         if self._keeper is None:
             raise EngineDeadError("The engine is not running: it was not started yet, or was shut down.")
         token_ids = checked_token_ids(prompt_token_ids)
+        draft = None if draft_token_ids is None else checked_token_ids(draft_token_ids)
         if not self.healthy or self._link is None or self._tokenizer is None:
             raise EngineDeadError(
                 "The engine is not running; it is being restarted.", retry_after=DEAD_RETRY_SECONDS
@@ -114,7 +119,7 @@ class AsyncEngine:
         log.debug("request %s runs as %s", request_id, engine_id)
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
         link = self._link
-        link.send(Add(engine_id, token_ids, params, tenant))
+        link.send(Add(engine_id, token_ids, params, tenant, draft))
         stream = self._streams[engine_id] = _Stream()
         try:
             while detokenizers:

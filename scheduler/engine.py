@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import asdict
+from itertools import zip_longest
 
 import torch
 
@@ -18,13 +19,24 @@ from ..kernels.dispatch import describe
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
+from .drafters import CompletionDraft, PromptLookup
 from .engine_config import EngineConfig
 from .model_runner import ModelRunner
-from .outputs import Completion, Delta, EngineStats, FinishReason, GenerationResult, ModelInfo, SparseStats
+from .outputs import (
+    Completion,
+    Delta,
+    EngineStats,
+    FinishReason,
+    GenerationResult,
+    ModelInfo,
+    SparseStats,
+)
 from .sampler import SampledToken
 from .sampling_params import SamplingParams, checked_token_ids
-from .scheduler import Scheduler
+from .scheduler import ScheduledSequence, Scheduler
 from .sequence import Sequence, Status
+from .speculation import Guesser, Speculation, Speculator
+from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +72,13 @@ class Engine:
         self.block_manager = BlockManager(
             self.runner.num_blocks, self.runner.block_size, prefix_caching=config.prefix_caching
         )
+        self.step_times = StepTimes()
+        self.speculator = Speculator(self.step_times)
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            speculator=self.speculator,
         )
         self.info = ModelInfo(
             name=config.model if config.model == "builtin" else model.path.name,
@@ -93,12 +108,16 @@ class Engine:
         params: SamplingParams,
         *,
         tenant: str = "default",
+        draft_token_ids: list[int] | None = None,
     ) -> None:
         """Queue `params.n` completions of one prompt.
 
+        `draft_token_ids`: a completion that the model is likely to give, as that of a similar prompt. Its tokens are
+        verified many at a time; the output is the same as without.
+
         Raises InvalidRequestError, ContextLengthError or OverloadedError before anything is queued.
         """
-        self._check(request_id, prompt_token_ids, params)
+        self._check(request_id, prompt_token_ids, params, draft_token_ids)
         room = self.max_model_len - len(prompt_token_ids)
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -118,6 +137,7 @@ class Engine:
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
                 sparse_attention=self._sparse_attention(params),
+                speculation=self._speculation(params, len(prompt_token_ids), draft_token_ids),
                 arrived=arrived,
             )
             for index in range(params.n)
@@ -149,14 +169,15 @@ class Engine:
             if item.seq.queue_seconds is None:
                 item.seq.queue_seconds = now - item.seq.arrived
         sampled = self.runner.execute(output)
+        self.step_times.record(output.num_tokens, time.monotonic() - now)
         self._steps += 1
         for item in output.scheduled:
             # Of the tokens just computed, those of the prompt; the rest are outputs being fed back.
             prompt_left = item.seq.num_prompt_tokens - item.seq.num_computed_tokens
             self._prompt_tokens += max(0, min(item.num_new_tokens, prompt_left))
-            self.block_manager.mark_computed(item.seq, item.num_new_tokens)
-        self._generation_tokens += len(sampled)
-        return [self._settle(seq, token) for seq, token in sampled]
+            if not item.samples:
+                self.block_manager.mark_computed(item.seq, item.num_new_tokens)
+        return [self._settle(item, tokens) for item, tokens in sampled]
 
     @property
     def stats(self) -> EngineStats:
@@ -173,6 +194,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             sparse=SparseStats(**asdict(self.runner.kv_cache.sparse_telemetry)),
+            drafters=self.speculator.stats,
         )
 
     def check(self) -> None:
@@ -186,19 +208,41 @@ class Engine:
         asked = self.config.sparse_attention if params.sparse_attention is None else params.sparse_attention
         return asked if isinstance(asked, SparseAttention) and asked.mass < 1 else None
 
-    def _check(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
+    def _speculation(
+        self, params: SamplingParams, num_prompt_tokens: int, draft_token_ids: list[int] | None
+    ) -> Speculation | None:
+        """Who guesses for one completion: the draft that came with it first."""
+        guessers = [Guesser(CompletionDraft(draft_token_ids, num_prompt_tokens))] if draft_token_ids else []
+        # Where a row's last bits depend on its batch, so would a near tie: there only who asks for guesses gets them.
+        exact = self.info.precision == "w8a8"
+        speculates = self.config.speculation == "on" or (self.config.speculation == "auto" and exact)
+        if "ngram" in params.drafters if params.drafters is not None else speculates:
+            guessers.append(Guesser(PromptLookup()))
+        if not guessers:
+            return None
+        after_prompt = self.runner.backend.kind == "triton" or self._sparse_attention(params) is not None
+        return Speculation(guessers, after_prompt)
+
+    def _check(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        draft_token_ids: list[int] | None = None,
+    ) -> None:
         if request_id in self._live:
             raise InvalidRequestError(f"request id {request_id!r} is already live; choose another.")
         checked_token_ids(prompt_token_ids)
         if not prompt_token_ids:
             raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
         vocab_size = self.info.vocab_size
-        worst = max(prompt_token_ids, key=lambda token: token if token >= 0 else vocab_size - token)
-        if not 0 <= worst < vocab_size:
-            raise InvalidRequestError(
-                f"The prompt holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.",
-                param="prompt",
-            )
+        for name, given in (("prompt", prompt_token_ids), ("draft_token_ids", draft_token_ids or [])):
+            worst = max(given, key=lambda token: token if token >= 0 else vocab_size - token, default=0)
+            if not 0 <= worst < vocab_size:
+                raise InvalidRequestError(
+                    f"The {name} holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.",
+                    param=name,
+                )
         for name, token_ids in (
             ("logit_bias", params.logit_bias or {}),
             ("stop_token_ids", params.stop_token_ids),
@@ -245,36 +289,47 @@ class Engine:
                 retry_after=QUEUE_FULL_RETRY_SECONDS,
             )
 
-    def _settle(self, seq: Sequence, token: SampledToken | None) -> Delta:
-        if token is None:
+    def _settle(self, item: ScheduledSequence, tokens: list[SampledToken | None]) -> Delta:
+        """Append what was sampled, as far as the draft that it was sampled behind was right."""
+        seq = item.seq
+        new: list[SampledToken] = []
+        reason: FinishReason | None = None
+        for token, guess in zip_longest(tokens, item.draft):
+            if token is None:
+                reason = "error"
+                break
+            new.append(token)
+            if token.token_id in seq.stop_token_ids:
+                reason = "stop"
+            elif seq.num_output_tokens + len(new) >= seq.max_tokens:
+                reason = "length"
+            if reason or token.token_id != guess:
+                break
+        is_first = seq.num_output_tokens == 0
+        seq.token_ids += [token.token_id for token in new]
+        num_accepted = max(0, len(new) - 1)
+        if seq.speculation is not None:
+            self.speculator.settle(seq.speculation, num_accepted)
+        if reason == "error":
             # Nobody may find KV that holds NaN. (Blocks that are shared and sound stay as they are: others read them.)
             self.block_manager.forget(self.runner.kv_cache.broken_blocks(seq.block_table))
-            self._finish(seq, "error")
-            return Delta(
-                seq.request_id,
-                seq.index,
-                [],
-                finish_reason="error",
-                error="The model gave no finite logits for this sequence.",
-            )
-        seq.token_ids.append(token.token_id)
-        reason: FinishReason | None = None
-        stop_token_id: int | None = None
-        if token.token_id in seq.stop_token_ids:
-            reason, stop_token_id = "stop", token.token_id
-        elif seq.num_output_tokens >= seq.max_tokens:
-            reason = "length"
+        else:
+            self.block_manager.mark_computed(seq, item.num_new_tokens + num_accepted)
+        self._generation_tokens += len(new)
         if reason:
             self._finish(seq, reason)
         return Delta(
             seq.request_id,
             seq.index,
-            [token.token_id],
-            logprobs=None if token.logprob is None else [token.logprob],
+            [token.token_id for token in new],
+            logprobs=None
+            if seq.params.logprobs is None
+            else [token.logprob for token in new if token.logprob],
             finish_reason=reason,
-            stop_token_id=stop_token_id,
+            stop_token_id=seq.token_ids[-1] if reason == "stop" else None,
             num_cached_tokens=seq.num_cached_tokens,
-            queue_seconds=seq.queue_seconds if seq.num_output_tokens == 1 else None,
+            error="The model gave no finite logits for this sequence." if reason == "error" else None,
+            queue_seconds=seq.queue_seconds if is_first else None,
         )
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:

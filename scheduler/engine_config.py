@@ -28,6 +28,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
         block_size: tokens per KV block; None takes what the machine's attention is made for.
         sparse_attention: None attends to all keys.
+        speculation: whether the engine guesses tokens that a step then verifies, by what followed the same tokens before;
+            "auto": where no answer can depend on it by its last bits (w8a8). Drafts that come with a request are
+            verified in any case.
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
@@ -45,6 +48,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float = 0.9
     block_size: int | None = None
     sparse_attention: SparseAttention | None = None
+    speculation: Literal["auto", "on", "off"] = "auto"
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"

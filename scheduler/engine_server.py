@@ -131,7 +131,11 @@ class EngineServer:
     def _add(self, client: Client, message: Add) -> None:
         try:
             self.engine.add_request(
-                message.request_id, message.prompt_token_ids, message.params, tenant=message.tenant
+                message.request_id,
+                message.prompt_token_ids,
+                message.params,
+                tenant=message.tenant,
+                draft_token_ids=message.draft_token_ids,
             )
         except PenstockError as error:
             self._send(client, Refused.of(message.request_id, error))

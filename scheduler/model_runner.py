@@ -11,9 +11,8 @@ from ..models.kv_cache import bytes_per_token, default_block_size, make_kv_cache
 from ..models.loading import LoadedModel
 from .batch import build_batch
 from .engine_config import EngineConfig
-from .sampler import SampledToken, sample
-from .scheduler import SchedulerOutput
-from .sequence import Sequence
+from .sampler import Place, SampledToken, sample
+from .scheduler import ScheduledSequence, SchedulerOutput
 
 # Without a setting the KV pool holds this many sequences of full length, within a share of the memory that is free.
 # (The system commits its memory only where KV is written.)
@@ -60,12 +59,13 @@ class ModelRunner:
             raise ModelLoadError(str(error)) from error
 
     @torch.inference_mode()
-    def execute(self, output: SchedulerOutput) -> list[tuple[Sequence, SampledToken | None]]:
-        """Compute the scheduled tokens; returns the next token of every sequence that is due one.
+    def execute(self, output: SchedulerOutput) -> list[tuple[ScheduledSequence, list[SampledToken | None]]]:
+        """Compute the scheduled tokens; for every sequence that is due one, returns the token that follows its last, and
+        those that follow each token of its draft if all before were right.
 
         A None in place of a token means that the model gave no finite logits for it.
         """
-        batch = build_batch(output, self.backend.device)
+        batch = build_batch(output, self.backend.device, drafts_as_decodes=self.backend.kind == "triton")
         if self.backend.kind == "cpu":
             short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
             torch.set_num_threads(self._few_threads if short else self._threads)
@@ -76,10 +76,11 @@ class ModelRunner:
             logits_to_keep=batch.sample_rows,
             penstock=StepContext(self.kv_cache, self.kv_cache.prepare(batch.spans)),
         )
-        if not batch.sampled:
+        if not batch.due:
             return []
-        tokens = sample(result.logits[0], batch.sampled, self.model.eos_token_ids, self._sampler)
-        return list(zip(batch.sampled, tokens, strict=True))
+        places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
+        tokens = iter(sample(result.logits[0], places, self.model.eos_token_ids, self._sampler))
+        return [(item, [next(tokens) for _ in range(len(item.draft) + 1)]) for item in batch.due]
 
 
 def _default_kv_tokens(

@@ -83,6 +83,14 @@ class SparseStats(msgspec.Struct, array_like=True):
     sampled_mass: float = 0.0
 
 
+class DrafterStats(msgspec.Struct, array_like=True):
+    """Of one kind of drafter: steps that verified a guess of its, tokens guessed, and those that were right."""
+
+    verifications: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
 class EngineStats(msgspec.Struct, array_like=True):
     """A snapshot of the engine, sent with every step. Counters count since the engine started."""
 
@@ -100,6 +108,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     """Prompt tokens computed (cached ones not counted)."""
     generation_tokens: int = 0
     sparse: SparseStats = msgspec.field(default_factory=SparseStats)
+    drafters: dict[str, DrafterStats] = msgspec.field(default_factory=dict)
 
     @property
     def kv_usage(self) -> float:

@@ -22,6 +22,7 @@ class Add(msgspec.Struct, tag=True, array_like=True):
     prompt_token_ids: list[int]
     params: SamplingParams
     tenant: str
+    draft_token_ids: list[int] | None = None
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):

@@ -20,6 +20,26 @@ MIN_TEMPERATURE = 1e-10
 MAX_TEMPERATURE = 1e10
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a row's logits say the next token of: the sequence's tokens and the first `num_drafted` of its draft."""
+
+    seq: Sequence
+    num_drafted: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.seq.num_tokens + self.num_drafted
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.seq.num_output_tokens + self.num_drafted
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.seq.token_ids + self.seq.draft[: self.num_drafted]
+
+
 @dataclass(slots=True)
 class SampledToken:
     token_id: int
@@ -31,13 +51,13 @@ Sampler = Callable[[Tensor, Rows[Draw]], tuple[Tensor, Tensor]]
 
 @torch.inference_mode()
 def sample(
-    logits: Tensor, seqs: list[Sequence], eos_token_ids: list[int], sampler: Sampler
+    logits: Tensor, places: list[Place], eos_token_ids: list[int], sampler: Sampler
 ) -> list[SampledToken | None]:
-    """Choose the next token of each sequence.
+    """Choose the next token at each place.
 
     Args:
         logits: [S, V]; changed in place.
-        seqs: the S sequences; their token lists end just before the position sampled.
+        places: the S places whose next token they tell.
         eos_token_ids: forbidden while a sequence is below its min_tokens.
         sampler: the kernel that draws.
 
@@ -45,49 +65,51 @@ def sample(
         One token per row, or None where the row has no finite logit (a broken model or weights).
     """
     logits = logits.float()
-    logprobs = _log_softmax_where_asked(logits, seqs)
-    for row, seq in enumerate(seqs):
-        _adjust(logits[row], seq, eos_token_ids)
-    token_ids, best = sampler(logits, [_draw(seq) for seq in seqs])
+    logprobs = _log_softmax_where_asked(logits, places)
+    for row, place in enumerate(places):
+        _adjust(logits[row], place, eos_token_ids)
+    token_ids, best = sampler(logits, [_draw(place) for place in places])
     finite = torch.isfinite(best).tolist()
     return [
-        SampledToken(token_id, _logprob(logprobs.get(row), token_id, seqs[row])) if finite[row] else None
+        SampledToken(token_id, _logprob(logprobs.get(row), token_id, places[row].seq))
+        if finite[row]
+        else None
         for row, token_id in enumerate(token_ids.tolist())
     ]
 
 
-def _adjust(row: Tensor, seq: Sequence, eos_token_ids: list[int]) -> None:
+def _adjust(row: Tensor, place: Place, eos_token_ids: list[int]) -> None:
     """Penalties, bias and minimum length, in the order of OpenAI's and vLLM's definitions; [V] in place."""
-    params = seq.params
+    params = place.seq.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(seq.token_ids)), device=row.device)
+        seen = torch.tensor(sorted(set(place.token_ids)), device=row.device)
         values = row[seen]
         row[seen] = torch.where(
             values > 0, values / params.repetition_penalty, values * params.repetition_penalty
         )
-    if (params.presence_penalty or params.frequency_penalty) and seq.num_output_tokens:
-        output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :], device=row.device)
+    if (params.presence_penalty or params.frequency_penalty) and place.num_output_tokens:
+        output = torch.tensor(place.token_ids[place.seq.num_prompt_tokens :], device=row.device)
         tokens, counts = torch.unique(output, return_counts=True)
         row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.float()
     if params.logit_bias:
         tokens = torch.tensor(list(params.logit_bias), device=row.device)
         row[tokens] += torch.tensor(list(params.logit_bias.values()), device=row.device)
-    if seq.num_output_tokens < params.min_tokens:
+    if place.num_output_tokens < params.min_tokens:
         forbidden = [*eos_token_ids, *params.stop_token_ids]
         if forbidden:
             row[torch.tensor(forbidden, device=row.device)] = float("-inf")
 
 
-def _draw(seq: Sequence) -> Draw:
-    params = seq.params
+def _draw(place: Place) -> Draw:
+    params = place.seq.params
     temperature = params.temperature
     if not params.is_greedy:
         temperature = min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
-    return Draw(temperature, params.top_k, params.top_p, params.min_p, seq.seed, seq.num_tokens)
+    return Draw(temperature, params.top_k, params.top_p, params.min_p, place.seq.seed, place.num_tokens)
 
 
-def _log_softmax_where_asked(logits: Tensor, seqs: list[Sequence]) -> dict[int, Tensor]:
-    rows = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
+def _log_softmax_where_asked(logits: Tensor, places: list[Place]) -> dict[int, Tensor]:
+    rows = [row for row, place in enumerate(places) if place.seq.params.logprobs is not None]
     return {row: torch.log_softmax(logits[row], dim=0) for row in rows}
 
 

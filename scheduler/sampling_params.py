@@ -1,6 +1,6 @@
 """What a caller may ask of one completion, checked once at the edge. Knows nothing of text or HTTP."""
 
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 
@@ -34,6 +34,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         stop_token_ids: token ids that end the completion (not part of the text).
         ignore_eos: go on after the model's own end-of-text token.
         sparse_attention: instead of the engine's own; False attends to all keys.
+        drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram"; () for nobody. The output
+            is the same with any.
 
     Raises InvalidRequestError naming the field, its value and its limit.
     """
@@ -55,6 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     sparse_attention: SparseAttention | bool | None = None
+    drafters: tuple[Literal["ngram"], ...] | None = None
 
     def __post_init__(self) -> None:
         _make_typed(self)

@@ -6,12 +6,23 @@ from dataclasses import dataclass, field
 from .block_manager import BlockManager
 from .outputs import FinishReason
 from .sequence import Sequence, Status
+from .speculation import Speculator
 
 
 @dataclass(slots=True)
 class ScheduledSequence:
+    """A sequence and the rows that it gets: `num_new_tokens` of its tokens, then its `draft` to be verified."""
+
     seq: Sequence
     num_new_tokens: int
+
+    @property
+    def draft(self) -> list[int]:
+        return self.seq.draft
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_new_tokens + len(self.seq.draft)
 
     @property
     def samples(self) -> bool:
@@ -27,7 +38,8 @@ class SchedulerOutput:
 
     @property
     def num_tokens(self) -> int:
-        return sum(item.num_new_tokens for item in self.scheduled)
+        """Rows of the step, drafts included."""
+        return sum(item.num_rows for item in self.scheduled)
 
 
 class Scheduler:
@@ -39,12 +51,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        speculator: Speculator | None = None,
     ) -> None:
         # A step must have room for every running sequence's next token.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.block_manager = block_manager
+        self._speculator = speculator
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -89,12 +107,37 @@ class Scheduler:
                 chosen[seq] = num_new
                 budget -= num_new
         if not preempted:
-            self._admit(chosen, budget)
+            budget = self._admit(chosen, budget)
+        self._speculate(chosen, budget)
         ordered = sorted(chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
         return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered])
 
-    def _admit(self, chosen: dict[Sequence, int], budget: int) -> None:
-        """Move waiting sequences to running while tokens, places and blocks last."""
+    def _speculate(self, chosen: dict[Sequence, int], budget: int) -> None:
+        """Drafts for the sequences that are due a token, from what is left of the budget and of the blocks."""
+        if self._speculator is None:
+            return
+        num_tokens = self.max_num_batched_tokens - budget
+        due = [seq for seq, num_new in chosen.items() if num_new == seq.num_uncomputed_tokens]
+        for seq in due:
+            if seq.speculation is None or (seq.speculation.after_prompt and chosen[seq] > 1):
+                continue
+            # The step itself gives one token; what is drafted beyond the last could never be used.
+            limit = min(budget, seq.max_tokens - seq.num_output_tokens - 1)
+            if limit < 1:
+                continue
+            self._speculator.propose(
+                seq.speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=len(due)
+            )
+            num_rows = chosen[seq] + len(seq.draft)
+            if not self.block_manager.can_extend(seq, num_rows):
+                seq.drop_draft()  # a guess is worth nobody's blocks
+                continue
+            self.block_manager.extend(seq, num_rows)
+            budget -= len(seq.draft)
+            num_tokens += len(seq.draft)
+
+    def _admit(self, chosen: dict[Sequence, int], budget: int) -> int:
+        """Move waiting sequences to running while tokens, places and blocks last; returns the budget that is left."""
         manager = self.block_manager
         # Hashes of the blocks that running prefills are about to write: who would compute the same block waits for it
         # and shares it (n completions of one prompt, requests with one new system prompt).
@@ -128,10 +171,12 @@ class Scheduler:
             if next_hash is not None:
                 coming.add(next_hash)
         self.waiting.extendleft(reversed(held))
+        return budget
 
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self.block_manager.release(seq)
+        seq.drop_draft()
         seq.move_to(Status.WAITING)
         self.waiting.appendleft(seq)
         self.num_preemptions += 1

@@ -5,6 +5,7 @@ import enum
 from ..config import SparseAttention
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
+from .speculation import Speculation
 
 
 class Status(enum.Enum):
@@ -24,11 +25,13 @@ class Sequence:
     """Prompt and output tokens, and how far their KV is computed.
 
     `num_computed_tokens` chases `num_tokens`: prefill, chunked prefill, decode and recompute after preemption are all
-    "compute the difference, within the budget". A token is sampled when the chase is over.
+    "compute the difference, within the budget". A token is sampled when the chase is over; with a draft behind it,
+    several are, of which those count whose guesses before them were right.
 
     Attributes:
         seed: 64-bit key of the sampling noise.
         sparse_attention: of its decodes; None attends to all keys.
+        speculation: who guesses its next tokens, and what the next step verifies; None where nobody does.
         max_tokens: most output tokens, already resolved against the context length.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
@@ -51,6 +54,7 @@ class Sequence:
         "request_id",
         "seed",
         "sparse_attention",
+        "speculation",
         "status",
         "stop_token_ids",
         "tenant",
@@ -70,6 +74,7 @@ class Sequence:
         stop_token_ids: frozenset[int] = frozenset(),
         tenant: str = "default",
         sparse_attention: SparseAttention | None = None,
+        speculation: Speculation | None = None,
         arrived: float = 0.0,
     ) -> None:
         self.request_id = request_id
@@ -80,6 +85,7 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         self.tenant = tenant
         self.sparse_attention = sparse_attention
+        self.speculation = speculation
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
@@ -103,6 +109,15 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def draft(self) -> list[int]:
+        """Guesses for the tokens after the last, which the step being computed verifies."""
+        return [] if self.speculation is None else self.speculation.draft
+
+    def drop_draft(self) -> None:
+        if self.speculation is not None:
+            self.speculation.drop()
 
     def move_to(self, status: Status) -> None:
         assert status in TRANSITIONS[self.status], f"{self.status} -> {status}"

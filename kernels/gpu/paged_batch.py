@@ -58,8 +58,7 @@ class PagedBatch:
         starts = np.zeros(len(spans) + 1, np.int32)
         np.cumsum([span.num_tokens for span in spans], out=starts[1:])
         lens = np.array([span.context_len for span in spans], np.int32)
-        touched = [_granules(span, start) for span, start in zip(spans, starts.tolist(), strict=False)]
-        granules = np.array([granule for each in touched for granule in each], np.int32)
+        granules = np.array(_granules(spans), np.int32)
         masses = np.array([span.sparse_mass or 0.0 for span in spans[:num_decodes]], np.float32)
         is_sparse = masses > 0
         parts = [tables, starts, lens, granules]
@@ -82,15 +81,28 @@ class PagedBatch:
         )
 
 
-def _granules(span: Span, row: int) -> list[tuple[int, int, int, int]]:
-    """The rows of `granules` for one span whose first row is `row`."""
-    found = []
-    position = span.first_position
-    while position < span.context_len:
-        stop = min(span.context_len, (position // GRANULE + 1) * GRANULE)
-        page = span.block_table[position // PAGE_SIZE]
-        number = page * GRANULES_PER_PAGE + position % PAGE_SIZE // GRANULE
-        found.append((number, row, position % GRANULE, stop - position))
-        row += stop - position
-        position = stop
+def _granules(spans: Sequence[Span]) -> list[tuple[int, int, int, int]]:
+    """The rows of `granules`. Neighbouring spans of one sequence, in order, write their granules as one."""
+    found: list[tuple[int, int, int, int]] = []
+    row = 0
+    before: Span | None = None
+    for span in spans:
+        position = span.first_position
+        if (
+            before is not None
+            and before.block_table is span.block_table
+            and before.context_len == position
+            and position % GRANULE
+        ):
+            number, first_row, place, count = found.pop()
+            row, position = row - count, position - count
+            assert (first_row, place) == (row, position % GRANULE)
+        while position < span.context_len:
+            stop = min(span.context_len, (position // GRANULE + 1) * GRANULE)
+            page = span.block_table[position // PAGE_SIZE]
+            number = page * GRANULES_PER_PAGE + position % PAGE_SIZE // GRANULE
+            found.append((number, row, position % GRANULE, stop - position))
+            row += stop - position
+            position = stop
+        before = span
     return found

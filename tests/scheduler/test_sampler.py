@@ -13,7 +13,7 @@ from penstock.scheduler.sequence import Sequence
 
 
 def sample(logits, seqs, eos_token_ids):
-    return sampler.sample(logits, seqs, eos_token_ids, cpu_sampler)
+    return sampler.sample(logits, [sampler.Place(seq) for seq in seqs], eos_token_ids, cpu_sampler)
 
 
 VOCAB = 50
