@@ -21,6 +21,8 @@ NAMESPACE = "x-penstock-namespace"
 REQUEST_ID = "x-request-id"
 DEFAULT_TENANT = "default"
 
+# Keys of the body field `penstock`.
+EXTENSIONS = ("cache", "deadline", "drafters", "priority", "sparse_attention", "ttft_deadline")
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _DIRECTIVES = ["no-cache", "no-store", "sampled", "ttl", "namespace"]
 
@@ -98,9 +100,9 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 
 def _of_body(extension: dict[str, Any]) -> dict[str, object]:
     for name in extension:
-        if name not in ("cache", "drafters", "sparse_attention"):
+        if name not in EXTENSIONS:
             raise InvalidRequestError(
-                f"Unknown parameter 'penstock.{name}'; known are: cache, drafters, sparse_attention.",
+                f"Unknown parameter 'penstock.{name}'; known are: {', '.join(EXTENSIONS)}.",
                 param=f"penstock.{name}",
             )
     cache = extension.get("cache", {})

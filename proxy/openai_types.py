@@ -12,6 +12,7 @@ import orjson
 
 from ..errors import InvalidRequestError
 from ..scheduler.sampling_params import SamplingParams
+from ..scheduler.urgency import Urgency
 
 # What OpenAI's completions API (and vLLM's) generates when max_tokens is left out.
 COMPLETION_MAX_TOKENS = 16
@@ -61,11 +62,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     penstock: dict[str, Any] | None = None
-    """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}, {"drafters": []}."""
+    """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}, {"drafters": []},
+    {"priority": -1, "ttft_deadline": 0.5, "deadline": 10}."""
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def urgency(self) -> Urgency:
+        """Raises InvalidRequestError."""
+        given = self.penstock or {}
+        return Urgency(
+            **{name: given[name] for name in Urgency.__struct_fields__ if given.get(name) is not None}
+        )
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):

@@ -31,7 +31,8 @@ def engine_config(settings: Settings) -> EngineConfig:
     Raises ModelLoadError when `model` is nothing that could be loaded.
     """
     find_model(settings.model)
-    return EngineConfig(**{name: getattr(settings, name) for name in EngineConfig.__struct_fields__})
+    shared = set(EngineConfig.__struct_fields__) & set(settings.__struct_fields__)
+    return EngineConfig(**{name: getattr(settings, name) for name in shared})
 
 
 def listen(settings: Settings, *, shared: bool = False) -> socket.socket:

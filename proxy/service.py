@@ -14,6 +14,7 @@ from ..cache import CacheKey, CompletionCache, completion_key
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
+from ..scheduler.urgency import ORDINARY, Urgency
 from .backend import Backend
 from .controls import CacheControls
 from .merge import merged
@@ -48,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     controls: CacheControls
+    urgency: Urgency = ORDINARY
     draft: str | None = None
     nothing: bool = False
     default_limit: int | None = None
@@ -181,7 +183,12 @@ class CompletionService:
         if len(encoded) == 1:
             params = self._limited(job, encoded[0])
             source = engine.generate(
-                encoded[0], params, request_id=job.id, tenant=job.tenant, draft_token_ids=draft
+                encoded[0],
+                params,
+                request_id=job.id,
+                tenant=job.tenant,
+                draft_token_ids=draft,
+                urgency=job.urgency,
             )
             return _singly(source) if n == 1 else merged([source])
         sources = [
@@ -192,6 +199,7 @@ class CompletionService:
                     request_id=f"{job.id}-{place}",
                     tenant=job.tenant,
                     draft_token_ids=draft,
+                    urgency=job.urgency,
                 ),
                 place * n,
             )

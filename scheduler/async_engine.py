@@ -17,13 +17,14 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
-from ..errors import EngineDeadError, ModelLoadError, PenstockError
+from ..errors import EngineDeadError, ModelLoadError, OverloadedError, PenstockError
 from .detokenizer import Detokenizer, TextTokenizer
 from .engine_config import EngineConfig
 from .engine_process import EngineHost, EngineProcess, EngineThread
 from .outputs import Chunk, Delta, EngineStats, ModelInfo
 from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
 from .sampling_params import SamplingParams, checked_token_ids
+from .urgency import ORDINARY, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class AsyncEngine:
         request_id: str | None = None,
         tenant: str = "default",
         draft_token_ids: list[int] | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> AsyncGenerator[Chunk, None]:
         """Stream the completions of one prompt; closing the generator aborts what is left of them at once.
 
@@ -119,7 +121,7 @@ class AsyncEngine:
         log.debug("request %s runs as %s", request_id, engine_id)
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
         link = self._link
-        link.send(Add(engine_id, token_ids, params, tenant, draft))
+        link.send(Add(engine_id, token_ids, params, tenant, draft, urgency))
         stream = self._streams[engine_id] = _Stream()
         try:
             while detokenizers:
@@ -128,6 +130,8 @@ class AsyncEngine:
                         continue  # computed before the engine heard that a stop string had ended it
                     chunk = detokenizers[delta.index].push(delta)
                     if delta.finish_reason == "error":
+                        if delta.retry_after is not None:
+                            raise OverloadedError(delta.error or "Too late.", retry_after=delta.retry_after)
                         raise PenstockError(delta.error or "The engine failed to compute this sequence.")
                     if chunk.finish_reason is not None:
                         del detokenizers[delta.index]
@@ -239,6 +243,7 @@ class _Stream:
             before.finish_reason = delta.finish_reason
             before.stop_token_id = delta.stop_token_id
             before.error = delta.error
+            before.retry_after = delta.retry_after
         self._arrived.set()
 
     def fail(self, error: PenstockError) -> None:

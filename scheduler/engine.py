@@ -21,6 +21,7 @@ from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
 from .drafters import CompletionDraft, PromptLookup
 from .engine_config import EngineConfig
+from .forecast import Forecast
 from .model_runner import ModelRunner
 from .outputs import (
     Completion,
@@ -37,10 +38,13 @@ from .scheduler import ScheduledSequence, Scheduler
 from .sequence import Sequence, Status
 from .speculation import Guesser, Speculation, Speculator
 from .step_times import StepTimes
+from .tenant_shares import TenantShares
+from .urgency import ORDINARY, Urgency
 
 log = logging.getLogger(__name__)
 
 QUEUE_FULL_RETRY_SECONDS = 1.0
+LEAST_RETRY_SECONDS = 0.1
 # Between the seeds of one request's completions: odd and large, so that no two seeds in use come out equal.
 SEED_STEP = 0x9E3779B97F4A7C15
 
@@ -78,6 +82,8 @@ class Engine:
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            times=self.step_times,
+            shares=TenantShares(config.tenant_weights),
             speculator=self.speculator,
         )
         self.info = ModelInfo(
@@ -96,7 +102,10 @@ class Engine:
             device=model.backend.device.type,
             kernels=describe(model.backend, model.precision, model.fused),
         )
+        self.clock = time.monotonic
+        self._forecast = Forecast(self.scheduler, self.step_times)
         self._live: dict[str, list[Sequence]] = {}
+        self._with_deadline: dict[Sequence, None] = {}
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -109,21 +118,24 @@ class Engine:
         *,
         tenant: str = "default",
         draft_token_ids: list[int] | None = None,
+        urgency: Urgency = ORDINARY,
     ) -> None:
         """Queue `params.n` completions of one prompt.
 
         `draft_token_ids`: a completion that the model is likely to give, as that of a similar prompt. Its tokens are
         verified many at a time; the output is the same as without.
 
-        Raises InvalidRequestError, ContextLengthError or OverloadedError before anything is queued.
+        Raises InvalidRequestError, ContextLengthError or OverloadedError before anything is queued; the last also for a
+        deadline of `urgency` that cannot be met.
         """
         self._check(request_id, prompt_token_ids, params, draft_token_ids)
+        self._refuse_hopeless(len(prompt_token_ids), params, tenant, urgency)
         room = self.max_model_len - len(prompt_token_ids)
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_token_ids |= frozenset(self.info.eos_token_ids)
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        arrived = time.monotonic()
+        arrived = self.clock()
         seqs = [
             Sequence(
                 request_id,
@@ -138,6 +150,7 @@ class Engine:
                 tenant=tenant,
                 sparse_attention=self._sparse_attention(params),
                 speculation=self._speculation(params, len(prompt_token_ids), draft_token_ids),
+                urgency=urgency,
                 arrived=arrived,
             )
             for index in range(params.n)
@@ -145,12 +158,14 @@ class Engine:
         self._live[request_id] = seqs
         for seq in seqs:
             self.scheduler.add(seq)
+            if seq.first_token_due is not None:
+                self._with_deadline[seq] = None
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks at once; unknown or finished ids are fine."""
         for seq in self._live.pop(request_id, ()):
             if seq.status is not Status.FINISHED:
-                self.scheduler.finish(seq, "abort")
+                self._end(seq, "abort")
 
     def is_live(self, request_id: str) -> bool:
         """Whether any completion of the request is still to be computed."""
@@ -160,16 +175,17 @@ class Engine:
         return self.scheduler.has_work()
 
     def step(self) -> list[Delta]:
-        """Compute one batch; returns what it added to which sequence."""
+        """Compute one batch; returns what it added to which sequence, and which sequences were ended as too late."""
+        late = self._end_late() if self._with_deadline else []
         output = self.scheduler.schedule()
         if not output.scheduled:
-            return []
-        now = time.monotonic()
+            return late
+        now = self.clock()
         for item in output.scheduled:
             if item.seq.queue_seconds is None:
                 item.seq.queue_seconds = now - item.seq.arrived
         sampled = self.runner.execute(output)
-        self.step_times.record(output.num_tokens, time.monotonic() - now)
+        self.step_times.record(output.num_tokens, self.clock() - now)
         self._steps += 1
         for item in output.scheduled:
             # Of the tokens just computed, those of the prompt; the rest are outputs being fed back.
@@ -177,7 +193,7 @@ class Engine:
             self._prompt_tokens += max(0, min(item.num_new_tokens, prompt_left))
             if not item.samples:
                 self.block_manager.mark_computed(item.seq, item.num_new_tokens)
-        return [self._settle(item, tokens) for item, tokens in sampled]
+        return late + [self._settle(item, tokens) for item, tokens in sampled]
 
     @property
     def stats(self) -> EngineStats:
@@ -332,8 +348,61 @@ class Engine:
             queue_seconds=seq.queue_seconds if is_first else None,
         )
 
-    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+    def _refuse_hopeless(
+        self, num_prompt_tokens: int, params: SamplingParams, tenant: str, urgency: Urgency
+    ) -> None:
+        if urgency.ttft_deadline is None and urgency.deadline is None:
+            return
+        first = self._forecast.first_token(tenant, urgency.priority, num_prompt_tokens)
+        if first is None:
+            return
+        last = first + self._forecast.next_tokens((params.max_tokens or 1) - 1)
+        for name, expected, limit in (
+            ("first token", first, urgency.ttft_deadline),
+            ("last token", last, urgency.deadline),
+        ):
+            if limit is not None and expected > limit:
+                raise OverloadedError(
+                    f"The {name} is expected in {expected:.2f} s, its deadline is {limit:g} s; "
+                    "try again later, ask for less, or leave more time.",
+                    retry_after=max(LEAST_RETRY_SECONDS, expected - limit),
+                )
+
+    def _end_late(self) -> list[Delta]:
+        """End the sequences whose deadline has passed: nobody waits for their tokens any more."""
+        now = self.clock()
+        late = []
+        for seq in list(self._with_deadline):
+            urgency, waited = seq.urgency, now - seq.arrived
+            limit = urgency.deadline
+            if not seq.num_output_tokens and urgency.ttft_deadline is not None:
+                limit = min(urgency.ttft_deadline, limit or urgency.ttft_deadline)
+            if limit is None or waited <= limit:
+                continue
+            self._finish(seq, "error")
+            late.append(
+                Delta(
+                    seq.request_id,
+                    seq.index,
+                    [],
+                    finish_reason="error",
+                    error=f"The deadline of {limit:g} s has passed after {seq.num_output_tokens} tokens.",
+                    retry_after=LEAST_RETRY_SECONDS,
+                )
+            )
+        return late
+
+    def _end(self, seq: Sequence, reason: FinishReason) -> None:
+        was_running = seq.status is Status.RUNNING
         self.scheduler.finish(seq, reason)
+        self._with_deadline.pop(seq, None)
+        if was_running:
+            self._forecast.ended(self.clock())
+        if not self.scheduler.has_work():
+            self._forecast.idle()
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        self._end(seq, reason)
         seqs = self._live[seq.request_id]
         if all(other.status is Status.FINISHED for other in seqs):
             del self._live[seq.request_id]

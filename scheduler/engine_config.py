@@ -23,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_num_seqs: most sequences computed in one step.
         max_num_batched_tokens: most tokens computed in one step.
         max_waiting: most requests that wait; beyond it they are refused with `OverloadedError`.
+        tenant_weights: shares of the engine by tenant, where several want more than there is; 1 for who is not named.
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
         kv_cache_dtype: "auto" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU).
         gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
@@ -43,6 +44,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_waiting: int = 1024
+    tenant_weights: dict[str, float] = {}
     kv_cache_tokens: int | None = None
     kv_cache_dtype: KVCacheDtype = "auto"
     gpu_memory_utilization: float = 0.9
@@ -61,6 +63,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out.", param=name)
+        for tenant, weight in self.tenant_weights.items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(
+                    f"tenant_weights[{tenant!r}] is {weight}; it must be a number above 0.",
+                    param="tenant_weights",
+                )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1.",

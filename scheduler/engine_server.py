@@ -136,6 +136,7 @@ class EngineServer:
                 message.params,
                 tenant=message.tenant,
                 draft_token_ids=message.draft_token_ids,
+                urgency=message.urgency,
             )
         except PenstockError as error:
             self._send(client, Refused.of(message.request_id, error))

@@ -28,6 +28,8 @@ class Delta(msgspec.Struct, array_like=True):
     """The stop token that ended the sequence: the last of `token_ids`, no part of the text."""
     num_cached_tokens: int = 0
     error: str | None = None
+    retry_after: float | None = None
+    """With an error that is no fault of the request: it came too late, and may be sent again in so many seconds."""
     queue_seconds: float | None = None
     """With the first token only: how long the sequence waited to be scheduled."""
 

@@ -11,6 +11,7 @@ import msgspec
 from .. import errors
 from .outputs import Delta, EngineStats, ModelInfo
 from .sampling_params import SamplingParams
+from .urgency import ORDINARY, Urgency
 
 HEADER_BYTES = 4
 
@@ -23,6 +24,7 @@ class Add(msgspec.Struct, tag=True, array_like=True):
     params: SamplingParams
     tenant: str
     draft_token_ids: list[int] | None = None
+    urgency: Urgency = ORDINARY
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):

@@ -1,12 +1,20 @@
 """Decides which sequence computes how many tokens in the next step. Pure bookkeeping: no tensors, no clock, no text."""
 
-from collections import deque
 from dataclasses import dataclass, field
 
-from .block_manager import BlockManager
+from .block_manager import Block, BlockManager
 from .outputs import FinishReason
 from .sequence import Sequence, Status
 from .speculation import Speculator
+from .step_times import StepTimes
+from .tenant_shares import TenantShares
+from .waiting_queue import WaitingQueue
+
+# How much longer a step may take for the sake of prompts than for its decodes alone: below the 2 that is promised, since
+# expectations err.
+PROMPT_STRETCH = 1.7
+# Tokens of prompts that any step takes on: less would make a long prompt's first token wait for ever.
+LEAST_PROMPT_ROOM = 16
 
 
 @dataclass(slots=True)
@@ -43,11 +51,16 @@ class SchedulerOutput:
 
 
 class Scheduler:
-    """Running first, then waiting, first come first served, within a token budget.
+    """Decodes first, then prompts, whoever is most urgent and has had the least, within a token budget.
 
-    Decodes come before prefill chunks, so that a long prompt never keeps a stream from its next token. When blocks run out,
-    the youngest running sequence is preempted: its blocks are released and it is computed again later. The oldest one
-    is never preempted, so some sequence always progresses.
+    A long prompt never keeps a stream from its next token, and delays it no more than `prompt_room` allows. When blocks run
+    out, the least urgent and youngest running sequence is preempted: its blocks are released and it is computed again
+    later. The most urgent and oldest one never is, so some sequence always progresses.
+
+    Args:
+        times: what steps have taken; None where nothing is measured, and prompts get all of the budget.
+        shares: what tenants have had.
+        speculator: None where nobody guesses.
     """
 
     def __init__(
@@ -56,23 +69,27 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        times: StepTimes | None = None,
+        shares: TenantShares | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         # A step must have room for every running sequence's next token.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.block_manager = block_manager
+        self._times = times or StepTimes()
+        self._shares = shares or TenantShares()
         self._speculator = speculator
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
     def add(self, seq: Sequence) -> None:
-        assert seq.status is Status.WAITING
-        self.waiting.append(seq)
+        self._shares.enter(seq.tenant)
+        self.waiting.push(seq)
 
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or len(self.waiting))
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a live sequence, wherever it is, and release its blocks."""
@@ -81,104 +98,151 @@ class Scheduler:
         else:
             self.running.remove(seq)
         self.block_manager.release(seq)
+        self._shares.leave(seq.tenant)
         seq.finish_reason = reason
         seq.move_to(Status.FINISHED)
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next step's work and make room for its KV. Empty only when there is nothing to do."""
-        budget = self.max_num_batched_tokens
-        chosen: dict[Sequence, int] = {}
-        decodes = [seq for seq in self.running if seq.num_uncomputed_tokens == 1]
-        prefills = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
-        preempted = False
-        for seq in (*decodes, *prefills):
-            if budget == 0:
-                break
-            if seq.status is not Status.RUNNING:
-                continue  # preempted for an older one in this very step
-            num_new = min(seq.num_uncomputed_tokens, budget)
-            while seq.status is Status.RUNNING and not self.block_manager.can_extend(seq, num_new):
-                victim = self.running[-1]
-                budget += chosen.pop(victim, 0)
-                self._preempt(victim)
-                preempted = True
-            if seq.status is Status.RUNNING:
-                self.block_manager.extend(seq, num_new)
-                chosen[seq] = num_new
-                budget -= num_new
-        if not preempted:
-            budget = self._admit(chosen, budget)
-        self._speculate(chosen, budget)
-        ordered = sorted(chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
+        step = _Step(self.max_num_batched_tokens)
+        for seq in [seq for seq in self.running if seq.num_uncomputed_tokens == 1]:
+            if step.budget and seq.status is Status.RUNNING:  # not preempted for another in this very step
+                self._continue(seq, 1, step)
+        num_decodes = len(step.chosen)
+        num_prompts = len(self.running) - num_decodes + len(self.waiting)
+        self._compute_prompts(step, min(step.budget, self.prompt_room(num_decodes, num_prompts)))
+        for seq, num_new in step.chosen.items():
+            self._shares.charge(seq.tenant, num_new, is_output=seq.num_output_tokens > 0)
+        self._speculate(step)
+        ordered = sorted(step.chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
         return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered])
 
-    def _speculate(self, chosen: dict[Sequence, int], budget: int) -> None:
+    def prompt_room(self, num_decodes: int, num_prompts: int) -> int:
+        """How many tokens of prompts a step may take on beside so many decodes.
+
+        Streams notice a step that takes PROMPT_STRETCH times as long as without prompts; where more sequences wait for
+        their first token than for their next one, it may take that many times longer.
+        """
+        most = self.max_num_batched_tokens - num_decodes
+        alone = self._times.seconds(num_decodes) if num_decodes else None
+        if alone is None or most <= LEAST_PROMPT_ROOM:
+            return most
+        allowed = alone * PROMPT_STRETCH * max(1.0, num_prompts / num_decodes)
+        least = num_decodes + LEAST_PROMPT_ROOM
+        return self._times.most_tokens(allowed, least, num_decodes + most) - num_decodes
+
+    def _compute_prompts(self, step: "_Step", room: int) -> None:
+        """Go on with running prompts, and move waiting sequences to running while tokens, places and blocks last."""
+        manager = self.block_manager
+        prompts = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
+        prompts.sort(key=self._urgency)
+        prompts.reverse()  # the next at the end; of equals the oldest
+        # Hashes of the blocks that running prompts are about to write: who would compute the same block waits for it
+        # and shares it (n completions of one prompt, requests with one new system prompt).
+        coming = {
+            block_hash
+            for seq in prompts
+            if (block_hash := manager.next_hash(seq, seq.num_computed_tokens // manager.block_size))
+        }
+        held: list[Sequence] = []
+        admits = True
+        while room > 0 and step.budget > 0:
+            admits = admits and not step.preempted
+            waiting = self.waiting.peek() if admits else None
+            if prompts and (waiting is None or self._urgency(prompts[-1]) <= self._urgency(waiting)):
+                seq = prompts.pop()
+                if seq.status is Status.RUNNING:
+                    room -= self._continue(seq, min(seq.num_uncomputed_tokens, room), step)
+                continue
+            if waiting is None:
+                break
+            prefix = manager.find_cached_prefix(waiting)
+            next_hash = manager.next_hash(waiting, len(prefix))
+            if next_hash is not None and next_hash in coming:
+                held.append(self.waiting.pop())
+                continue
+            if not self._has_place(waiting, prefix):
+                victim = self._least_urgent()
+                if victim is None or victim.urgency.priority <= waiting.urgency.priority:
+                    admits = False
+                else:
+                    step.take_back(victim)
+                    self._preempt(victim)
+                    prompts = [seq for seq in prompts if seq is not victim]
+                continue
+            self._admit(self.waiting.pop(), prefix)
+            room -= self._continue(waiting, min(waiting.num_uncomputed_tokens, room), step)
+            if next_hash is not None:
+                coming.add(next_hash)
+        for seq in held:
+            self.waiting.push(seq)
+
+    def _urgency(self, seq: Sequence) -> tuple[int, float]:
+        """Lower goes first."""
+        return seq.urgency.priority, self._shares.had(seq.tenant)
+
+    def _has_place(self, seq: Sequence, prefix: list[Block]) -> bool:
+        return len(self.running) < self.max_num_seqs and self.block_manager.can_admit(seq, prefix)
+
+    def _admit(self, seq: Sequence, prefix: list[Block]) -> None:
+        self.block_manager.admit(seq, prefix)
+        if not seq.was_admitted:
+            seq.was_admitted = True
+            seq.num_cached_tokens = seq.num_computed_tokens
+        seq.move_to(Status.RUNNING)
+        self.running.append(seq)
+
+    def _continue(self, seq: Sequence, num_new: int, step: "_Step") -> int:
+        """Compute the next tokens of a running sequence, whatever must be preempted for it; returns how many."""
+        num_new = min(num_new, step.budget)
+        while not self.block_manager.can_extend(seq, num_new):
+            victim = self._least_urgent()
+            assert victim is not None
+            step.take_back(victim)
+            self._preempt(victim)
+            step.preempted = True
+            if victim is seq:
+                return 0
+        self.block_manager.extend(seq, num_new)
+        step.choose(seq, num_new)
+        return num_new
+
+    def _speculate(self, step: "_Step") -> None:
         """Drafts for the sequences that are due a token, from what is left of the budget and of the blocks."""
         if self._speculator is None:
             return
-        num_tokens = self.max_num_batched_tokens - budget
-        due = [seq for seq, num_new in chosen.items() if num_new == seq.num_uncomputed_tokens]
+        due = [seq for seq, num_new in step.chosen.items() if num_new == seq.num_uncomputed_tokens]
         for seq in due:
-            if seq.speculation is None or (seq.speculation.after_prompt and chosen[seq] > 1):
+            if seq.speculation is None or (seq.speculation.after_prompt and step.chosen[seq] > 1):
                 continue
             # The step itself gives one token; what is drafted beyond the last could never be used.
-            limit = min(budget, seq.max_tokens - seq.num_output_tokens - 1)
+            limit = min(step.budget, seq.max_tokens - seq.num_output_tokens - 1)
             if limit < 1:
                 continue
+            num_tokens = self.max_num_batched_tokens - step.budget
             self._speculator.propose(
                 seq.speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=len(due)
             )
-            num_rows = chosen[seq] + len(seq.draft)
+            num_rows = step.chosen[seq] + len(seq.draft)
             if not self.block_manager.can_extend(seq, num_rows):
                 seq.drop_draft()  # a guess is worth nobody's blocks
                 continue
             self.block_manager.extend(seq, num_rows)
-            budget -= len(seq.draft)
-            num_tokens += len(seq.draft)
+            step.budget -= len(seq.draft)
 
-    def _admit(self, chosen: dict[Sequence, int], budget: int) -> int:
-        """Move waiting sequences to running while tokens, places and blocks last; returns the budget that is left."""
-        manager = self.block_manager
-        # Hashes of the blocks that running prefills are about to write: who would compute the same block waits for it
-        # and shares it (n completions of one prompt, requests with one new system prompt).
-        coming = {
-            block_hash
-            for seq in self.running
-            if seq.num_uncomputed_tokens > 1
-            and (block_hash := manager.next_hash(seq, seq.num_computed_tokens // manager.block_size))
-        }
-        held: list[Sequence] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting.popleft()
-            prefix = manager.find_cached_prefix(seq)
-            next_hash = manager.next_hash(seq, len(prefix))
-            if next_hash is not None and next_hash in coming:
-                held.append(seq)
-                continue
-            if not manager.can_admit(seq, prefix):
-                self.waiting.appendleft(seq)
-                break
-            manager.admit(seq, prefix)
-            if not seq.was_admitted:
-                seq.was_admitted = True
-                seq.num_cached_tokens = seq.num_computed_tokens
-            seq.move_to(Status.RUNNING)
-            self.running.append(seq)
-            num_new = min(seq.num_uncomputed_tokens, budget)
-            manager.extend(seq, num_new)
-            chosen[seq] = num_new
-            budget -= num_new
-            if next_hash is not None:
-                coming.add(next_hash)
-        self.waiting.extendleft(reversed(held))
-        return budget
+    def _least_urgent(self) -> Sequence | None:
+        """Whom to preempt: the youngest of the lowest priority. An order that time does not change: the first in it is
+        never preempted, so that it gets to its end."""
+        return max(
+            reversed(self.running), key=lambda seq: seq.urgency.priority, default=None
+        )  # of equals, max takes the first
 
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self.block_manager.release(seq)
         seq.drop_draft()
         seq.move_to(Status.WAITING)
-        self.waiting.appendleft(seq)
+        self.waiting.push(seq)
         self.num_preemptions += 1
 
     def check(self) -> None:
@@ -192,3 +256,19 @@ class Scheduler:
             assert 0 <= seq.num_computed_tokens < seq.num_tokens
             assert len(seq.block_table) >= self.block_manager.blocks_for(seq.num_computed_tokens)
         self.block_manager.check(live)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step being put together."""
+
+    budget: int
+    chosen: dict[Sequence, int] = field(default_factory=dict)
+    preempted: bool = False
+
+    def choose(self, seq: Sequence, num_new: int) -> None:
+        self.chosen[seq] = num_new
+        self.budget -= num_new
+
+    def take_back(self, seq: Sequence) -> None:
+        self.budget += self.chosen.pop(seq, 0)

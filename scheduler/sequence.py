@@ -1,11 +1,13 @@
 """One scheduled list of tokens, and the states it goes through. Only the scheduler changes a status."""
 
 import enum
+import itertools
 
 from ..config import SparseAttention
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
 from .speculation import Speculation
+from .urgency import ORDINARY, Urgency
 
 
 class Status(enum.Enum):
@@ -21,6 +23,9 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 
+_numbers = itertools.count()
+
+
 class Sequence:
     """Prompt and output tokens, and how far their KV is computed.
 
@@ -33,6 +38,8 @@ class Sequence:
         sparse_attention: of its decodes; None attends to all keys.
         speculation: who guesses its next tokens, and what the next step verifies; None where nobody does.
         max_tokens: most output tokens, already resolved against the context length.
+        urgency: how soon its caller wants it.
+        number: counts sequences in the order of their arrival.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
         block_table: ids of the KV blocks, in order.
@@ -49,6 +56,7 @@ class Sequence:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
+        "number",
         "params",
         "queue_seconds",
         "request_id",
@@ -59,6 +67,7 @@ class Sequence:
         "stop_token_ids",
         "tenant",
         "token_ids",
+        "urgency",
         "was_admitted",
     )
 
@@ -75,6 +84,7 @@ class Sequence:
         tenant: str = "default",
         sparse_attention: SparseAttention | None = None,
         speculation: Speculation | None = None,
+        urgency: Urgency = ORDINARY,
         arrived: float = 0.0,
     ) -> None:
         self.request_id = request_id
@@ -86,6 +96,8 @@ class Sequence:
         self.tenant = tenant
         self.sparse_attention = sparse_attention
         self.speculation = speculation
+        self.urgency = urgency
+        self.number = next(_numbers)
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
@@ -109,6 +121,12 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def first_token_due(self) -> float | None:
+        """On the clock of `arrived`; the end's deadline is one for the beginning too."""
+        due = [by for by in (self.urgency.ttft_deadline, self.urgency.deadline) if by is not None]
+        return self.arrived + min(due) if due else None
 
     @property
     def draft(self) -> list[int]:

@@ -34,6 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         # The template writes the special tokens itself.
         prompts=(Prompt(text=text, add_special_tokens=False),),
         params=params,
+        urgency=asked.urgency,
         draft=asked.prediction.text if asked.prediction else None,
         controls=controls,
         nothing=nothing,

@@ -31,6 +31,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         tenant=caller.tenant,
         prompts=_prompts(asked),
         params=params,
+        urgency=asked.urgency,
         controls=cache_controls(request.headers, asked.penstock),
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,

@@ -1,9 +1,9 @@
-"""Scheduler and block manager under random add, abort, step and preemption: eight invariants, always.
+"""Scheduler and block manager under random add, abort, step, drafts and preemption: eight invariants, always.
 
-Both are pure bookkeeping, so the model is played by a function that names the next token.
+Both are pure bookkeeping, so the model is played by a function that names the next token (support/played_scheduler.py).
 """
 
-from dataclasses import dataclass, field
+import itertools
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -16,128 +16,27 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from played_scheduler import Machine
 
 from penstock.scheduler.block_manager import BlockManager
-from penstock.scheduler.sampling_params import SamplingParams
-from penstock.scheduler.scheduler import Scheduler, SchedulerOutput
-from penstock.scheduler.sequence import Sequence, Status
-
-PARAMS = SamplingParams()
+from penstock.scheduler.sequence import Status
+from penstock.scheduler.step_times import StepTimes
 
 
-def next_token(seq: Sequence) -> int:
-    """Any pure function of the tokens so far; few values, so that outputs share prefixes too."""
-    return (sum(seq.token_ids) * 7 + len(seq.token_ids)) % 3
+class Parrot:
+    """Guesses right, then wrong, then right, as the property test says."""
 
+    name = "ngram"
 
-@dataclass
-class Machine:
-    """A scheduler with a played runner that also remembers what every KV slot was computed from."""
+    def __init__(self, rights: list[bool]) -> None:
+        self._rights = rights
 
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    budget: int
-    prefix_caching: bool = True
-    live: list[Sequence] = field(default_factory=list)
-    ended: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.manager = BlockManager(self.num_blocks + 1, self.block_size, prefix_caching=self.prefix_caching)
-        self.scheduler = Scheduler(
-            self.manager, max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.budget
-        )
-        # What was written to a slot: all tokens up to and including its own, which is what its KV depends on.
-        self.slots: dict[int, tuple[int, ...]] = {}
-        self.steps = 0
-
-    @property
-    def max_len(self) -> int:
-        return self.num_blocks * self.block_size
-
-    def add(self, prompt: list[int], max_tokens: int, tenant: str = "default") -> Sequence:
-        name = f"r{len(self.ended) + len(self.live)}"
-        seq = Sequence(name, 0, prompt, PARAMS, max_tokens=max_tokens, seed=0, tenant=tenant)
-        self.scheduler.add(seq)
-        self.live.append(seq)
-        return seq
-
-    def abort(self, seq: Sequence) -> None:
-        self.end(seq, "abort")
-
-    def end(self, seq: Sequence, reason) -> None:
-        self.scheduler.finish(seq, reason)
-        self.live.remove(seq)
-        self.ended[seq.request_id] = self.ended.get(seq.request_id, 0) + 1
-
-    def step(self) -> SchedulerOutput:
-        had_work = self.scheduler.has_work()
-        output = self.scheduler.schedule()
-        self.check_output(output, had_work)
-        sampled = []
-        for item in output.scheduled:
-            seq, start = item.seq, item.seq.num_computed_tokens
-            if item.samples:
-                sampled.append(seq)
-            for position in range(start, start + item.num_new_tokens):
-                block = seq.block_table[position // self.block_size]
-                assert self.manager.blocks[block].ref_count == 1, "a shared block is written"
-                self.slots[block * self.block_size + position % self.block_size] = (
-                    seq.tenant,
-                    *seq.token_ids[: position + 1],
-                )
-        for item in output.scheduled:
-            self.manager.mark_computed(item.seq, item.num_new_tokens)
-        for seq in sampled:
-            seq.token_ids.append(next_token(seq))
-            if seq.num_output_tokens >= seq.max_tokens:
-                self.end(seq, "length")
-        self.steps += 1
-        return output
-
-    def check_output(self, output: SchedulerOutput, had_work: bool) -> None:
-        assert output.num_tokens <= self.budget
-        assert bool(output.scheduled) == had_work, "work stands still"
-        seqs = [item.seq for item in output.scheduled]
-        assert len({id(seq) for seq in seqs}) == len(seqs), "a sequence twice in one step"
-        for item in output.scheduled:
-            assert item.seq.status is Status.RUNNING and item.seq in self.scheduler.running
-            assert 1 <= item.num_new_tokens <= item.seq.num_uncomputed_tokens
-            needed = item.seq.num_computed_tokens + item.num_new_tokens
-            assert len(item.seq.block_table) == -(-needed // self.block_size)
-
-    def check(self) -> None:
-        self.scheduler.check()
-        assert {id(seq) for seq in self.live} == {
-            id(seq) for seq in (*self.scheduler.waiting, *self.scheduler.running)
-        }
-        for seq in self.scheduler.running:
-            # Every computed position's KV is that of this very prefix, whoever computed it.
-            for position in range(seq.num_computed_tokens):
-                block = seq.block_table[position // self.block_size]
-                written = self.slots[block * self.block_size + position % self.block_size]
-                assert written == (seq.tenant, *seq.token_ids[: position + 1]), "another's KV"
-        for block in self.manager.cached.values():
-            tail = tuple(block.token_ids)
-            for offset in range(self.block_size):
-                written = self.slots[block.block_id * self.block_size + offset]
-                assert written[1:][-offset - 1 :] == tail[: offset + 1], "a cached block is not what it says"
-
-    def drain(self) -> None:
-        # Preemption computes tokens again, but the oldest sequence gets further with every step.
-        limit = 50 + 4 * sum(seq.num_tokens + seq.max_tokens for seq in self.live) * (1 + len(self.live))
-        while self.scheduler.has_work():
-            self.step()
-            self.check()
-            limit -= 1
-            assert limit > 0, "livelock"
-
-    def check_baseline(self) -> None:
-        assert not self.live and not self.scheduler.running and not self.scheduler.waiting
-        assert len(self.manager.free) == self.manager.num_usable_blocks == self.num_blocks
-        assert self.manager.num_used_blocks == 0
-        assert all(block.ref_count == 0 for block in self.manager.blocks)
-        assert all(count == 1 for count in self.ended.values()), "a request ended twice"
+    def propose(self, token_ids: list[int], limit: int) -> list[int]:
+        seq = list(token_ids)
+        for right in self._rights[:limit]:
+            true = (sum(seq) * 7 + len(seq)) % 3
+            seq.append(true if right else (true + 1) % 3)
+        return seq[len(token_ids) :]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -147,19 +46,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 24),
         prefix_caching=st.booleans(),
+        seconds=st.lists(st.tuples(st.integers(1, 24), st.floats(0.001, 0.1)), max_size=4),
+        lengths=st.lists(st.integers(0, 5), min_size=1),
     )
-    def start(self, **sizes) -> None:
-        self.machine = Machine(**sizes)
+    def start(self, seconds, lengths, **sizes) -> None:
+        times = StepTimes()
+        for num_tokens, took in seconds:
+            times.record(num_tokens, took)
+        self.machine = Machine(**sizes, times=times)
+        turns = itertools.cycle(lengths)
+        self.machine.speculator.choose_length = lambda times, acceptance, limit, tokens, seqs: min(
+            limit, next(turns)
+        )
         self.added = 0
 
-    @rule(data=st.data(), n=st.integers(1, 3), tenant=st.sampled_from(["a", "b"]))
-    def add(self, data, n: int, tenant: str) -> None:
+    @rule(
+        data=st.data(),
+        n=st.integers(1, 3),
+        tenant=st.sampled_from(["a", "b"]),
+        priority=st.sampled_from([0, 0, 0, -1, 1]),
+        rights=st.none() | st.lists(st.booleans(), max_size=6),
+    )
+    def add(self, data, n: int, tenant: str, priority: int, rights: list[bool] | None) -> None:
         longest = self.machine.max_len
         # Few token values and few lengths, so that prompts share beginnings.
         prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=longest), label="prompt")
         max_tokens = data.draw(st.integers(1, max(1, longest - len(prompt) + 1)), label="max_tokens")
         for _ in range(n):
-            self.machine.add(prompt, max_tokens, tenant)
+            drafter = None if rights is None else Parrot(rights)
+            self.machine.add(prompt, max_tokens, tenant, priority=priority, drafter=drafter)
             self.added += 1
 
     @precondition(lambda self: self.machine.live)
