@@ -10,6 +10,7 @@ from .engine_config import EngineConfig
 from .engine_process import EngineProcess
 from .outputs import Chunk, Completion, EngineStats, GenerationResult, ModelInfo, TokenLogprob
 from .sampling_params import SamplingParams
+from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -26,6 +27,7 @@ __all__ = [
     "ModelInfo",
     "SamplingParams",
     "TokenLogprob",
+    "Urgency",
 ]
 
 

@@ -14,8 +14,11 @@ import contextlib
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import cast
+
+import msgspec
 
 from ..errors import EngineDeadError, ModelLoadError, OverloadedError, PenstockError
 from .detokenizer import Detokenizer, TextTokenizer
@@ -24,18 +27,26 @@ from .engine_process import EngineHost, EngineProcess, EngineThread
 from .outputs import Chunk, Delta, EngineStats, ModelInfo
 from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
 from .sampling_params import SamplingParams, checked_token_ids
+from .step_record import last_step
 from .urgency import ORDINARY, Urgency
 
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
 DEAD_RETRY_SECONDS = 5.0
+# A stream waits so long for an engine to come back.
+RESUME_SECONDS = 120.0
+# Engines that ended while computing a request, without a token from it in between, until it is suspected, and so computed
+# only while no other suspect is; and until it is given up.
+SUSPECT, GUILTY = 2, 3
 
 
 class AsyncEngine:
     """Owns an engine (child process, or thread with `in_process=True`), or is one of its clients (`connect`).
 
-    An owned engine that dies is started again; requests in flight then fail with EngineDeadError.
+    An owned engine that dies is started again, and requests in flight go on where they were: each stream gets exactly the
+    tokens of an undisturbed run (where rows do not depend on their batch, as in w8a8). A request that ends engines
+    itself is given up alone.
 
     Attributes:
         info: what is loaded; available once `start` has returned.
@@ -66,6 +77,8 @@ class AsyncEngine:
         self._streams: dict[str, _Stream] = {}
         self._ids = (f"{secrets.token_hex(8)}-{number}" for number in itertools.count())
         self._keeper: asyncio.Task[None] | None = None
+        self._suspects: list[_Stream] = []
+        self._on_probation: _Stream | None = None
 
     def attach_tokenizer(self, tokenizer: TextTokenizer) -> None:
         """Use `tokenizer` for text and stop strings instead of loading the model's."""
@@ -109,20 +122,19 @@ class AsyncEngine:
 
         Raises InvalidRequestError, ContextLengthError or OverloadedError before the first chunk, EngineDeadError any time.
         """
-        if self._keeper is None:
+        if self._keeper is None or self._tokenizer is None:
             raise EngineDeadError("The engine is not running: it was not started yet, or was shut down.")
         token_ids = checked_token_ids(prompt_token_ids)
         draft = None if draft_token_ids is None else checked_token_ids(draft_token_ids)
-        if not self.healthy or self._link is None or self._tokenizer is None:
-            raise EngineDeadError(
-                "The engine is not running; it is being restarted.", retry_after=DEAD_RETRY_SECONDS
-            )
+        if params.seed is None:
+            # Here, so that an engine that goes on with the request draws the same tokens.
+            params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         engine_id = next(self._ids)
         log.debug("request %s runs as %s", request_id, engine_id)
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
-        link = self._link
-        link.send(Add(engine_id, token_ids, params, tenant, draft, urgency))
-        stream = self._streams[engine_id] = _Stream()
+        stream = _Stream(Add(engine_id, token_ids, params, tenant, draft, urgency))
+        self._streams[engine_id] = stream
+        stream.was_sent = self._send(stream.request)
         try:
             while detokenizers:
                 for delta in await stream.take():
@@ -136,12 +148,22 @@ class AsyncEngine:
                     if chunk.finish_reason is not None:
                         del detokenizers[delta.index]
                         if delta.finish_reason is None:
-                            link.send(Abort(engine_id, delta.index))
+                            stream.close(delta.index)
+                            self._send(Abort(engine_id, delta.index))
                     yield chunk
         finally:
             del self._streams[engine_id]
             if detokenizers and not stream.ended:
-                link.send(Abort(engine_id, None))
+                self._send(Abort(engine_id, None))
+            if self._on_probation is stream:
+                self._try_next_suspect()
+
+    def _send(self, message: ToEngine) -> bool:
+        """To the engine, or, while there is none, to nobody: the next one is told of all that still runs."""
+        if self._link is None or not self.healthy:
+            return False
+        self._link.send(message)
+        return True
 
     async def shutdown(self) -> None:
         """Stop an owned engine, or leave another's; requests in flight end with EngineDeadError."""
@@ -187,15 +209,16 @@ class AsyncEngine:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
 
     async def _keep_alive(self) -> None:
-        """When the link breaks: fail what was in flight, start an owned engine again, link up again."""
+        """When the link breaks: start an owned engine again, link up again, and go on with what was in flight."""
         while True:
             assert self._link is not None
             await self._link.closed.wait()
             self.healthy = False
             self.stats = EngineStats(kv_blocks_total=self.stats.kv_blocks_total)
-            self._fail_streams("The engine died while computing this request; send it again.")
+            self._blame(last_step(self.address))
             if self._host is not None:
                 await asyncio.to_thread(self._host.wait_dead)
+            give_up = asyncio.get_running_loop().time() + RESUME_SECONDS
             while not self.healthy:
                 try:
                     if self._host is not None and not self._host.alive:
@@ -204,7 +227,50 @@ class AsyncEngine:
                     await self._open_link()
                 except (OSError, PenstockError) as error:
                     log.error("the engine is not back yet: %s", error)
+                    if asyncio.get_running_loop().time() > give_up:
+                        self._fail_streams(
+                            "The engine died while computing this request, and did not come back."
+                        )
                     await asyncio.sleep(RESTART_SECONDS)
+            self._resume_streams()
+
+    def _blame(self, request_ids: frozenset[str]) -> None:
+        """An engine died in a step that computed these requests."""
+        for request_id in request_ids & self._streams.keys():
+            stream = self._streams[request_id]
+            stream.strikes += 1
+            if stream.strikes >= GUILTY:
+                log.error("request %s ended %d engines and is given up", request_id, stream.strikes)
+                stream.fail(
+                    PenstockError(
+                        f"Computing this request has ended the engine {stream.strikes} times; it is given up. "
+                        "It is not the load: send another request."
+                    )
+                )
+
+    def _resume_streams(self) -> None:
+        """Hand all that still runs to the new engine; of those that may have ended the last ones, one at a time."""
+        running = [stream for stream in self._streams.values() if not stream.ended]
+        self._suspects = [stream for stream in running if stream.strikes >= SUSPECT]
+        for stream in running:
+            if stream.strikes < SUSPECT:
+                self._resume(stream)
+        self._try_next_suspect()
+
+    def _try_next_suspect(self) -> None:
+        self._on_probation = None
+        while self._suspects and self._on_probation is None:
+            stream = self._suspects.pop(0)
+            if stream.request.request_id in self._streams and not stream.ended:
+                self._on_probation = stream
+                self._resume(stream)
+
+    def _resume(self, stream: "_Stream") -> None:
+        try:
+            self._send(stream.resumption() if stream.was_sent else stream.request)
+            stream.was_sent = True
+        except OverloadedError as error:
+            stream.fail(error)
 
     def _fail_streams(self, message: str) -> None:
         for stream in self._streams.values():
@@ -221,18 +287,34 @@ class AsyncEngine:
                 stream = self._streams.get(delta.request_id)
                 if stream is not None:
                     stream.put(delta)
+                    if stream is self._on_probation:
+                        self._try_next_suspect()
 
 
 class _Stream:
-    """What has arrived for one request and was not taken yet: at most one merged delta per completion."""
+    """What has arrived for one request and was not taken yet: at most one merged delta per completion. And what another
+    engine must know to go on with it.
 
-    def __init__(self) -> None:
+    `was_sent`: an engine has had it. `strikes`: engines that died computing it since its last token.
+    """
+
+    def __init__(self, request: Add) -> None:
+        self.request = request
         self.ended = False
+        self.was_sent = False
+        self.strikes = 0
+        self._began = time.monotonic()
+        self._received: dict[int, list[int]] = {index: [] for index in range(request.params.n)}
         self._pending: dict[int, Delta] = {}
         self._error: PenstockError | None = None
         self._arrived = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
+        self.strikes = 0
+        if delta.finish_reason is not None:
+            self.close(delta.index)
+        elif delta.index in self._received:
+            self._received[delta.index] += delta.token_ids
         before = self._pending.get(delta.index)
         if before is None:
             self._pending[delta.index] = delta
@@ -245,6 +327,30 @@ class _Stream:
             before.error = delta.error
             before.retry_after = delta.retry_after
         self._arrived.set()
+
+    def close(self, index: int) -> None:
+        """This completion has ended."""
+        self._received.pop(index, None)
+
+    def resumption(self) -> Add:
+        """What to tell another engine. Raises OverloadedError when the deadline has passed meanwhile."""
+        waited = time.monotonic() - self._began
+        urgency = self.request.urgency
+        has_tokens = any(self._received.values()) or len(self._received) < self.request.params.n
+        left = {
+            "ttft_deadline": None if has_tokens else urgency.ttft_deadline,
+            "deadline": urgency.deadline,
+        }
+        for name, seconds in left.items():
+            if seconds is not None and seconds <= waited:
+                raise OverloadedError(
+                    f"The {name} of {seconds:g} s passed while the engine was started again.",
+                    retry_after=DEAD_RETRY_SECONDS,
+                )
+        remaining = {name: None if seconds is None else seconds - waited for name, seconds in left.items()}
+        return msgspec.structs.replace(
+            self.request, urgency=Urgency(priority=urgency.priority, **remaining), resume=self._received
+        )
 
     def fail(self, error: PenstockError) -> None:
         """No more will come, for this reason."""

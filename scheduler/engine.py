@@ -7,6 +7,7 @@ results = engine.generate(["how do I list files?"], SamplingParams(temperature=0
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict
 from itertools import zip_longest
@@ -34,7 +35,7 @@ from .outputs import (
 )
 from .sampler import SampledToken
 from .sampling_params import SamplingParams, checked_token_ids
-from .scheduler import ScheduledSequence, Scheduler
+from .scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from .sequence import Sequence, Status
 from .speculation import Guesser, Speculation, Speculator
 from .step_times import StepTimes
@@ -103,6 +104,8 @@ class Engine:
             kernels=describe(model.backend, model.precision, model.fused),
         )
         self.clock = time.monotonic
+        # Told of every step just before it is computed.
+        self.on_schedule: Callable[[SchedulerOutput], None] = lambda output: None
         self._forecast = Forecast(self.scheduler, self.step_times)
         self._live: dict[str, list[Sequence]] = {}
         self._with_deadline: dict[Sequence, None] = {}
@@ -119,17 +122,23 @@ class Engine:
         tenant: str = "default",
         draft_token_ids: list[int] | None = None,
         urgency: Urgency = ORDINARY,
+        resume: dict[int, list[int]] | None = None,
     ) -> None:
         """Queue `params.n` completions of one prompt.
 
         `draft_token_ids`: a completion that the model is likely to give, as that of a similar prompt. Its tokens are
         verified many at a time; the output is the same as without.
 
+        `resume`: only these completions, by index, which another engine began: each goes on behind the output tokens given
+        for it, as it would have gone on there. They were accepted once and are not refused for want of room.
+
         Raises InvalidRequestError, ContextLengthError or OverloadedError before anything is queued; the last also for a
         deadline of `urgency` that cannot be met.
         """
         self._check(request_id, prompt_token_ids, params, draft_token_ids)
-        self._refuse_hopeless(len(prompt_token_ids), params, tenant, urgency)
+        if resume is None:
+            self._refuse_overload(params.n)
+            self._refuse_hopeless(len(prompt_token_ids), params, tenant, urgency)
         room = self.max_model_len - len(prompt_token_ids)
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -153,10 +162,12 @@ class Engine:
                 urgency=urgency,
                 arrived=arrived,
             )
-            for index in range(params.n)
+            for index in (range(params.n) if resume is None else resume)
         ]
         self._live[request_id] = seqs
         for seq in seqs:
+            if resume is not None:
+                seq.token_ids += resume[seq.index]
             self.scheduler.add(seq)
             if seq.first_token_due is not None:
                 self._with_deadline[seq] = None
@@ -180,6 +191,7 @@ class Engine:
         output = self.scheduler.schedule()
         if not output.scheduled:
             return late
+        self.on_schedule(output)
         now = self.clock()
         for item in output.scheduled:
             if item.seq.queue_seconds is None:
@@ -298,8 +310,10 @@ class Engine:
                 f"n is {params.n}, but at most {self.config.max_waiting} sequences may wait; lower n.",
                 param="n",
             )
+
+    def _refuse_overload(self, n: int) -> None:
         waiting = len(self.scheduler.waiting)
-        if waiting + params.n > self.config.max_waiting:
+        if waiting + n > self.config.max_waiting:
             raise OverloadedError(
                 f"{waiting} sequences are waiting, the limit is {self.config.max_waiting}; try again later.",
                 retry_after=QUEUE_FULL_RETRY_SECONDS,

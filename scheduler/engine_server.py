@@ -34,9 +34,11 @@ from .protocol import (
     ToEngine,
     encode,
 )
+from .step_record import SUFFIX, StepRecord
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .scheduler import SchedulerOutput
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class EngineServer:
         self._owner: dict[str, Client] = {}
         self._clients: set[Client] = set()
         self._stopped = False
+        self._record = StepRecord(listener.getsockname())
+        engine.on_schedule = self._on_schedule
 
     def run(self) -> None:
         self._listener.setblocking(False)
@@ -84,6 +88,10 @@ class EngineServer:
             for client in list(self._clients):
                 self._drop(client)
             self._selector.close()
+            self._record.close()
+
+    def _on_schedule(self, output: "SchedulerOutput") -> None:
+        self._record.write(dict.fromkeys(item.seq.request_id for item in output.scheduled))
 
     def _stop(self, _events: int) -> None:
         self._stopped = True
@@ -137,6 +145,7 @@ class EngineServer:
                 tenant=message.tenant,
                 draft_token_ids=message.draft_token_ids,
                 urgency=message.urgency,
+                resume=message.resume,
             )
         except PenstockError as error:
             self._send(client, Refused.of(message.request_id, error))
@@ -241,7 +250,7 @@ def serve_engine(
     try:
         EngineServer(engine, listener, lifeline).run()
     except Exception:
-        log.exception("the engine failed and stops; requests in flight are lost")
+        log.exception("the engine failed and stops; its requests go on in the next one")
         return 1
     return 0
 
@@ -276,6 +285,7 @@ def main() -> int:
         address = Path(listener.getsockname())
         with contextlib.suppress(OSError):
             address.unlink(missing_ok=True)
+            address.with_name(address.name + SUFFIX).unlink(missing_ok=True)
             address.parent.rmdir()
     return status
 

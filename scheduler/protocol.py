@@ -19,12 +19,15 @@ Message = TypeVar("Message")
 
 
 class Add(msgspec.Struct, tag=True, array_like=True):
+    """`resume`: completions that an engine before this one did not finish, with the tokens they have had from it."""
+
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     tenant: str
     draft_token_ids: list[int] | None = None
     urgency: Urgency = ORDINARY
+    resume: dict[int, list[int]] | None = None
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):

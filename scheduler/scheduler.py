@@ -188,7 +188,7 @@ class Scheduler:
         self.block_manager.admit(seq, prefix)
         if not seq.was_admitted:
             seq.was_admitted = True
-            seq.num_cached_tokens = seq.num_computed_tokens
+            seq.num_cached_tokens = min(seq.num_computed_tokens, seq.num_prompt_tokens)
         seq.move_to(Status.RUNNING)
         self.running.append(seq)
 

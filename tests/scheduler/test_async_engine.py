@@ -2,8 +2,6 @@
 
 import asyncio
 import gc
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -235,22 +233,6 @@ async def test_a_reader_that_lags_sees_the_same_stop(engine: AsyncEngine):
         await asyncio.sleep(0.05)
     for view in (tokens_of, lambda chunks: "".join(chunk.text for chunk in chunks)):
         assert view(late) == view(prompt)
-
-
-@on_one_loop
-async def test_kill_9_fails_what_was_in_flight_and_the_engine_comes_back(process: AsyncEngine, expected):
-    engine = process
-    task = asyncio.ensure_future(collect(engine, [5, 6, 7], LONG))
-    await until(lambda: engine.stats.generation_tokens > 5)
-    os.kill(child_pid(engine), signal.SIGKILL)
-    with pytest.raises(EngineDeadError) as caught:
-        await asyncio.wait_for(task, 10)
-    assert caught.value.retry_after > 0
-    assert not engine.healthy
-    with pytest.raises(EngineDeadError):
-        await collect(engine, [5], SHORT)
-    await until(lambda: engine.healthy, 60)
-    assert tokens_of(await collect(engine, [5, 6, 7], SHORT)) == expected([5, 6, 7], SHORT)
 
 
 @on_one_loop
