@@ -53,7 +53,7 @@ def choose(operation: str, case: str, default: Config, device: torch.device | No
     """What was measured for `case` on `device`, else `default`.
 
     `operation` is the module's name ("int8_matmul"), `case` one of those that `tunable.py` lists for it. A file is read at
-    the first launch on its device, or before, by `load`; from then on this is a matter of two dicts.
+    the first launch on its device, or before, by `load`; from then on this is two look-ups in dicts.
     """
     found = _choices.get(device)
     if found is None:

@@ -14,6 +14,7 @@ A row must have the same bits in any batch, so what would change them with the b
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 STAGES = (1, 2, 3, 4, 5, 6, 7, 8)
 # Heads of other sizes are launched as the next larger of these.
@@ -34,12 +35,14 @@ class Tunable:
     because: str = ""
 
 
+@cache
 def by_head(case: str, block_d: int, int8: bool = False) -> str:
     """The name of `case` for heads that are computed `block_d` wide: "decode_128_int8"."""
     size = next((size for size in HEAD_SIZES if size >= block_d), HEAD_SIZES[-1])
     return f"{case}_{size}{'_int8' if int8 else ''}"
 
 
+@cache
 def by_row(block: int, pieces: int) -> str:
     """The name of the case of rows that are computed in `pieces` of `block` values."""
     if pieces > 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.kernels.dispatch import choose_backend, describe
 from penstock.kernels.gpu import ahead_of_time, config
 from penstock.kernels.gpu.ahead_of_time import compile_all, kernel_modules
 from penstock.kernels.gpu.config import Config, as_json, check, choose, path_of, read_tuned, tuned_files
@@ -149,6 +150,21 @@ def test_a_file_that_is_no_json_or_no_object_is_refused(folder):
     written(folder, {}).write_text("{")
     with pytest.raises(ValueError, match="it is no JSON"):
         config.load(HERE)
+
+
+def test_an_engine_says_what_serves_and_refuses_such_a_file_when_it_loads(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Some GPU-80GB")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert "Some GPU-80GB (default configurations)" in describe(choose_backend("cuda"), "w8a8", {})
+    written(folder, {"int8_matmul": {"decode_16": entry()}})
+    config._choices.pop(HERE)
+    assert "Some GPU-80GB (measured configurations)" in describe(choose_backend("cuda"), "w8a8", {})
+    written(folder, {"int8_matmul": {"decode_8": entry()}})
+    config._choices.pop(HERE)
+    with pytest.raises(ValueError, match=r"Some_GPU_80GB.json: int8_matmul has 'decode_8'"):
+        choose_backend("cuda")
 
 
 class Asked(dict[tuple[str, str], Config]):
