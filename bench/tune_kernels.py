@@ -80,9 +80,16 @@ class Tuner:
     def run(self, only: list[str]) -> int:
         from tuning_candidates import written
 
+        listed = written()
+        for name in only:
+            if not any(" ".join(key).startswith(name) for key in listed):
+                operations = ", ".join(dict.fromkeys(operation for operation, _ in listed))
+                raise SystemExit(
+                    f"--only {name!r} is no operation, and no case of one; there are {operations}."
+                )
         self.resume()
         failed = 0
-        for (operation, case), candidates in written().items():
+        for (operation, case), candidates in listed.items():
             asked = any(f"{operation} {case}".startswith(name) for name in only)
             if not asked or case in self.report["configurations"].get(operation, {}):
                 continue

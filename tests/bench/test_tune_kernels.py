@@ -105,6 +105,12 @@ def test_every_case_has_candidates_and_all_are_allowed():
             check(Path("candidates"), f"{operation} {case}", config, TUNABLE[operation][case])
 
 
+def test_a_name_that_is_no_case_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--only 'int8_matmul decode_8' is no operation, and no case of one"):
+        Tuner(True, tmp_path, float("inf")).run(["rms_norm", "int8_matmul decode_8"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_tiny_numbers_never_get_to_the_engine():
     command = [sys.executable, ROOT / "bench" / "tune_kernels.py", "--tiny"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
