@@ -375,7 +375,14 @@ def sample_case(rows: int, vocab_size: int, device: object) -> Case:
 
 
 def attention_case(
-    batch: int, queries: int, context: int, int8: bool, device: object, dtype: object, tiny: bool
+    batch: int,
+    queries: int,
+    context: int,
+    int8: bool,
+    device: object,
+    dtype: object,
+    tiny: bool,
+    dim: int | None = None,
 ) -> Case:
     """`queries` 1: a decode of `batch` sequences; else a whole prompt."""
     import torch
@@ -385,7 +392,7 @@ def attention_case(
     from penstock.kernels.gpu.store_kv import store_kv
     from penstock.kernels.span import Span
 
-    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    heads, kv_heads, dim = (4, 2, dim or 64) if tiny else (32, 8, dim or 128)
     pages_each = math.ceil(context / 64)
     num_pages = batch * pages_each + 1
     width = 1 if int8 else torch.empty(0, dtype=dtype).element_size()
@@ -440,8 +447,17 @@ def attention_case(
     return Case(name, run, error, baselines, kv_bytes, 4 * batch * heads * dim * pairs, copies)
 
 
-def sparse_case(batch: int, context: int, formula: str, device: object, dtype: object, tiny: bool) -> Case:
-    """A decode over INT8 pages that keeps 95 % of the attention, of which a few keys have most; against our dense one."""
+def sparse_case(
+    batch: int,
+    context: int,
+    formula: str,
+    device: object,
+    dtype: object,
+    tiny: bool,
+    dim: int | None = None,
+    int8: bool = True,
+) -> Case:
+    """A decode over pages that keeps 95 % of the attention, of which a few keys have most; against our dense one."""
     import torch
 
     from penstock.kernels.gpu.paged_attention import paged_attention
@@ -450,12 +466,12 @@ def sparse_case(batch: int, context: int, formula: str, device: object, dtype: o
     from penstock.kernels.gpu.store_kv import store_kv
     from penstock.kernels.span import Span
 
-    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    heads, kv_heads, dim = (4, 2, dim or 64) if tiny else (32, 8, dim or 128)
     pages_each = math.ceil(context / 64)
     num_pages = batch * pages_each + 1
     order = (torch.randperm(num_pages - 1) + 1).view(batch, pages_each).tolist()
-    pages = torch.empty(num_pages, kv_heads, 2, 64, dim, dtype=torch.int8, device=device)
-    scales = torch.empty(pages.shape[:-1], device=device)
+    pages = torch.empty(num_pages, kv_heads, 2, 64, dim, dtype=torch.int8 if int8 else dtype, device=device)
+    scales = torch.empty(pages.shape[:-1], device=device) if int8 else None
     code = {"keys": KEYS, "min_max": MIN_MAX, "mean_std": MEAN_STD}[formula]
     summaries = None
     if code != KEYS:
@@ -478,7 +494,9 @@ def sparse_case(batch: int, context: int, formula: str, device: object, dtype: o
     def error() -> float:
         """Against attention over what it selected: how much that should be is a matter of accuracy, not of the kernel."""
         chosen = sparse_attention(query, pages, scales, summaries, sparse, out, scaling=scaling, formula=code)
-        flat = pages[order[0]].double() * scales[order[0]].double()[..., None]
+        flat = pages[order[0]].double()
+        if scales is not None:
+            flat = flat * scales[order[0]].double()[..., None]
         own = flat.permute(2, 1, 0, 3, 4).flatten(2, 3)[:, :, :context]
         mask = torch.full((kv_heads, pages_each * 4), -math.inf, dtype=torch.float64, device=query.device)
         for head, length in enumerate(chosen.lengths[0].tolist()):
@@ -490,10 +508,9 @@ def sparse_case(batch: int, context: int, formula: str, device: object, dtype: o
 
     baselines: dict[str, Callable[[int], object]] = {}
     if query.is_cuda:
-        baselines["our dense INT8"] = lambda index: paged_attention(
-            query, pages, scales, dense, scaling=scaling
-        )
-    scanned = batch * context * kv_heads * dim * (1.0 if code == KEYS else 0.25)
+        baselines["our dense"] = lambda index: paged_attention(query, pages, scales, dense, scaling=scaling)
+    width = pages.element_size() if code == KEYS else 0.25  # bf16 summaries, an eighth of the tokens
+    scanned = batch * context * kv_heads * dim * width
     return Case(f"sparse_attention {formula} {batch}x{context}", run, error, baselines, int(scanned), 0, 1)
 
 
@@ -520,6 +537,7 @@ def measure(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
 def seconds(run: Callable[[int], object], copies: int) -> float:
     """Median of a launch as a CUDA graph replays it: without the cost of Python, over rotating inputs."""
     import torch
+    from triton.testing import do_bench
 
     for index in range(copies):
         run(index)
@@ -528,15 +546,7 @@ def seconds(run: Callable[[int], object], copies: int) -> float:
     with torch.cuda.graph(graph):
         for index in range(copies):
             run(index)
-    times = []
-    for _ in range(20):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) * 1e-3 / copies)
-    return sorted(times)[len(times) // 2]
+    return do_bench(graph.replay, return_mode="median") * 1e-3 / copies
 
 
 def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cpu.sample import sample as on_cpu
 from .draw import Draw
+from .gpu.config import load as load_configurations
 
 # Ampere: the first generation with asynchronous copies and bf16, which every kernel relies on.
 LOWEST_CAPABILITY = (8, 0)
@@ -54,7 +55,7 @@ class QuantizedWeight(Protocol):
 def choose_backend(device: str) -> Backend:
     """`device`: "cpu"; "cuda"; "auto": CUDA where there is one; "interpreter": the Triton kernels run as Python, for tests.
 
-    Raises ValueError naming what is missing and the remedy.
+    Raises ValueError naming what is missing, or what is wrong in the file of measured configurations, and the remedy.
     """
     if device == INTERPRETER:
         return _interpreter()
@@ -71,7 +72,9 @@ def choose_backend(device: str) -> Backend:
             f"{name} has compute capability {version}; Penstock's kernels need 8.0 or later. Use device = 'cpu'."
         )
     _require_triton()
-    return Backend("triton", torch.device("cuda", torch.cuda.current_device()))
+    backend = Backend("triton", torch.device("cuda", torch.cuda.current_device()))
+    load_configurations(backend.device)
+    return backend
 
 
 def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
@@ -98,7 +101,10 @@ def describe(backend: Backend, precision: str, fused: Mapping[str, int]) -> str:
         return f"CPU kernels: attention paged_attention, {linears}"
     import triton
 
-    where = "the interpreter" if backend.is_interpreted else torch.cuda.get_device_name(backend.device)
+    where = "the interpreter"
+    if not backend.is_interpreted:
+        tuned = "measured" if load_configurations(backend.device) else "default"
+        where = f"{torch.cuda.get_device_name(backend.device)} ({tuned} configurations)"
     parts = "".join(f", {count} {kernel}" for kernel, count in fused.items())
     return f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {linears}{parts}"
 

@@ -1,1 +1,1 @@
-"""Triton kernels and their launchers, one operation per file. Importing any of them imports Triton."""
+"""Triton kernels and their launchers, one operation per file. Importing one of those imports Triton."""

@@ -1,5 +1,7 @@
 """Compiles every kernel as it will be launched, for chips that are not here, and reads what the compiler made of it.
 
+That is with the defaults for every chip, and with what was measured on a GPU (`kernels/tuned/`) for that GPU's.
+
     python -m penstock.kernels.gpu.ahead_of_time            compile all, complain about what is wrong
     python -m penstock.kernels.gpu.ahead_of_time --table    print kernels/RESOURCES.md
 
@@ -14,15 +16,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from .config import CHIPS, Config, as_json, read_tuned, tuned_files, use
 from .variant import Variant
 
-ARCHITECTURES = ("sm_90", "sm_80", "gfx942")
+ARCHITECTURES = CHIPS
 # Shared memory a block may use. Triton objects to too much of it only at launch.
 SHARED_LIMIT = {"sm_90": 232_448, "sm_80": 166_912, "gfx942": 65_536}
 REGISTERS = 65_536
@@ -64,12 +68,39 @@ def kernel_modules() -> list[str]:
 
 
 def compile_all(modules: Iterable[str] | None = None) -> list[tuple[Resources, list[str]]]:
-    """Every variant of `modules` (default: all) on every architecture, with what is wrong with it."""
+    """Every variant of `modules` (default: all), with what is wrong with it: on every architecture with the defaults, and
+    with each tuned file on its chip, by a name that ends with the file's."""
     names = kernel_modules() if modules is None else list(modules)
-    jobs = [(name, arch) for name in names for arch in ARCHITECTURES]
+    jobs: list[tuple[str, str, Mapping[str, Config], str]] = [
+        (name, arch, {}, "") for name in names for arch in ARCHITECTURES
+    ]
+    for file in tuned_files():
+        tuned = read_tuned(file)
+        for name in names:
+            cases = {case: config for (module, case), config in tuned.choices.items() if module == name}
+            if cases:
+                jobs.append((name, tuned.chip, cases, f" ({file.stem})"))
     with ThreadPoolExecutor(PROCESSES) as pool:
-        found = list(pool.map(lambda job: _in_process(*job), jobs))
-    return [pair for results in found for pair in results]
+        found = list(pool.map(lambda job: compile_rounds(job[0], job[1], [job[2]])[0], jobs))
+    return [
+        (replace(resources, name=resources.name + job[3]), wrong)
+        for job, results in zip(jobs, found, strict=True)
+        for resources, wrong in results
+    ]
+
+
+def compile_rounds(
+    module: str, arch: str, rounds: Sequence[Mapping[str, Config]]
+) -> list[list[tuple[Resources, list[str]]]]:
+    """The variants of one module and architecture, once for each of `rounds`, with what is wrong with them.
+
+    A round says how cases are launched, and only their variants are compiled; an empty one means all, with the defaults. A
+    process goes through the rounds; if it crashes, that is the fault of the variant it began last, and another one goes on.
+    """
+    found: list[list[tuple[Resources, list[str]]]] = []
+    while len(found) < len(rounds):
+        found += _in_process(module, arch, rounds[len(found) :])
+    return found
 
 
 def complaints(variant: Variant, found: Resources) -> list[str]:
@@ -98,8 +129,10 @@ def _wanted_mma(variant: Variant, arch: str) -> str:
     return (r"wgmma\S*" if wide else r"mma\.sync\S*") + rf"\.{variant.mma}\.{variant.mma}"
 
 
-def _in_process(module: str, arch: str) -> list[tuple[Resources, list[str]]]:
-    """All variants of one module and architecture, in a fresh process; a crash is the fault of the variant it began last."""
+def _in_process(
+    module: str, arch: str, rounds: Sequence[Mapping[str, Config]] = ({},)
+) -> list[list[tuple[Resources, list[str]]]]:
+    """As `compile_rounds`, in one fresh process: up to the round in which it crashed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [
         sys.executable,
@@ -110,27 +143,39 @@ def _in_process(module: str, arch: str) -> list[tuple[Resources, list[str]]]:
         f"{MODULES_OF}.{module}",
         arch,
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    begun, results = "", []
+    asked = json.dumps([{case: as_json(config) for case, config in cases.items()} for cases in rounds])
+    done = subprocess.run(command, env=environment, input=asked, capture_output=True, text=True, check=False)
+    begun = ""
+    results: list[list[tuple[Resources, list[str]]]] = []
     for line in done.stdout.splitlines():
         said = json.loads(line)
-        if "begins" in said:
+        if "round" in said:
+            results.append([])
+        elif "begins" in said:
             begun = said["begins"]
         else:
-            results.append((Resources(**said["resources"]), said["complaints"]))
+            results[-1].append((Resources(**said["resources"]), said["complaints"]))
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         crash = f"the compiler ended with {done.returncode}: {reason}"
-        results.append((Resources(begun or module, arch, 0, error=crash), [crash]))
+        results = results or [[]]
+        results[-1].append((Resources(begun or module, arch, 0, error=crash), [crash]))
     return results
 
 
-def _work(module: str, arch: str) -> None:
-    for variant in import_module(module).variants(arch):
-        print(json.dumps({"begins": variant.name}), flush=True)
-        found = compile_one(variant, arch)
-        said = {"resources": asdict(found), "complaints": complaints(variant, found)}
-        print(json.dumps(said), flush=True)
+def _work(module: str, arch: str, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    operation = module.rpartition(".")[2]
+    for number, said in enumerate(rounds):
+        print(json.dumps({"round": number}), flush=True)
+        cases = {case: Config(**config) for case, config in said.items()}
+        use({(operation, case): config for case, config in cases.items()}, None)
+        for variant in import_module(module).variants(arch):
+            if cases and variant.case not in cases:
+                continue
+            print(json.dumps({"begins": variant.name}), flush=True)
+            found = compile_one(variant, arch)
+            wrong = complaints(variant, found)
+            print(json.dumps({"resources": asdict(found), "complaints": wrong}), flush=True)
 
 
 def compile_one(variant: Variant, arch: str) -> Resources:
@@ -273,7 +318,8 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="default: all")
     arguments = parser.parse_args()
     if arguments.worker:
-        _work(*arguments.worker)
+        module, arch = arguments.worker
+        _work(module, arch, json.load(sys.stdin))
         return 0
     results = compile_all(arguments.modules or None)
     if arguments.table:

@@ -114,7 +114,7 @@ def int8_matmul(
     tensors = (quantized, act_scale, weight, weight_scale, bias, residual, out)
     sizes = (m, n, k, quantized.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0))
     if m > DECODE_ROWS:
-        config = choose("int8_matmul", "prefill", PREFILL[arch_of(quantized.device)])
+        config = choose("int8_matmul", "prefill", PREFILL[arch_of(quantized.device)], quantized.device)
         blocks = triton.cdiv(m, config.tiles["BLOCK_M"]) * triton.cdiv(n, config.tiles["BLOCK_N"])
         _prefill_kernel[(blocks,)](
             *tensors,
@@ -127,7 +127,7 @@ def int8_matmul(
         )
         return out
     rows = 16 if m <= 16 else 32 if m <= 32 else 64
-    config = choose("int8_matmul", f"decode_{rows}", DECODE[rows])
+    config = choose("int8_matmul", f"decode_{rows}", DECODE[rows], quantized.device)
     tiles = triton.cdiv(n, config.tiles["BLOCK_N"])
     splits = split_k(tiles, triton.cdiv(k, config.tiles["BLOCK_K"]))
     sums, arrived = _workspace(quantized.device, tiles * rows * config.tiles["BLOCK_N"], tiles)
@@ -321,10 +321,12 @@ def variants(arch: str) -> Iterator[Variant]:
     }
     sizes = dict.fromkeys(("M", "N", "K", "stride_quantized", "stride_weight", "stride_residual"), "i32")
 
-    def variant(case: str, kernel: Any, config: Config, extra: dict[str, str], **constexprs: Any) -> Variant:
+    def variant(
+        name: str, case: str, kernel: Any, config: Config, extra: dict[str, str], **constexprs: Any
+    ) -> Variant:
         tile = "x".join(str(config.tiles[f"BLOCK_{axis}"]) for axis in "MNK")
         return Variant(
-            f"int8_matmul {case} {tile}",
+            f"int8_matmul {name} {tile}",
             kernel,
             {**tensors, **extra, **sizes},
             {**config.tiles, **constexprs},
@@ -333,13 +335,15 @@ def variants(arch: str) -> Iterator[Variant]:
             mma="s8",
             fp_fusion=False,
             unaligned=frozenset({"M"}),
+            case=case,
         )
 
     for even in (True, False):
         ragged = "" if even else " ragged K"
-        config = choose("int8_matmul", "prefill", PREFILL[arch])
-        yield variant(f"prefill{ragged}", _prefill_kernel, config, {}, EVEN_K=even)
+        config = choose("int8_matmul", "prefill", PREFILL[arch], None)
+        yield variant(f"prefill{ragged}", "prefill", _prefill_kernel, config, {}, EVEN_K=even)
         for rows, default in DECODE.items():
-            config = choose("int8_matmul", f"decode_{rows}", default)
+            case = f"decode_{rows}"
+            config = choose("int8_matmul", case, default, None)
             workspace = {"sums": "*i32", "arrived": "*i32"}
-            yield variant(f"decode{ragged}", _decode_kernel, config, workspace, EVEN_K=even, SPLITS=4)
+            yield variant(f"decode{ragged}", case, _decode_kernel, config, workspace, EVEN_K=even, SPLITS=4)

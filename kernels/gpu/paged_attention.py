@@ -11,7 +11,6 @@ INT8 pages are multiplied as they are: the scale of a key goes to its scores, th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from ..span import PAGE_SIZE
 from .arguments import FLOATS, require
-from .config import Config, choose
+from .config import Config, arch_of, choose
 from .paged_batch import PagedBatch
+from .tunable import HEAD_SIZES, by_head
 from .variant import Variant
 
 LOG2E = 1.4426950408889634
@@ -57,6 +57,7 @@ DECODE = {
     (256, False): Config({"BLOCK_N": 32}, num_warps=4, num_stages=3),
     (256, True): Config({"BLOCK_N": 32}, num_warps=4, num_stages=3),
 }
+COMBINE = Config({}, num_warps=4, num_stages=1)
 
 
 @dataclass(slots=True)
@@ -142,7 +143,7 @@ def _decode(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -
     workspace: tuple[Tensor, ...] | tuple[None, None, None] = (None, None, None)
     if splits > 1:
         workspace = new_parts(batch.num_decodes, num_heads, splits, head_dim, query.device)
-    config = decode_config(shape["BLOCK_D"], common[2] is not None)
+    config = decode_config(shape["BLOCK_D"], common[2] is not None, query.device)
     num_kv_heads = strides[3]
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         *common,
@@ -187,6 +188,7 @@ def combine(
     """
     assert workspace[0] is not None
     rows, num_heads, splits, head_dim = workspace[0].shape
+    config = choose("paged_attention", "combine", COMBINE, out.device)
     _combine_kernel[(rows, num_heads)](
         *workspace,
         sinks,
@@ -199,12 +201,13 @@ def combine(
         heads_per_length,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         SPLIT_KEYS=SPLIT,
-        num_warps=4,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
 
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
-    config = _config(PREFILL[_arch(query.device)], "prefill", shape["BLOCK_D"], common[2] is not None)
+    config = _prefill_config(shape["BLOCK_D"], common[2] is not None, arch_of(query.device), query.device)
     tokens = tokens_per_tile(config, shape["GROUP"])
     tiles = triton.cdiv(batch.max_query_len, tokens)
     rows = max(config.tiles["BLOCK_M"], triton.next_power_of_2(shape["GROUP"]))
@@ -226,21 +229,23 @@ def tokens_per_tile(config: Config, group: int) -> int:
     return max(1, config.tiles["BLOCK_M"] // group)
 
 
-def decode_config(block_d: int, int8: bool) -> Config:
+def decode_config(block_d: int, int8: bool, device: torch.device | None) -> Config:
     """How a decode over pages of this kind is launched."""
-    return _config(DECODE, "decode", block_d, int8)
+    case = by_head("decode", block_d, int8)
+    return choose("paged_attention", case, default_decode(block_d, int8), device)
 
 
-def _config(table: dict[tuple[int, bool], Config], case: str, block_d: int, int8: bool) -> Config:
-    size = next((size for size in (64, 128) if size >= block_d), 256)
-    return choose("paged_attention", f"{case}_{size}{'_int8' if int8 else ''}", table[size, int8])
+def default_decode(block_d: int, int8: bool) -> Config:
+    return DECODE[_size(block_d), int8]
 
 
-@cache
-def _arch(device: torch.device) -> str:
-    return (
-        "sm_90" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"
-    )
+def _prefill_config(block_d: int, int8: bool, arch: str, device: torch.device | None) -> Config:
+    default = PREFILL["sm_90" if arch == "sm_90" else "sm_80"][_size(block_d), int8]
+    return choose("paged_attention", by_head("prefill", block_d, int8), default, device)
+
+
+def _size(block_d: int) -> int:
+    return next((size for size in HEAD_SIZES if size >= block_d), HEAD_SIZES[-1])
 
 
 @triton.jit
@@ -645,13 +650,13 @@ def variants(arch: str) -> Iterator[Variant]:
     unaligned = frozenset(
         {"num_kv_heads", "window", "stride_table", "num_decodes", "splits", "heads_per_length"}
     )
-    for block_d in (64, 128, 256):
+    for block_d in HEAD_SIZES:
         for kind in ("bf16", "i8"):
             pools = {"pages": f"*{kind}", **({"scales": "*fp32"} if kind == "i8" else {})}
             absent = {"sinks": None, "lse": None, **({} if kind == "i8" else {"scales": None})}
             shape = {"GROUP": 4, "BLOCK_D": block_d, "PAGE": PAGE_SIZE, "SOFTCAP": False, "WINDOWED": False}
             shape["EVEN_D"] = True
-            config = decode_config(block_d, kind == "i8")
+            config = decode_config(block_d, kind == "i8", None)
             workspace = {"parts": "*fp32", "highests": "*fp32", "totals": "*fp32"}
             yield Variant(
                 f"paged_attention decode {kind} D={block_d} 16x{config.tiles['BLOCK_N']}",
@@ -669,10 +674,9 @@ def variants(arch: str) -> Iterator[Variant]:
                 config.num_stages,
                 mma="bf16",
                 unaligned=unaligned,
+                case=by_head("decode", block_d, kind == "i8"),
             )
-            config = _config(
-                PREFILL["sm_90" if arch == "sm_90" else "sm_80"], "prefill", block_d, kind == "i8"
-            )
+            config = _prefill_config(block_d, kind == "i8", arch, None)
             tile = f"{config.tiles['BLOCK_M']}x{config.tiles['BLOCK_N']}"
             yield Variant(
                 f"paged_attention prefill {kind} D={block_d} {tile}",
@@ -683,7 +687,9 @@ def variants(arch: str) -> Iterator[Variant]:
                 config.num_stages,
                 mma="bf16",
                 unaligned=unaligned,
+                case=by_head("prefill", block_d, kind == "i8"),
             )
+    config = choose("paged_attention", "combine", COMBINE, None)
     yield Variant(
         "paged_attention combine D=128",
         _combine_kernel,
@@ -699,8 +705,9 @@ def variants(arch: str) -> Iterator[Variant]:
             "heads_per_length": "i32",
         },
         {"sinks": None, "lse": None, "BLOCK_D": 128, "SPLIT_KEYS": SPLIT},
-        num_warps=4,
-        num_stages=1,
+        config.num_warps,
+        config.num_stages,
         unaligned=unaligned,
         wide_loads=False,
+        case="combine",
     )

@@ -14,10 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import FLOATS, require
+from .config import Config, choose
+from .tunable import by_row
 from .variant import Variant
 
 # Wider rows are read in pieces, twice: the second time from cache.
 MAX_BLOCK = 8192
+# Pieces and blocks of one variant for each case.
+ROWS_COMPILED = ((1, 1024), (1, 2048), (1, 4096), (1, MAX_BLOCK), (3, MAX_BLOCK))
 
 
 def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
@@ -30,6 +34,8 @@ def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
     if not quantized.numel():
         return quantized, scale.fill_(1e-12 / 127)
     block = min(triton.next_power_of_2(width), MAX_BLOCK)
+    pieces = triton.cdiv(width, block)
+    config = row_config("quantize_activation", block, pieces, x.device)
     _quantize_kernel[(m,)](
         x,
         quantized,
@@ -37,17 +43,22 @@ def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
         k,
         width,
         x.stride(0),
-        PIECES=triton.cdiv(width, block),
+        PIECES=pieces,
         BLOCK=block,
-        num_warps=warps_for(block),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
         enable_fp_fusion=False,
     )
     return quantized, scale
 
 
-def warps_for(block: int) -> int:
-    """Sixteen values a thread: two 128-bit loads of half precision."""
-    return max(1, min(16, block // (32 * 16)))
+def row_config(operation: str, block: int, pieces: int, device: torch.device | None) -> Config:
+    """How rows of `pieces` of `block` values are launched, a program each; also those that other operations quantize.
+
+    By default sixteen values a thread: two 128-bit loads of half precision.
+    """
+    default = Config({}, num_warps=max(1, min(16, block // (32 * 16))), num_stages=1)
+    return choose(operation, by_row(block, pieces), default, device)
 
 
 @triton.jit
@@ -88,7 +99,8 @@ def _quantize_kernel(x, quantized, scale, K, width, stride_x, PIECES: tl.constex
 
 
 def variants(arch: str) -> Iterator[Variant]:
-    for pieces, block in ((1, 4096), (1, MAX_BLOCK), (3, MAX_BLOCK)):
+    for pieces, block in ROWS_COMPILED:
+        config = row_config("quantize_activation", block, pieces, None)
         yield Variant(
             f"quantize_activation {pieces}x{block}",
             _quantize_kernel,
@@ -101,7 +113,8 @@ def variants(arch: str) -> Iterator[Variant]:
                 "stride_x": "i32",
             },
             {"PIECES": pieces, "BLOCK": block},
-            num_warps=warps_for(block),
-            num_stages=1,
+            config.num_warps,
+            config.num_stages,
             fp_fusion=False,
+            case=by_row(block, pieces),
         )

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import FLOATS, require
-from .quantize_activation import scale_of, to_int8, warps_for
+from .quantize_activation import ROWS_COMPILED, row_config, scale_of, to_int8
+from .tunable import by_row
 from .variant import Variant
 
 # Wider rows are read in pieces, from cache after the first time.
@@ -46,6 +47,8 @@ def rms_norm(
         scale = torch.empty(m, 1, device=x.device)
     if y.numel():
         block = min(triton.next_power_of_2(width), MAX_BLOCK)
+        pieces = triton.cdiv(width, block)
+        config = row_config("rms_norm", block, pieces, x.device)
         _rms_norm_kernel[(m,)](
             x,
             weight,
@@ -58,9 +61,10 @@ def rms_norm(
             eps,
             offset,
             ROUNDS_TWICE=rounds_twice,
-            PIECES=triton.cdiv(width, block),
+            PIECES=pieces,
             BLOCK=block,
-            num_warps=warps_for(block),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
     return y, quantized, scale
@@ -138,13 +142,15 @@ def variants(arch: str) -> Iterator[Variant]:
     for quantizes in (False, True):
         more = {"quantized": "*i8", "scale": "*fp32"} if quantizes else {}
         missing = {} if quantizes else {"quantized": None, "scale": None}
-        for pieces, block in ((1, 4096), (1, MAX_BLOCK), (2, MAX_BLOCK)):
+        for pieces, block in ROWS_COMPILED:
+            config = row_config("rms_norm", block, pieces, None)
             yield Variant(
                 f"rms_norm{' quantizing' if quantizes else ''} {pieces}x{block}",
                 _rms_norm_kernel,
                 {**tensors, **more, **sizes},
                 {**missing, "ROUNDS_TWICE": True, "PIECES": pieces, "BLOCK": block},
-                num_warps=warps_for(block),
-                num_stages=1,
+                config.num_warps,
+                config.num_stages,
                 fp_fusion=False,
+                case=by_row(block, pieces),
             )

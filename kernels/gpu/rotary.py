@@ -14,7 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import FLOATS, require
+from .config import Config, choose
 from .variant import Variant
+
+HEADS = Config({}, num_warps=1, num_stages=1)
 
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +37,7 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
         for heads in (num_heads, num_kv_heads)
     ]
     if num_tokens:
+        config = choose("rotary", "heads", HEADS, query.device)
         _rotary_kernel[(num_tokens, num_heads + num_kv_heads)](
             query,
             key,
@@ -50,7 +54,8 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
             HEAD_DIM=head_dim,
             BLOCK_HALF=triton.next_power_of_2(max(1, width // 2)),
             BLOCK_REST=triton.next_power_of_2(head_dim - width) if head_dim > width else 0,
-            num_warps=1,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
     return outs[0], outs[1]
@@ -115,14 +120,16 @@ def variants(arch: str) -> Iterator[Variant]:
     sizes = {**{f"stride_{name}": "i32" for name in strides}, "num_heads": "i32", "num_kv_heads": "i32"}
     for half, head_dim in ((64, 128), (32, 128)):
         rest = head_dim - 2 * half
+        config = choose("rotary", "heads", HEADS, None)
         yield Variant(
             f"rotary {2 * half} of {head_dim}",
             _rotary_kernel,
             {**tensors, **sizes},
             {"HALF": half, "HEAD_DIM": head_dim, "BLOCK_HALF": half, "BLOCK_REST": rest},
-            num_warps=1,
-            num_stages=1,
+            config.num_warps,
+            config.num_stages,
             fp_fusion=False,
             unaligned=frozenset({"num_heads", "num_kv_heads"}),
             wide_loads=False,  # a head is 256 bytes: 8 a thread
+            case="heads",
         )

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..draw import GOLDEN, MIX_1, MIX_2, Draw, noise_key
 from .arguments import require
+from .config import Config, choose
 from .variant import Variant
 
-BLOCK = 4096
+DRAW = Config({"BLOCK": 4096}, num_warps=16, num_stages=1)
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,8 @@ def draw_rows(logits: Tensor, floats: Tensor, whole: Tensor) -> tuple[Tensor, Te
     token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
     best = torch.empty(rows, device=logits.device)
     if rows:
-        block = min(BLOCK, triton.next_power_of_2(vocab_size))
+        config = choose("sample", "draw", DRAW, logits.device)
+        block = min(config.tiles["BLOCK"], triton.next_power_of_2(vocab_size))
         _sample_kernel[(rows,)](
             logits,
             floats,
@@ -55,7 +57,8 @@ def draw_rows(logits: Tensor, floats: Tensor, whole: Tensor) -> tuple[Tensor, Te
             FIRST_MIX=MIX_1,
             SECOND_MIX=MIX_2,
             BLOCK=block,
-            num_warps=max(1, min(16, block // 256)),
+            num_warps=max(1, min(config.num_warps, block // 256)),
+            num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
     return token_ids, best
@@ -210,8 +213,9 @@ def _mass_at(logits, vocab_size, temperature, top, threshold, most, BLOCK: tl.co
 
 
 def variants(arch: str) -> Iterator[Variant]:
+    config = choose("sample", "draw", DRAW, None)
     yield Variant(
-        f"sample {BLOCK}",
+        f"sample {config.tiles['BLOCK']}",
         _sample_kernel,
         {
             "logits": "*fp32",
@@ -222,10 +226,11 @@ def variants(arch: str) -> Iterator[Variant]:
             "vocab_size": "i32",
             "stride_logits": "i32",
         },
-        {"GOLDEN_RATIO": GOLDEN, "FIRST_MIX": MIX_1, "SECOND_MIX": MIX_2, "BLOCK": BLOCK},
-        num_warps=16,
-        num_stages=1,
+        {"GOLDEN_RATIO": GOLDEN, "FIRST_MIX": MIX_1, "SECOND_MIX": MIX_2, **config.tiles},
+        config.num_warps,
+        config.num_stages,
         fp_fusion=False,
         unaligned=frozenset({"vocab_size", "stride_logits"}),
         wide_loads=False,  # rows of a vocabulary of any size begin anywhere
+        case="draw",
     )

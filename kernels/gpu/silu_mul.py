@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import FLOATS, require
-from .quantize_activation import scale_of, to_int8, warps_for
+from .quantize_activation import ROWS_COMPILED, row_config, scale_of, to_int8
+from .tunable import by_row
 from .variant import Variant
 
 # Wider rows are computed in pieces, and read again from cache to be quantized.
@@ -39,6 +40,8 @@ def silu_mul(
         scale = torch.empty(m, 1, device=gate.device)
     if y.numel():
         block = min(triton.next_power_of_2(width), MAX_BLOCK)
+        pieces = triton.cdiv(width, block)
+        config = row_config("silu_mul", block, pieces, gate.device)
         _silu_mul_kernel[(m,)](
             gate,
             up,
@@ -49,9 +52,10 @@ def silu_mul(
             width,
             gate.stride(0),
             up.stride(0),
-            PIECES=triton.cdiv(width, block),
+            PIECES=pieces,
             BLOCK=block,
-            num_warps=warps_for(block),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
     return y, quantized, scale
@@ -118,13 +122,15 @@ def variants(arch: str) -> Iterator[Variant]:
     for quantizes in (False, True):
         more = {"quantized": "*i8", "scale": "*fp32"} if quantizes else {}
         missing = {} if quantizes else {"quantized": None, "scale": None}
-        for pieces, block in ((1, MAX_BLOCK), (2, MAX_BLOCK)):
+        for pieces, block in ROWS_COMPILED:
+            config = row_config("silu_mul", block, pieces, None)
             yield Variant(
                 f"silu_mul{' quantizing' if quantizes else ''} {pieces}x{block}",
                 _silu_mul_kernel,
                 {**tensors, **more, **sizes},
                 {**missing, "PIECES": pieces, "BLOCK": block},
-                num_warps=warps_for(block),
-                num_stages=1,
+                config.num_warps,
+                config.num_stages,
                 fp_fusion=False,
+                case=by_row(block, pieces),
             )

@@ -20,26 +20,26 @@ from torch import Tensor
 
 from ..span import PAGE_SIZE
 from .arguments import FLOATS, require
-from .config import Config
+from .config import Config, choose
 from .paged_attention import (
     LEAST_ROWS,
     LOG2E,
     SPLIT,
     combine,
-    decode_config,
+    default_decode,
     new_parts,
     step,
 )
 from .paged_batch import GRANULE, GRANULES_PER_PAGE, PagedBatch
+from .tunable import HEAD_SIZES, by_head
 from .variant import Variant
 
 RECENT_TOKENS = 128
 KEYS, MIN_MAX, MEAN_STD = -1, 0, 1
 """What the mass is estimated from; the last two as `store_kv` writes summaries."""
-# Granules that a program scores, and that it goes through at a time to choose.
-SCORED_GRANULES = 32
-CHOSEN_AT_A_TIME = 1024
-SCORE = Config({"BLOCK_G": 16}, num_warps=4, num_stages=2)
+# BLOCK_G: granules that a program scores, or chooses from, at a time; GRANULES: that it scores.
+SCORE = Config({"BLOCK_G": 16, "GRANULES": 32}, num_warps=4, num_stages=2)
+SELECT = Config({"BLOCK_G": 1024}, num_warps=8, num_stages=1)
 SUMS = 4
 """Of the telemetry, [4] int64: heads decided, tokens kept, tokens of context, and millionths of the least mass kept."""
 
@@ -117,7 +117,8 @@ def select_granules(
     masses = torch.empty(rows, num_heads, most, device=query.device)
     group = num_heads // num_kv_heads
     block_d = max(16, triton.next_power_of_2(head_dim))
-    _score_kernel[(rows, num_kv_heads, triton.cdiv(most, SCORED_GRANULES))](
+    config = _score_config(formula, block_d, scales is not None, query.device)
+    _score_kernel[(rows, num_kv_heads, triton.cdiv(most, config.tiles["GRANULES"]))](
         query,
         pages,
         scales,
@@ -140,13 +141,13 @@ def select_granules(
         TOKENS=GRANULE,
         FORMULA=formula,
         SOFTCAP=softcap is not None,
-        GRANULES=SCORED_GRANULES,
-        **SCORE.tiles,
-        num_warps=SCORE.num_warps,
-        num_stages=SCORE.num_stages,
+        **config.tiles,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
     granules = torch.empty(rows, num_kv_heads, most, dtype=torch.int32, device=query.device)
     lengths = torch.empty(rows, num_kv_heads, dtype=torch.int32, device=query.device)
+    config = choose("sparse_attention", "select", SELECT, query.device)
     _select_kernel[(rows, num_kv_heads)](
         masses,
         batch.sparse_lens,
@@ -158,12 +159,27 @@ def select_granules(
         most,
         GROUP=group,
         BLOCK_H=triton.next_power_of_2(group),
-        BLOCK_G=CHOSEN_AT_A_TIME,
         TOKENS=GRANULE,
         RECENT=RECENT_TOKENS,
-        num_warps=8,
+        **config.tiles,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
     return Selection(granules, lengths)
+
+
+def _score_config(formula: int, block_d: int, int8: bool, device: torch.device | None) -> Config:
+    return choose("sparse_attention", _score_case(formula, block_d, int8), SCORE, device)
+
+
+def _score_case(formula: int, block_d: int, int8: bool) -> str:
+    name = {KEYS: "score_keys", MIN_MAX: "score_min_max", MEAN_STD: "score_mean_std"}[formula]
+    return by_head(name, block_d, int8 and formula == KEYS)  # summaries are never INT8
+
+
+def _attend_config(block_d: int, int8: bool, device: torch.device | None) -> Config:
+    case = by_head("attend", block_d, int8)
+    return choose("sparse_attention", case, default_decode(block_d, int8), device)
 
 
 def _attend(
@@ -182,7 +198,7 @@ def _attend(
     splits = triton.cdiv(batch.max_context_len, SPLIT)
     workspace = new_parts(rows, num_heads, splits, head_dim, query.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
-    config = decode_config(block_d, scales is not None)
+    config = _attend_config(block_d, scales is not None, query.device)
     _attend_kernel[(rows, num_kv_heads, splits)](
         query,
         pages,
@@ -493,7 +509,7 @@ def variants(arch: str) -> Iterator[Variant]:
     strides = {"stride_row": "i32", "stride_head": "i32", "stride_table": "i32"}
     counts = {"num_kv_heads": "i32", "head_dim": "i32", "most": "i32"}
     unaligned = frozenset({"stride_table", "num_kv_heads", "most"})
-    for block_d in (64, 128, 256):
+    for block_d in HEAD_SIZES:
         for kind in ("bf16", "i8"):
             pools = {"query": "*bf16", "pages": f"*{kind}", **({"scales": "*fp32"} if kind == "i8" else {})}
             absent = {} if kind == "i8" else {"scales": None}
@@ -509,6 +525,7 @@ def variants(arch: str) -> Iterator[Variant]:
                     continue  # the pages are not read
                 name = {KEYS: f"keys {kind}", MIN_MAX: "min/max", MEAN_STD: "mean/std"}[formula]
                 summaries = {} if formula == KEYS else {"summaries": "*bf16"}
+                config = _score_config(formula, block_d, kind == "i8", None)
                 yield Variant(
                     f"sparse_attention score {name} D={block_d}",
                     _score_kernel,
@@ -529,15 +546,15 @@ def variants(arch: str) -> Iterator[Variant]:
                         **shape,
                         "FORMULA": formula,
                         "SOFTCAP": False,
-                        "GRANULES": SCORED_GRANULES,
-                        **SCORE.tiles,
+                        **config.tiles,
                     },
-                    SCORE.num_warps,
-                    SCORE.num_stages,
+                    config.num_warps,
+                    config.num_stages,
                     mma="bf16",
                     unaligned=unaligned,
+                    case=_score_case(formula, block_d, kind == "i8"),
                 )
-            config = decode_config(block_d, kind == "i8")
+            config = _attend_config(block_d, kind == "i8", None)
             yield Variant(
                 f"sparse_attention attend {kind} D={block_d} 16x{config.tiles['BLOCK_N']}",
                 _attend_kernel,
@@ -560,7 +577,9 @@ def variants(arch: str) -> Iterator[Variant]:
                 config.num_stages,
                 mma="bf16",
                 unaligned=unaligned,
+                case=by_head("attend", block_d, kind == "i8"),
             )
+    config = choose("sparse_attention", "select", SELECT, None)
     yield Variant(
         "sparse_attention select",
         _select_kernel,
@@ -574,9 +593,10 @@ def variants(arch: str) -> Iterator[Variant]:
             "num_kv_heads": "i32",
             "most": "i32",
         },
-        {"GROUP": 4, "BLOCK_H": 4, "BLOCK_G": CHOSEN_AT_A_TIME, "TOKENS": GRANULE, "RECENT": RECENT_TOKENS},
-        num_warps=8,
-        num_stages=1,
+        {"GROUP": 4, "BLOCK_H": 4, "TOKENS": GRANULE, "RECENT": RECENT_TOKENS, **config.tiles},
+        config.num_warps,
+        config.num_stages,
         unaligned=unaligned,
         wide_loads=False,
+        case="select",
     )

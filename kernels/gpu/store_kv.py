@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ..span import PAGE_SIZE
 from .arguments import FLOATS, require
+from .config import Config, choose
 from .paged_batch import GRANULE, GRANULES_PER_PAGE, PagedBatch
 from .quantize_activation import scale_of, to_int8
+from .tunable import HEAD_SIZES, by_head
 from .variant import Variant
 
 # What a summary holds of a granule's keys, per channel.
 MIN_MAX, MEAN_STD = 0, 1
+STORE = Config({}, num_warps=4, num_stages=1)
 
 
 def store_kv(
@@ -54,6 +57,8 @@ def store_kv(
         require("summaries", summaries, shape, FLOATS, key)
     if not num_tokens:
         return
+    block_d = triton.next_power_of_2(head_dim)
+    config = choose("store_kv", by_head("store", block_d, scales is not None), STORE, key.device)
     _store_kernel[(batch.granules.shape[0], num_heads)](
         key,
         value,
@@ -68,10 +73,11 @@ def store_kv(
         num_heads,
         head_dim,
         FORMULA=formula,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=block_d,
         PAGE=PAGE_SIZE,
         TOKENS=GRANULE,
-        num_warps=4,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
         enable_fp_fusion=False,
     )
 
@@ -176,43 +182,33 @@ def _store_kernel(
 
 
 def variants(arch: str) -> Iterator[Variant]:
-    for kind, scales in (("bf16", None), ("i8", "*fp32")):
-        for formula in (MIN_MAX, MEAN_STD):
-            signature = {
-                "key": "*bf16",
-                "value": "*bf16",
-                "pages": f"*{kind}",
-                "summaries": "*bf16",
-                "granules": "*i32",
-                **dict.fromkeys(
-                    (
-                        "stride_key_row",
-                        "stride_key_head",
-                        "stride_value_row",
-                        "stride_value_head",
-                        "head_dim",
-                    ),
-                    "i32",
-                ),
-                "num_heads": "i32",
-            }
-            constexprs: dict[str, int | None] = {
-                "FORMULA": formula,
-                "BLOCK_D": 128,
-                "PAGE": PAGE_SIZE,
-                "TOKENS": GRANULE,
-            }
-            if scales is None:
-                constexprs["scales"] = None
-            else:
-                signature["scales"] = scales
-            yield Variant(
-                f"store_kv {kind} {('min/max', 'mean/std')[formula]}",
-                _store_kernel,
-                signature,
-                constexprs,
-                num_warps=4,
-                num_stages=1,
-                fp_fusion=False,
-                unaligned=frozenset({"num_heads"}),
-            )
+    strides = ("stride_key_row", "stride_key_head", "stride_value_row", "stride_value_head")
+    for kind in ("bf16", "i8"):
+        int8 = kind == "i8"
+        for block_d in HEAD_SIZES:
+            case = by_head("store", block_d, int8)
+            config = choose("store_kv", case, STORE, None)
+            for formula in (MIN_MAX, MEAN_STD):
+                yield Variant(
+                    f"store_kv {kind} {('min/max', 'mean/std')[formula]} D={block_d}",
+                    _store_kernel,
+                    {
+                        **dict.fromkeys(("key", "value", "summaries"), "*bf16"),
+                        "pages": f"*{kind}",
+                        "granules": "*i32",
+                        **({"scales": "*fp32"} if int8 else {}),
+                        **dict.fromkeys((*strides, "num_heads", "head_dim"), "i32"),
+                    },
+                    {
+                        **({} if int8 else {"scales": None}),
+                        "FORMULA": formula,
+                        "BLOCK_D": block_d,
+                        "PAGE": PAGE_SIZE,
+                        "TOKENS": GRANULE,
+                    },
+                    config.num_warps,
+                    config.num_stages,
+                    fp_fusion=False,
+                    unaligned=frozenset({"num_heads"}),
+                    case=case,
+                )

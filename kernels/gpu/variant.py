@@ -20,6 +20,7 @@ class Variant:
             taken for divisible by 16, as in real launches, but those of `unaligned`.
         constexprs: value of every constexpr argument.
         num_warps, num_stages: as launched.
+        case: the one of `tunable.py` that chose tiles, warps and stages; "" where there is nothing to choose.
         mma: the operand type its matrix instruction must have ("s8", "bf16"), or None where there is none.
         mma_rows: the constexpr that says how many rows that instruction's first operand has.
         fp_fusion: whether a product and a sum may become one rounding, as launched.
@@ -37,3 +38,4 @@ class Variant:
     fp_fusion: bool = True
     unaligned: frozenset[str] = frozenset()
     wide_loads: bool = True
+    case: str = ""

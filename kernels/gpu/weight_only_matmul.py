@@ -113,9 +113,10 @@ def weight_only_matmul(
     shared = m <= DECODE_TOKENS and parts > 1
     if m <= DECODE_TOKENS:
         tokens = 16 if m <= 16 else 32 if m <= 32 else 64
-        config = choose("weight_only_matmul", f"decode_{bits}_{tokens}", DECODE[tokens])
+        config = choose("weight_only_matmul", f"decode_{bits}_{tokens}", DECODE[tokens], x.device)
     else:
-        config = choose("weight_only_matmul", f"prefill_{bits}", _prefill(arch_of(x.device), bits))
+        default = _prefill(arch_of(x.device), bits)
+        config = choose("weight_only_matmul", f"prefill_{bits}", default, x.device)
     tiles_n = triton.cdiv(n, config.tiles["BLOCK_N"])
     tiles_m = triton.cdiv(m, config.tiles["BLOCK_M"])
     area = config.tiles["BLOCK_N"] * config.tiles["BLOCK_M"]
@@ -339,7 +340,7 @@ def variants(arch: str) -> Iterator[Variant]:
         cases = [(f"prefill_{bits}", _prefill(arch, bits), 2)]
         cases += [(f"decode_{bits}_{tokens}", config, 4) for tokens, config in DECODE.items()]
         for case, default, parts in cases:
-            config = choose("weight_only_matmul", case, default)
+            config = choose("weight_only_matmul", case, default, None)
             is_shared = case.startswith("decode")
             workspace = {"sums": "*fp32", "arrived": "*i32"} if is_shared else {}
             missing = {} if is_shared else {"sums": None, "arrived": None}
@@ -356,4 +357,5 @@ def variants(arch: str) -> Iterator[Variant]:
                     mma_rows="BLOCK_N",
                     fp_fusion=False,
                     unaligned=frozenset({"M", "steps"}),
+                    case=case,
                 )

@@ -1,5 +1,6 @@
 """Every kernel compiles for the chips it is made for, as intended; and what is not as intended is noticed."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from penstock.kernels.gpu import ahead_of_time
-from penstock.kernels.gpu.ahead_of_time import Resources, compile_all, complaints, kernel_modules, table
+from penstock.kernels.gpu.ahead_of_time import (
+    Resources,
+    compile_all,
+    compile_rounds,
+    complaints,
+    kernel_modules,
+    table,
+)
 from penstock.kernels.gpu.variant import Variant
 
 if sys.platform != "linux":
@@ -36,6 +44,14 @@ def test_every_variant_compiles_as_intended(results):
 def test_prefill_multiplies_int8_on_hopper_by_wgmma(results):
     found = [r for r, _ in results if r.name.startswith("int8_matmul prefill") and r.arch == "sm_90"]
     assert found and all(r.mma.startswith("wgmma.m64n") and r.mma.endswith("s32.s8.s8") for r in found)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_few_rows_and_many_are_summed_by_the_same_instruction(arch, results):
+    """Another one could add up the products of float activations in another order."""
+    mma = {r.mma for r, _ in results if r.name.startswith("weight_only_matmul") and r.arch == arch}
+    shapes = {re.sub(r"n\d+", "", name, count=1) if arch == "sm_90" else name for name in mma}
+    assert len(shapes) == 1, mma
 
 
 def test_the_committed_table_is_of_this_code(results):
@@ -88,7 +104,7 @@ def test_what_is_wrong_is_said(change, message):
 )
 def test_real_compilations_that_go_wrong_are_noticed(module, expected, bad_modules):
     """The worker imports its modules from the package's folder: here from one with kernels that are wrong on purpose."""
-    found = ahead_of_time._in_process(module, "sm_90")
+    (found,) = compile_rounds(module, "sm_90", [{}])
     assert found and any(expected in complaint for _, what in found for complaint in what), found
 
 

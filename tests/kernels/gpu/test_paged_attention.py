@@ -85,14 +85,18 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 DECODES = [1, 2, 63, 64, 65, 127, 128, 129]
 
 
-def test_decodes_at_every_page_boundary(device):
-    world = World([Sequence(n - 1, 1) for n in DECODES], heads=4, kv_heads=2, head_dim=64, device=device)
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_decodes_at_every_page_boundary(int8, device):
+    world = World(
+        [Sequence(n - 1, 1) for n in DECODES], heads=4, kv_heads=2, head_dim=64, device=device, int8=int8
+    )
     assert error(world.attend().out, world.expected()) < 1e-5
 
 
-def test_chunks_at_every_page_boundary(device):
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_chunks_at_every_page_boundary(int8, device):
     chunks = [(0, 2), (0, 64), (0, 65), (1, 63), (63, 2), (64, 64), (62, 70), (128, 3)]
-    world = World([Sequence(*c) for c in chunks], heads=4, kv_heads=2, head_dim=64, device=device)
+    world = World([Sequence(*c) for c in chunks], heads=4, kv_heads=2, head_dim=64, device=device, int8=int8)
     assert error(world.attend().out, world.expected()) < 1e-5
 
 
@@ -166,20 +170,6 @@ def test_the_logarithm_of_the_sum(with_sinks, device, monkeypatch):
                 scores = torch.cat([scores, sinks.double()[:, None]], dim=1)
             assert torch.allclose(found[row].double(), scores.logsumexp(1), atol=1e-5)
             row += 1
-
-
-@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
-def test_a_row_has_the_same_bits_in_any_batch(int8, device, monkeypatch):
-    monkeypatch.setattr(module, "SPLIT", 64)
-    sequences = [Sequence(5, 1), Sequence(64, 1), Sequence(300, 1), Sequence(10, 20), Sequence(100, 33)]
-    world = World(sequences, heads=4, kv_heads=2, head_dim=64, device=device, int8=int8)
-    together = world.attend(with_lse=True)
-    row = 0
-    for span in world.spans:
-        rows = slice(row, row + span.num_tokens)
-        alone = world.attend([span], rows, with_lse=True)
-        assert torch.equal(alone.out, together.out[rows]) and torch.equal(alone.lse, together.lse[rows])
-        row += span.num_tokens
 
 
 def test_a_row_has_the_same_bits_however_its_prompt_is_cut(device):

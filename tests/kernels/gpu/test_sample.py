@@ -8,6 +8,7 @@ import torch
 from penstock.kernels.cpu import sample as cpu
 from penstock.kernels.draw import Draw
 from penstock.kernels.gpu import sample as module
+from penstock.kernels.gpu.config import Config
 from penstock.kernels.gpu.sample import sample
 
 GREEDY = Draw(0.0, -1, 1.0, 0.0, 1, 1)
@@ -16,7 +17,7 @@ GREEDY = Draw(0.0, -1, 1.0, 0.0, 1, 1)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """A row is read in several pieces."""
-    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "DRAW", Config({"BLOCK": 64}, num_warps=1, num_stages=1))
 
 
 def both(logits, draws, device):

@@ -5,7 +5,7 @@ import torch
 
 from penstock.kernels.cpu import weight_only_matmul as cpu
 from penstock.kernels.gpu import weight_only_matmul as gpu
-from penstock.kernels.gpu.weight_only_matmul import parts_of, weight_only_matmul
+from penstock.kernels.gpu.weight_only_matmul import weight_only_matmul
 from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
 from penstock.kernels.reference.weight_only_matmul import weight_only_matmul_reference
 
@@ -55,16 +55,6 @@ def test_every_type_with_bias_and_residual(dtype, bits, device):
     assert found.dtype is dtype
     expected = weight_only_matmul_reference(x, quantized, scales, bias) + residual.double()
     assert relative(found, expected) < ERRORS[dtype]
-
-
-@pytest.mark.parametrize("bits", BITS)
-def test_a_row_is_the_same_in_any_batch(bits, device):
-    _, weight, scales = operands(bits, 70, 2100, device)
-    assert parts_of(70, 17) == 8 > 1 == parts_of(70, 3), "several parts, added in order"
-    x = torch.randn(150, 2100, device=device)
-    whole = weight_only_matmul(x, weight, scales)
-    for rows in (slice(0, 1), slice(40, 47), slice(40, 70), slice(80, 144), slice(3, 90)):
-        assert torch.equal(weight_only_matmul(x[rows], weight, scales), whole[rows])
 
 
 def test_arrival_counts_are_left_at_zero(device):
