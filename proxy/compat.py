@@ -43,7 +43,6 @@ NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     "prompt_cache_options": _one_of({"mode": "implicit"}),
     "prompt_cache_retention": _one_of("in_memory"),
     "reasoning_effort": _one_of(),
-    "response_format": _one_of({"type": "text"}),
     "safety_identifier": _anything,
     "service_tier": _one_of("auto", "default"),
     "store": _one_of(False),

@@ -11,6 +11,7 @@ import msgspec
 import orjson
 
 from ..errors import InvalidRequestError
+from ..scheduler.grammar import Grammar
 from ..scheduler.sampling_params import SamplingParams
 from ..scheduler.urgency import Urgency
 
@@ -40,6 +41,34 @@ class Prediction(msgspec.Struct, frozen=True):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class JsonSchema(msgspec.Struct, frozen=True):
+    """`strict` asks for what happens anyway: the output always obeys the schema."""
+
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Raises InvalidRequestError where the schema is missing."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.of_json_schema({"type": "object"})
+        if self.json_schema is None:
+            raise InvalidRequestError(
+                "response_format.type is json_schema, but there is no response_format.json_schema; add it.",
+                param="response_format",
+            )
+        return Grammar.of_json_schema(self.json_schema.schema)
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The fields both endpoints share. None means "not given", as in OpenAI's own clients."""
 
@@ -61,6 +90,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
     penstock: dict[str, Any] | None = None
     """Penstock's own: {"cache": {...}} (controls.py), {"sparse_attention": {"mass": 0.9} or false}, {"drafters": []},
     {"priority": -1, "ttft_deadline": 0.5, "deadline": 10}."""
@@ -68,6 +100,21 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Raises InvalidRequestError when the output is asked to obey several."""
+        given = {
+            "response_format": self.response_format.grammar if self.response_format else None,
+            "guided_regex": None if self.guided_regex is None else Grammar("regex", self.guided_regex),
+            "guided_grammar": None if self.guided_grammar is None else Grammar("lark", self.guided_grammar),
+        }
+        asked = {name: grammar for name, grammar in given.items() if grammar is not None}
+        if len(asked) > 1:
+            raise InvalidRequestError(
+                f"{' and '.join(asked)} are given; an output can obey one of them.", param=list(asked)[1]
+            )
+        return next(iter(asked.values()), None)
 
     @property
     def urgency(self) -> Urgency:
@@ -185,6 +232,7 @@ def _sampling_params(
         given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if request.stop_token_ids is not None:
         given["stop_token_ids"] = tuple(request.stop_token_ids)
+    given["grammar"] = request.grammar
     if request.penstock:
         given["sparse_attention"] = request.penstock.get("sparse_attention")
         given["drafters"] = request.penstock.get("drafters")

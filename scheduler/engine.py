@@ -9,20 +9,28 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict
 from itertools import zip_longest
 
 import torch
 
 from ..config import SparseAttention
-from ..errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
+from ..errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    ModelLoadError,
+    OverloadedError,
+    PenstockError,
+)
 from ..kernels.dispatch import describe
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
-from .drafters import CompletionDraft, PromptLookup
+from .drafters import CompletionDraft, DrafterName, PromptLookup
 from .engine_config import EngineConfig
 from .forecast import Forecast
+from .matcher import ForcedTokens, GrammarCompiler, Matcher
 from .model_runner import ModelRunner
 from .outputs import (
     Completion,
@@ -46,6 +54,8 @@ log = logging.getLogger(__name__)
 
 QUEUE_FULL_RETRY_SECONDS = 1.0
 LEAST_RETRY_SECONDS = 0.1
+# How long a step waits for a grammar when there is nothing else to do.
+COMPILE_POLL_SECONDS = 0.005
 # Between the seeds of one request's completions: odd and large, so that no two seeds in use come out equal.
 SEED_STEP = 0x9E3779B97F4A7C15
 
@@ -109,6 +119,9 @@ class Engine:
         self._forecast = Forecast(self.scheduler, self.step_times)
         self._live: dict[str, list[Sequence]] = {}
         self._with_deadline: dict[Sequence, None] = {}
+        self._grammars = GrammarCompiler(model.path, model.vocab_size, model.eos_token_ids)
+        self._compiling: dict[str, Future[Matcher]] = {}
+        self._refused: list[tuple[str, PenstockError]] = []
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -168,12 +181,19 @@ class Engine:
         for seq in seqs:
             if resume is not None:
                 seq.token_ids += resume[seq.index]
-            self.scheduler.add(seq)
             if seq.first_token_due is not None:
                 self._with_deadline[seq] = None
+        if params.grammar is None:
+            for seq in seqs:
+                self.scheduler.add(seq)
+        else:
+            for seq in seqs:
+                self.scheduler.hold(seq)
+            self._compiling[request_id] = self._grammars.compile(params.grammar)
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks at once; unknown or finished ids are fine."""
+        self._compiling.pop(request_id, None)
         for seq in self._live.pop(request_id, ()):
             if seq.status is not Status.FINISHED:
                 self._end(seq, "abort")
@@ -183,10 +203,17 @@ class Engine:
         return request_id in self._live
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work()
+        return self.scheduler.has_work() or bool(self._compiling)
+
+    def take_refused(self) -> list[tuple[str, PenstockError]]:
+        """Requests that turned out to be wrong after they were queued: a grammar that does not compile. Each once."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def step(self) -> list[Delta]:
         """Compute one batch; returns what it added to which sequence, and which sequences were ended as too late."""
+        if self._compiling:
+            self._admit_compiled()
         late = self._end_late() if self._with_deadline else []
         output = self.scheduler.schedule()
         if not output.scheduled:
@@ -229,7 +256,10 @@ class Engine:
         """Assert the engine's invariants; for tests and debugging."""
         self.scheduler.check()
         live = [seq for seqs in self._live.values() for seq in seqs if seq.status is not Status.FINISHED]
-        assert len(live) == len(self.scheduler.running) + len(self.scheduler.waiting), "a sequence is lost"
+        scheduler = self.scheduler
+        queued = [*scheduler.held, *scheduler.waiting, *scheduler.running]
+        assert {id(seq) for seq in live} == {id(seq) for seq in queued}, "a sequence is lost"
+        assert {seq.request_id for seq in scheduler.held} == set(self._compiling)
 
     def _sparse_attention(self, params: SamplingParams) -> SparseAttention | None:
         """Of one request: its own, else the engine's; None for dense, which all of the mass is too."""
@@ -241,15 +271,19 @@ class Engine:
     ) -> Speculation | None:
         """Who guesses for one completion: the draft that came with it first."""
         guessers = [Guesser(CompletionDraft(draft_token_ids, num_prompt_tokens))] if draft_token_ids else []
-        # Where a row's last bits depend on its batch, so would a near tie: there only who asks for guesses gets them.
-        exact = self.info.precision == "w8a8"
-        speculates = self.config.speculation == "on" or (self.config.speculation == "auto" and exact)
-        if "ngram" in params.drafters if params.drafters is not None else speculates:
+        if self._may_guess(params, "ngram"):
             guessers.append(Guesser(PromptLookup()))
-        if not guessers:
+        if not guessers and (params.grammar is None or not self._may_guess(params, "grammar")):
             return None
         after_prompt = self.runner.backend.kind == "triton" or self._sparse_attention(params) is not None
         return Speculation(guessers, after_prompt)
+
+    def _may_guess(self, params: SamplingParams, drafter: DrafterName) -> bool:
+        if params.drafters is not None:
+            return drafter in params.drafters
+        # Where a row's last bits depend on its batch, so would a near tie: there only who asks for guesses gets them.
+        exact = self.info.precision == "w8a8"
+        return self.config.speculation == "on" or (self.config.speculation == "auto" and exact)
 
     def _check(
         self,
@@ -329,7 +363,9 @@ class Engine:
                 reason = "error"
                 break
             new.append(token)
-            if token.token_id in seq.stop_token_ids:
+            if seq.matcher is not None:
+                seq.matcher.advance([token.token_id])
+            if token.token_id in seq.stop_token_ids or (seq.matcher is not None and seq.matcher.is_complete):
                 reason = "stop"
             elif seq.num_output_tokens + len(new) >= seq.max_tokens:
                 reason = "length"
@@ -356,7 +392,8 @@ class Engine:
             if seq.params.logprobs is None
             else [token.logprob for token in new if token.logprob],
             finish_reason=reason,
-            stop_token_id=seq.token_ids[-1] if reason == "stop" else None,
+            # (A grammar may end with a token of the text.)
+            stop_token_id=seq.token_ids[-1] if new and seq.token_ids[-1] in seq.stop_token_ids else None,
             num_cached_tokens=seq.num_cached_tokens,
             error="The model gave no finite logits for this sequence." if reason == "error" else None,
             queue_seconds=seq.queue_seconds if is_first else None,
@@ -406,6 +443,31 @@ class Engine:
             )
         return late
 
+    def _admit_compiled(self) -> None:
+        """Queue the sequences whose grammars are compiled. With nothing else to do, wait for one a moment."""
+        if not self.scheduler.has_work():
+            wait(self._compiling.values(), COMPILE_POLL_SECONDS, FIRST_COMPLETED)
+        for request_id, future in list(self._compiling.items()):
+            if not future.done():
+                continue
+            del self._compiling[request_id]
+            seqs = [seq for seq in self._live[request_id] if seq.status is not Status.FINISHED]
+            try:
+                matcher = future.result()
+            except PenstockError as error:
+                self._refused.append((request_id, error))
+                for seq in seqs:
+                    self._finish(seq, "error")
+                continue
+            assert seqs[0].params.grammar is not None
+            self._grammars.keep(seqs[0].params.grammar, matcher)
+            for seq in seqs:
+                seq.matcher = matcher.copy()
+                seq.matcher.advance(seq.token_ids[seq.num_prompt_tokens :])
+                if seq.speculation is not None and self._may_guess(seq.params, "grammar"):
+                    seq.speculation.guessers.insert(0, Guesser(ForcedTokens(seq.matcher)))
+                self.scheduler.add(seq)
+
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         was_running = seq.status is Status.RUNNING
         self.scheduler.finish(seq, reason)
@@ -420,6 +482,7 @@ class Engine:
         seqs = self._live[seq.request_id]
         if all(other.status is Status.FINISHED for other in seqs):
             del self._live[seq.request_id]
+            self._compiling.pop(seq.request_id, None)
 
     def generate(
         self,
@@ -481,7 +544,10 @@ class Engine:
                 while pending:
                     while queue and self._has_place(queue[-1][2].n):
                         self.add_request(*queue.pop())
-                    for delta in self.step():
+                    deltas = self.step()
+                    for _, error in self.take_refused():
+                        raise error
+                    for delta in deltas:
                         self._collect(delta, pending)
                         number = int(delta.request_id.rpartition("-")[2])
                         results[number].num_cached_tokens = delta.num_cached_tokens

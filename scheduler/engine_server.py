@@ -84,6 +84,7 @@ class EngineServer:
                     handle(events)
                 if self.engine.has_work():
                     self._send_deltas(self.engine.step())
+                    self._send_refusals()
         finally:
             for client in list(self._clients):
                 self._drop(client)
@@ -174,6 +175,11 @@ class EngineServer:
         for delta in deltas:
             if delta.finish_reason is not None and not self.engine.is_live(delta.request_id):
                 self._forget(delta.request_id)
+
+    def _send_refusals(self) -> None:
+        for request_id, error in self.engine.take_refused():
+            self._send(self._owner[request_id], Refused.of(request_id, error))
+            self._forget(request_id)
 
     def _broadcast_stats(self) -> None:
         for client in list(self._clients):

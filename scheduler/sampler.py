@@ -68,6 +68,7 @@ def sample(
     logprobs = _log_softmax_where_asked(logits, places)
     for row, place in enumerate(places):
         _adjust(logits[row], place, eos_token_ids)
+    _forbid_what_no_grammar_takes(logits, places)
     token_ids, best = sampler(logits, [_draw(place) for place in places])
     finite = torch.isfinite(best).tolist()
     return [
@@ -98,6 +99,16 @@ def _adjust(row: Tensor, place: Place, eos_token_ids: list[int]) -> None:
         forbidden = [*eos_token_ids, *params.stop_token_ids]
         if forbidden:
             row[torch.tensor(forbidden, device=row.device)] = float("-inf")
+
+
+def _forbid_what_no_grammar_takes(logits: Tensor, places: list[Place]) -> None:
+    for row, place in enumerate(places):
+        matcher, draft = place.seq.matcher, place.seq.draft
+        if matcher is None or place.num_drafted:
+            continue
+        # The places of one sequence stand beside each other: its matcher goes through them once.
+        masks = torch.stack(matcher.masks(draft)).to(logits.device)
+        logits[row : row + len(draft) + 1].masked_fill_(~masks, float("-inf"))
 
 
 def _draw(place: Place) -> Draw:

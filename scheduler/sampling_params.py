@@ -6,6 +6,7 @@ import msgspec
 
 from ..config import SparseAttention
 from ..errors import ConfigError, InvalidRequestError
+from .grammar import Grammar
 
 MAX_LOGPROBS = 20
 MAX_N = 128
@@ -34,8 +35,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         stop_token_ids: token ids that end the completion (not part of the text).
         ignore_eos: go on after the model's own end-of-text token.
         sparse_attention: instead of the engine's own; False attends to all keys.
-        drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram"; () for nobody. The output
-            is the same with any.
+        drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", or "grammar" for what a
+            grammar forces; () for nobody. The output is the same with any.
+        grammar: what the output must be, a JSON schema for instance; it ends where nothing more may follow.
 
     Raises InvalidRequestError naming the field, its value and its limit.
     """
@@ -57,7 +59,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     sparse_attention: SparseAttention | bool | None = None
-    drafters: tuple[Literal["ngram"], ...] | None = None
+    drafters: tuple[Literal["ngram", "grammar"], ...] | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _make_typed(self)
@@ -87,6 +90,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             )
         if any(not text for text in self.stop):
             raise InvalidRequestError("stop contains an empty string; remove it.", param="stop")
+        if self.grammar is not None and self.min_tokens:
+            raise InvalidRequestError(
+                f"min_tokens is {self.min_tokens}, but a grammar decides where the output ends; leave one out.",
+                param="min_tokens",
+            )
         if self.sparse_attention is True:
             raise InvalidRequestError(
                 "sparse_attention is true; give its mass and min_context, or leave it out for the engine's own.",

@@ -82,18 +82,30 @@ class Scheduler:
         self._speculator = speculator
         self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
+        self.held: dict[Sequence, None] = {}
         self.num_preemptions = 0
 
-    def add(self, seq: Sequence) -> None:
+    def hold(self, seq: Sequence) -> None:
+        """Take on a sequence that cannot be computed yet; `add` lets it go."""
         self._shares.enter(seq.tenant)
+        self.held[seq] = None
+
+    def add(self, seq: Sequence) -> None:
+        if seq in self.held:
+            del self.held[seq]
+        else:
+            self._shares.enter(seq.tenant)
         self.waiting.push(seq)
 
     def has_work(self) -> bool:
+        """Whether anything can be computed."""
         return bool(self.running or len(self.waiting))
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a live sequence, wherever it is, and release its blocks."""
-        if seq.status is Status.WAITING:
+        if seq in self.held:
+            del self.held[seq]
+        elif seq.status is Status.WAITING:
             self.waiting.remove(seq)
         else:
             self.running.remove(seq)
@@ -223,6 +235,8 @@ class Scheduler:
             self._speculator.propose(
                 seq.speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=len(due)
             )
+            if seq.matcher is not None:
+                del seq.draft[seq.matcher.num_valid(seq.draft) :]
             num_rows = step.chosen[seq] + len(seq.draft)
             if not self.block_manager.can_extend(seq, num_rows):
                 seq.drop_draft()  # a guess is worth nobody's blocks
@@ -247,9 +261,10 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert what must hold between steps; for tests and debugging."""
-        live = [*self.waiting, *self.running]
+        live = [*self.held, *self.waiting, *self.running]
         assert len({id(seq) for seq in live}) == len(live), "a sequence in two queues"
-        assert all(seq.status is Status.WAITING and not seq.block_table for seq in self.waiting)
+        assert all(seq.status is Status.WAITING for seq in (*self.held, *self.waiting))
+        assert not any(seq.block_table for seq in (*self.held, *self.waiting))
         assert all(seq.status is Status.RUNNING for seq in self.running)
         assert len(self.running) <= self.max_num_seqs
         for seq in self.running:

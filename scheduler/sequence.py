@@ -2,12 +2,16 @@
 
 import enum
 import itertools
+from typing import TYPE_CHECKING
 
 from ..config import SparseAttention
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
 from .speculation import Speculation
 from .urgency import ORDINARY, Urgency
+
+if TYPE_CHECKING:
+    from .matcher import Matcher
 
 
 class Status(enum.Enum):
@@ -38,6 +42,7 @@ class Sequence:
         sparse_attention: of its decodes; None attends to all keys.
         speculation: who guesses its next tokens, and what the next step verifies; None where nobody does.
         max_tokens: most output tokens, already resolved against the context length.
+        matcher: where its output stands in its grammar; None without one.
         urgency: how soon its caller wants it.
         number: counts sequences in the order of their arrival.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
@@ -52,6 +57,7 @@ class Sequence:
         "block_table",
         "finish_reason",
         "index",
+        "matcher",
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -97,6 +103,7 @@ class Sequence:
         self.sparse_attention = sparse_attention
         self.speculation = speculation
         self.urgency = urgency
+        self.matcher: Matcher | None = None
         self.number = next(_numbers)
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)

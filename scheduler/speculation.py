@@ -16,8 +16,8 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 # What is believed of a drafter before it has guessed: so many guesses, of which this share was right.
 PRIORS: dict[DrafterName, tuple[float, float]] = {
     "draft": (8.0, 0.9),
+    "grammar": (8.0, 0.9),
     "ngram": (2.0, 0.5),
-    "model": (4.0, 0.6),
 }
 # Older guesses count this much less with every draft that is verified.
 FADING = 0.85

@@ -93,7 +93,11 @@ async def test_refusals(
         ({"logit_bias": {"foo": 1}}, "logit_bias.foo", "token id"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "101"),
         ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": 3}},
+            "response_format.json_schema",
+            "expected",
+        ),
         ({"store": True}, "store", "not supported"),
         ({"audio": {"voice": "alloy"}}, "audio", "not supported"),
         (
