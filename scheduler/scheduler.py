@@ -36,6 +36,9 @@ class Scheduler:
     Decodes come before prefill chunks, so that a long prompt never keeps a stream from its next token. When blocks run out,
     the youngest running sequence is preempted: its blocks are released and it is computed again later. The oldest one
     is never preempted, so some sequence always progresses.
+
+    Chunks of a sparse prompt end where its blocks do. `max_num_batched_tokens` must have room for one of these beside the
+    decodes of all others (`EngineConfig` sees to that), so the oldest such prompt progresses in every step.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Scheduler:
                 break
             if seq.status is not Status.RUNNING:
                 continue  # preempted for an older one in this very step
-            num_new = min(seq.num_uncomputed_tokens, budget)
+            num_new = _next_chunk(seq, budget)
+            if num_new == 0:
+                continue  # a block of a sparse prompt does not fit behind older work; a step with more room comes
             while seq.status is Status.RUNNING and not self.block_manager.can_extend(seq, num_new):
                 victim = self.running[-1]
                 budget += chosen.pop(victim, 0)
@@ -109,6 +114,10 @@ class Scheduler:
             seq = self.waiting.popleft()
             prefix = manager.find_cached_prefix(seq)
             next_hash = manager.next_hash(seq, len(prefix))
+            num_new = _next_chunk(seq, budget, computed=len(prefix) * manager.block_size)
+            if num_new == 0:
+                self.waiting.appendleft(seq)
+                break
             if next_hash is not None and next_hash in coming:
                 held.append(seq)
                 continue
@@ -121,7 +130,6 @@ class Scheduler:
                 seq.num_cached_tokens = seq.num_computed_tokens
             seq.move_to(Status.RUNNING)
             self.running.append(seq)
-            num_new = min(seq.num_uncomputed_tokens, budget)
             manager.extend(seq, num_new)
             chosen[seq] = num_new
             budget -= num_new
@@ -147,3 +155,10 @@ class Scheduler:
             assert 0 <= seq.num_computed_tokens < seq.num_tokens
             assert len(seq.block_table) >= self.block_manager.blocks_for(seq.num_computed_tokens)
         self.block_manager.check(live)
+
+
+def _next_chunk(seq: Sequence, budget: int, computed: int | None = None) -> int:
+    """Tokens of `seq` to compute next; `computed`: how many will be when it is admitted."""
+    start = seq.num_computed_tokens if computed is None else computed
+    stop = min(seq.num_tokens, start + budget)
+    return (stop if stop == seq.num_tokens else max(start, seq.last_cut(stop))) - start

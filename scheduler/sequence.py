@@ -3,6 +3,7 @@
 import enum
 
 from ..config import SparseAttention
+from ..kernels.span import PROMPT_BLOCK
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
 
@@ -28,7 +29,7 @@ class Sequence:
 
     Attributes:
         seed: 64-bit key of the sampling noise.
-        sparse_attention: of its decodes; None attends to all keys.
+        sparse_attention: of its decodes and its prompt; None attends to all keys.
         max_tokens: most output tokens, already resolved against the context length.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
@@ -103,6 +104,19 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def first_sparse_position(self) -> int | None:
+        """Of the prompt, where blocks begin that attend to a part of their keys; None for a dense prompt."""
+        sparse = self.sparse_attention
+        if sparse is None or sparse.prompt_mass is None:
+            return None
+        return sparse.min_context // PROMPT_BLOCK * PROMPT_BLOCK  # the block whose last position reaches it
+
+    def last_cut(self, stop: int) -> int:
+        """The last position up to `stop` where a chunk may end that is not the last: no block of a sparse prompt is cut."""
+        first = self.first_sparse_position
+        return stop if first is None or stop <= first else stop // PROMPT_BLOCK * PROMPT_BLOCK
 
     def move_to(self, status: Status) -> None:
         assert status in TRANSITIONS[self.status], f"{self.status} -> {status}"

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from penstock.config import SparseAttention
 from penstock.scheduler.block_manager import BlockManager
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.scheduler import Scheduler, SchedulerOutput
@@ -55,9 +56,24 @@ class Machine:
     def max_len(self) -> int:
         return self.num_blocks * self.block_size
 
-    def add(self, prompt: list[int], max_tokens: int, tenant: str = "default") -> Sequence:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        tenant: str = "default",
+        sparse: SparseAttention | None = None,
+    ) -> Sequence:
         name = f"r{len(self.ended) + len(self.live)}"
-        seq = Sequence(name, 0, prompt, PARAMS, max_tokens=max_tokens, seed=0, tenant=tenant)
+        seq = Sequence(
+            name,
+            0,
+            prompt,
+            PARAMS,
+            max_tokens=max_tokens,
+            seed=0,
+            tenant=tenant,
+            sparse_attention=sparse,
+        )
         self.scheduler.add(seq)
         self.live.append(seq)
         return seq
@@ -105,6 +121,11 @@ class Machine:
             assert 1 <= item.num_new_tokens <= item.seq.num_uncomputed_tokens
             needed = item.seq.num_computed_tokens + item.num_new_tokens
             assert len(item.seq.block_table) == -(-needed // self.block_size)
+            first = item.seq.first_sparse_position
+            if first is not None and needed > first and item.num_new_tokens > 1:
+                start = item.seq.num_computed_tokens
+                assert start <= first or start % 64 == 0, "a block of a sparse prompt is cut"
+                assert needed % 64 == 0 or item.samples, "a block of a sparse prompt is cut"
 
     def check(self) -> None:
         self.scheduler.check()
@@ -221,6 +242,28 @@ def test_tokens_do_not_depend_on_the_schedule(data, budget, num_blocks):
         for _ in range(seq.max_tokens):
             alone.append((sum(alone) * 7 + len(alone)) % 3)
         assert seq.token_ids == alone
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+    is_sparse=st.lists(st.booleans(), min_size=8, max_size=8),
+    spare=st.integers(0, 100),
+    max_num_seqs=st.integers(1, 8),
+    block_size=st.sampled_from([16, 32, 64, 128]),
+    min_context=st.sampled_from([1, 64, 100, 200]),
+)
+@settings(max_examples=60, deadline=None)
+def test_blocks_of_sparse_prompts_are_never_cut_and_never_stuck(
+    lengths, is_sparse, spare, max_num_seqs, block_size, min_context
+):
+    """The least room that a step must have, or more; pools that hold one long sequence."""
+    machine = Machine(384 // block_size, block_size, max_num_seqs, 64 + max_num_seqs - 1 + spare)
+    sparse = SparseAttention(prompt_mass=0.5, min_context=min_context)
+    for length, its in zip(lengths, is_sparse, strict=False):
+        # Prompts that share beginnings.
+        machine.add([length % 2] * 70 + [1] * (length - 1), 10, sparse=sparse if its else None)
+    machine.drain()
+    machine.check_baseline()
 
 
 def test_a_full_prompt_hit_still_computes_one_token():
