@@ -255,7 +255,7 @@ def _prefill_sparsely(
             o = _attend(q.reshape(1, groups * num_rows, -1), k, v, mask, num_rows, softcap, None, None)
             out[head, :, rows] = o.view(groups, num_rows, -1)
             telemetry.prompt_blocks += 1
-            telemetry.prompt_kept_tokens += min(num_blocks * PROMPT_BLOCK, stop)
+            telemetry.prompt_kept_tokens += num_blocks * PROMPT_BLOCK - (PROMPT_BLOCK - num_rows)
             telemetry.prompt_context_tokens += stop
             telemetry.prompt_estimated_mass += chosen.estimated_mass
     return out.permute(2, 0, 1, 3).reshape(count, num_kv_heads * groups, -1)

@@ -89,7 +89,8 @@ def paged_attention(
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
         sinks: [Hq] logits that take part in the softmax and then are dropped.
-        leave_sparse: the rows that `sparse_attention` will write are left as they are.
+        leave_sparse: the rows that `sparse_attention` and `sparse_prompt` will write are left as they are; otherwise a batch
+            with sparse prompts is refused.
 
     Raises ValueError naming an argument that does not fit.
     """
@@ -103,6 +104,10 @@ def paged_attention(
         raise ValueError(f"scales are for int8 pages, and only for them; pages are {pages.dtype}.")
     if pages.dtype is not torch.int8 and pages.dtype is not query.dtype:
         raise ValueError(f"pages are {pages.dtype}; they must be int8 or {query.dtype} like the query.")
+    if batch.prompt_blocks is not None and not leave_sparse:
+        raise ValueError(
+            "batch has sparse prompts, whose rows would stay unwritten; leave_sparse, or take them densely()."
+        )
     if sinks is not None:
         require("sinks", sinks, (num_heads,), FLOATS, query)
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
@@ -204,7 +209,7 @@ def combine(
 
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
-    config = _config(PREFILL[_arch(query.device)], "prefill", shape["BLOCK_D"], common[2] is not None)
+    config = prefill_config(attention_arch(query.device), shape["BLOCK_D"], common[2] is not None)
     tokens = tokens_per_tile(config, shape["GROUP"])
     tiles = triton.cdiv(batch.max_query_len, tokens)
     rows = max(config.tiles["BLOCK_M"], triton.next_power_of_2(shape["GROUP"]))
@@ -231,13 +236,18 @@ def decode_config(block_d: int, int8: bool) -> Config:
     return _config(DECODE, "decode", block_d, int8)
 
 
+def prefill_config(arch: str, block_d: int, int8: bool) -> Config:
+    """How a prefill over pages of this kind is launched on "sm_90" or "sm_80"."""
+    return _config(PREFILL[arch], "prefill", block_d, int8)
+
+
 def _config(table: dict[tuple[int, bool], Config], case: str, block_d: int, int8: bool) -> Config:
     size = next((size for size in (64, 128) if size >= block_d), 256)
     return choose("paged_attention", f"{case}_{size}{'_int8' if int8 else ''}", table[size, int8])
 
 
 @cache
-def _arch(device: torch.device) -> str:
+def attention_arch(device: torch.device) -> str:
     return (
         "sm_90" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"
     )
@@ -670,9 +680,7 @@ def variants(arch: str) -> Iterator[Variant]:
                 mma="bf16",
                 unaligned=unaligned,
             )
-            config = _config(
-                PREFILL["sm_90" if arch == "sm_90" else "sm_80"], "prefill", block_d, kind == "i8"
-            )
+            config = prefill_config("sm_90" if arch == "sm_90" else "sm_80", block_d, kind == "i8")
             tile = f"{config.tiles['BLOCK_M']}x{config.tiles['BLOCK_N']}"
             yield Variant(
                 f"paged_attention prefill {kind} D={block_d} {tile}",
