@@ -179,6 +179,8 @@ def cases(tiny: bool) -> Iterator[Case]:
         for batch, context in [(2, 300)] if tiny else [(16, 8192), (16, 32768), (1, 131072)]:
             yield sparse_case(batch, context, formula, device, dtype, tiny)
     for int8 in (False, True):
+        for batch, context in [(2, 400)] if tiny else [(1, 8192), (1, 32768), (1, 131072)]:
+            yield prompt_case(batch, context, int8, device, dtype, tiny)
         for batch, context in sizes:
             yield attention_case(batch, 1, context, int8, device, dtype, tiny)
         for context in [70] if tiny else [2048, 8192]:
@@ -512,6 +514,64 @@ def sparse_case(
     width = pages.element_size() if code == KEYS else 0.25  # bf16 summaries, an eighth of the tokens
     scanned = batch * context * kv_heads * dim * width
     return Case(f"sparse_attention {formula} {batch}x{context}", run, error, baselines, int(scanned), 0, 1)
+
+
+def prompt_case(batch: int, context: int, int8: bool, device: object, dtype: object, tiny: bool) -> Case:
+    """The last 512 tokens of prompts whose rows keep 95 % of the attention, of which a few keys have most; against dense."""
+    import torch
+
+    from penstock.kernels.gpu.paged_attention import paged_attention
+    from penstock.kernels.gpu.paged_batch import PagedBatch
+    from penstock.kernels.gpu.sparse_prompt import sparse_prompt
+    from penstock.kernels.gpu.store_kv import store_kv
+    from penstock.kernels.reference.sparse_prompt import sparse_prompt_reference
+    from penstock.kernels.span import Span
+
+    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    queries = 100 if tiny else 512
+    first = (context - queries) // 64 * 64
+    pages_each = math.ceil(context / 64)
+    order = (torch.randperm(batch * pages_each) + 1).view(batch, pages_each).tolist()
+    kind = torch.int8 if int8 else dtype
+    pages = torch.empty(batch * pages_each + 1, kv_heads, 2, 64, dim, dtype=kind, device=device)
+    scales = torch.empty(pages.shape[:-1], device=device) if int8 else None
+    for table in order:
+        key, value = (torch.randn(context, kv_heads, dim, device=device) for _ in "kv")
+        key[torch.randperm(context)[: context // 1000 + 1]] *= 5
+        one = PagedBatch.build([Span(table, 0, context)], pages.device)
+        store_kv(key.to(dtype), value.to(dtype), pages, scales, None, one)
+    query = torch.randn(batch * (context - first), heads, dim, device=device).to(dtype)
+    scaling = dim**-0.5
+    sparse, dense = (
+        PagedBatch.build([Span(table, first, context - first, mass, True) for table in order], pages.device)
+        for mass in (0.95, None)
+    )
+    out = torch.zeros_like(query)
+
+    def run(index: int) -> torch.Tensor:
+        sparse_prompt(query, pages, scales, sparse, out, scaling=scaling)
+        return out
+
+    def error() -> float:
+        """Against attention over what it selected, in the first block: how much that should be is not the kernel's."""
+        chosen = sparse_prompt(query, pages, scales, sparse, out, scaling=scaling)[0]
+        flat = pages[order[0]].double() * (1.0 if scales is None else scales[order[0]].double()[..., None])
+        rows = min(64, context - first)
+        keys, values = flat.permute(2, 1, 0, 3, 4).flatten(2, 3)[:, :, : first + rows].cpu()
+        kept = torch.zeros(kv_heads, first // 64 + 1, dtype=torch.bool)
+        for head, count in enumerate(chosen.counts[0].tolist()):
+            kept[head, chosen.blocks[0, head, :count].long().cpu()] = True
+        own = query[:rows].transpose(0, 1).double().cpu()
+        return relative(
+            out[:rows].transpose(0, 1).cpu(), sparse_prompt_reference(own, keys, values, first, scaling, kept)
+        )
+
+    baselines: dict[str, Callable[[int], object]] = {}
+    if query.is_cuda:
+        baselines["our dense"] = lambda index: paged_attention(query, pages, scales, dense, scaling=scaling)
+    scored = 2 * batch * heads * dim * (context - first) * (context + first) // 2
+    kind_name = "int8" if int8 else "float"
+    return Case(f"sparse_prompt {kind_name} {batch}x{context}", run, error, baselines, 0, scored, 1)
 
 
 def relative(found: object, exact: object) -> float:

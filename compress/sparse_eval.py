@@ -182,11 +182,11 @@ def evaluate(
             f"The text has {len(text)} tokens; it must be longer than the model's context of {context}.",
             param="text",
         )
-    report = Report(str(model.path), context, decoded, needles, _machine())
+    report = Report(str(model.path), context, decoded, needles, machine())
     reader = Reader(model)
     ids = text[:context]
     done = 0
-    for length in _lengths(context):
+    for length in lengths(context):
         reader.read(ids, done, length)
         done = length
         report.speed.append(_speed(reader, length, masses))
@@ -201,7 +201,7 @@ def evaluate(
         progress(f"perplexity at mass {mass or 'dense'}: {perplexities[mass]:.4f}")
     found = dict.fromkeys(ways, 0)
     writer = FactWriter(encode, model.vocab_size)
-    for number, needle in enumerate(_needles(writer, text, context, needles)):
+    for number, needle in enumerate(evaluated_needles(writer, text, context, needles)):
         reader.read(needle.text, 0, len(needle.text))
         for mass in ways:
             found[mass] += _is_found(reader, needle, mass)
@@ -210,7 +210,7 @@ def evaluate(
     return report
 
 
-def _lengths(context: int) -> list[int]:
+def lengths(context: int) -> list[int]:
     """Powers of two from SHORTEST_TIMED, then the whole context."""
     lengths = []
     length = SHORTEST_TIMED
@@ -290,7 +290,7 @@ def _perplexity(reader: Reader, ids: list[int], count: int, mass: float | None) 
     return math.exp(loss / count)
 
 
-def _needles(writer: FactWriter, text: list[int], context: int, count: int) -> Iterator[Needle]:
+def evaluated_needles(writer: FactWriter, text: list[int], context: int, count: int) -> Iterator[Needle]:
     rng = random.Random(SEED)
     for index in range(count):
         depth = (index + 0.5) / count
@@ -311,7 +311,7 @@ def _is_found(reader: Reader, needle: Needle, mass: float | None) -> bool:
     return answer == needle.value
 
 
-def _machine() -> str:
+def machine() -> str:
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

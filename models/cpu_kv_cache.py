@@ -20,7 +20,7 @@ class CpuKVCache:
     Zeroed at start and followed by one spare key tile, so that a kernel may read whole tiles past a context's end.
     The system commits memory only where KV is written, so a large pool costs nothing until it is used.
 
-    With `sparse`, the keys are kept in INT8 beside, for decodes that attend to a part of them.
+    With `sparse`, the keys are kept in INT8 beside, for decodes and prompts that attend to a part of them.
 
     Raises ValueError for INT8 KV, and when `block_size` does not divide the tile that attention reads.
     """

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.cpu.sparse_attention import SparseTelemetry
+from ..kernels.cpu.sparse_attention import SAMPLE_EVERY, SparseTelemetry
 from ..kernels.gpu.paged_attention import paged_attention
 from ..kernels.gpu.paged_batch import GRANULES_PER_PAGE, PagedBatch
 from ..kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, SUMS, sparse_attention
+from ..kernels.gpu.sparse_prompt import sparse_prompt
 from ..kernels.gpu.store_kv import store_kv
 from ..kernels.span import PAGE_SIZE, Span
 from .kv_cache import LayerShape
@@ -51,6 +52,9 @@ class GpuKVCache:
         self.device = device
         self._formula = None if sparse is None else FORMULAS[sparse]
         self._telemetry = torch.zeros(SUMS, dtype=torch.int64, device=device)
+        self._of_prompts = torch.zeros(SUMS, dtype=torch.int64, device=device)
+        self._bounds = torch.zeros(2, dtype=torch.float64, device=device)
+        self._sparse_calls = 0
         self.summaries: dict[int, Tensor | None] = {}
         self.pages: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor | None] = {}
@@ -66,13 +70,32 @@ class GpuKVCache:
 
     @property
     def sparse_telemetry(self) -> SparseTelemetry:
-        """One row for each KV head here; by the keys themselves the estimate is the true mass."""
+        """One row for each KV head here; by the keys themselves the estimate is the true mass.
+
+        What can have been dropped is bounded from "min_max" summaries alone.
+        """
         if self._formula is None:
             return SparseTelemetry()
         rows, kept, context, millionths = self._telemetry.tolist()
         mass = millionths / 1e6
         sampled = (rows, mass) if self._formula == KEYS else (0, 0.0)
-        return SparseTelemetry(rows, 0, kept, context, mass, *sampled)
+        bounded, bound = self._bounds.tolist()
+        blocks, prompt_kept, prompt_context, prompt_millionths = self._of_prompts.tolist()
+        return SparseTelemetry(
+            rows,
+            0,
+            kept,
+            context,
+            mass,
+            sampled_rows=sampled[0],
+            sampled_mass=sampled[1],
+            bounded_rows=int(bounded),
+            dropped_bound=bound,
+            prompt_blocks=blocks,
+            prompt_kept_tokens=prompt_kept,
+            prompt_context_tokens=prompt_context,
+            prompt_estimated_mass=prompt_millionths / 1e6,
+        )
 
     def prepare(self, spans: Sequence[Span]) -> PagedBatch:
         return PagedBatch.build(spans, self.device)
@@ -101,9 +124,12 @@ class GpuKVCache:
             batch,
             formula=max(formula, MIN_MAX),
         )
-        is_sparse = batch.masses is not None and sliding_window is None and sinks is None
+        may_be_sparse = sliding_window is None and sinks is None
+        if batch.prompt_blocks is not None and not may_be_sparse:
+            batch = batch.densely()
+        rows = query.transpose(0, 1)
         out = paged_attention(
-            query.transpose(0, 1),
+            rows,
             pages,
             scales,
             batch,
@@ -111,11 +137,11 @@ class GpuKVCache:
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
-            leave_sparse=is_sparse,
+            leave_sparse=may_be_sparse,
         ).out
-        if is_sparse:
+        if may_be_sparse and batch.masses is not None:
             sparse_attention(
-                query.transpose(0, 1),
+                rows,
                 pages,
                 scales,
                 summaries,
@@ -125,8 +151,25 @@ class GpuKVCache:
                 softcap=softcap,
                 telemetry=self._telemetry,
                 formula=formula,
+                bounds=self._bounds if self._is_sampled(formula, softcap) else None,
+            )
+        if may_be_sparse and batch.prompt_blocks is not None:
+            sparse_prompt(
+                rows,
+                pages,
+                scales,
+                batch,
+                out,
+                scaling=scaling,
+                softcap=softcap,
+                telemetry=self._of_prompts,
             )
         return out
+
+    def _is_sampled(self, formula: int, softcap: float | None) -> bool:
+        """Whether this step and layer of sparse decodes is one whose drop is bounded."""
+        self._sparse_calls += 1
+        return formula == MIN_MAX and softcap is None and self._sparse_calls % SAMPLE_EVERY == 1
 
     def broken_blocks(self, block_ids: list[int]) -> list[int]:
         ids = torch.tensor(block_ids, device=self.device)

@@ -37,7 +37,7 @@ class KVCache(Protocol):
 
     @property
     def sparse_telemetry(self) -> SparseTelemetry:
-        """Sums over all sparse decodes so far."""
+        """Sums over all sparse decodes and prompts so far."""
 
     def prepare(self, spans: Sequence[Span]) -> Any:
         """What `attend` needs to know of a step whose rows are those of `spans`; once, before the first layer."""
@@ -78,8 +78,8 @@ def make_kv_cache(
     *,
     sparse: str | None = None,
 ) -> KVCache:
-    """`dtype`: of what is stored; int8 quantizes per token and head. `sparse`: decodes may attend to a part of the keys, by
-    an estimate from "keys", "min_max" or "mean_std" summaries.
+    """`dtype`: of what is stored; int8 quantizes per token and head. `sparse`: decodes and prompts may
+    attend to a part of the keys, decodes by an estimate from "keys", "min_max" or "mean_std" summaries.
 
     Raises ValueError when the machine's attention cannot read such a cache.
     """

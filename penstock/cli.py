@@ -81,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "eval", help="measure what a lever saves, and what it costs in accuracy", allow_abbrev=False
     )
-    evaluate.add_argument("lever", choices=["sparse"], help="sparse: attention to the keys that matter")
+    evaluate.add_argument(
+        "lever",
+        choices=["sparse", "sparse-prompts"],
+        help="attention to the keys that matter, of what is decoded or of prompts",
+    )
     evaluate.add_argument(
         "--mass",
         default="0.8,0.9,0.95,0.99",

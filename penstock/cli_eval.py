@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         raise ConfigError("device is 'cuda'; sparse attention is measured on a CPU so far.", param="device")
     text = None if arguments["text"] is None else _read(Path(arguments["text"]))
 
-    from .compress.sparse_eval import evaluate
-    from .compress.sparse_report import NAME, as_dict, draw, tables
+    from .compress import prompt_eval, prompt_report, sparse_eval, sparse_report
     from .models.loading import load_model
     from .models.tokenizer import Tokenizer
 
@@ -35,24 +34,33 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    report = evaluate(
-        model,
-        encode,
-        None if text is None else encode(text),
-        masses=masses,
-        decoded=arguments["decoded"],
-        needles=arguments["needles"],
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    lines = "\n".join(tables(report))
-    print(lines)
-    if arguments["output"] is not None:
-        folder = Path(arguments["output"])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{NAME}.json").write_text(json.dumps(as_dict(report), indent=1) + "\n", encoding="utf-8")
-        (folder / f"{NAME}.md").write_text(lines + "\n", encoding="utf-8")
-        draw(report, folder / f"{NAME}.png")
+    asked: dict[str, Any] = {
+        "masses": masses,
+        "decoded": arguments["decoded"],
+        "needles": arguments["needles"],
+        "progress": lambda line: print(line, file=sys.stderr, flush=True),
+    }
+    ids = None if text is None else encode(text)
+    folder = None if arguments["output"] is None else Path(arguments["output"])
+    if arguments["lever"] == "sparse-prompts":
+        prompts = prompt_eval.evaluate_prompts(model, encode, ids, **asked)
+        _write(folder, prompt_report.NAME, prompt_report.as_dict(prompts), prompt_report.tables(prompts))
+        return 0
+    report = sparse_eval.evaluate(model, encode, ids, **asked)
+    _write(folder, sparse_report.NAME, sparse_report.as_dict(report), sparse_report.tables(report))
+    if folder is not None:
+        sparse_report.draw(report, folder / f"{sparse_report.NAME}.png")
     return 0
+
+
+def _write(folder: Path | None, name: str, report: dict[str, Any], lines: Iterable[str]) -> None:
+    """Prints the tables, and leaves them and the report in `folder`."""
+    text = "\n".join(lines)
+    print(text)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 
 
 def _masses(text: str) -> list[float]:

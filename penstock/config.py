@@ -33,11 +33,13 @@ class About(msgspec.Struct, frozen=True):
 class SparseAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Decodes attend only to the keys that hold `mass` of their attention, from `min_context` tokens on.
 
-    `estimate`: what the mass is estimated from: the keys themselves, or, on a GPU, summaries of 16 of them: less to read,
-    but they miss heads that look for single tokens.
+    `prompt_mass`: the same of prompts, in blocks of 64 tokens of which each keeps its share; None (or 1) attends to all.
+    `estimate`: what the mass of a decode is estimated from: the keys themselves, or, on a GPU, summaries of 16 of them:
+    less to read, but they miss heads that look for single tokens. Prompts always go by the keys.
     """
 
     mass: float = 0.95
+    prompt_mass: float | None = None
     min_context: int = 4096
     estimate: Literal["keys", "min_max", "mean_std"] = "keys"
 
@@ -45,6 +47,11 @@ class SparseAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if not 0 < self.mass <= 1:
             raise ConfigError(
                 f"sparse_attention.mass is {self.mass}; it must be above 0 and at most 1.",
+                param="sparse_attention",
+            )
+        if self.prompt_mass is not None and not 0 < self.prompt_mass <= 1:
+            raise ConfigError(
+                f"sparse_attention.prompt_mass is {self.prompt_mass}; it must be above 0 and at most 1, or left out.",
                 param="sparse_attention",
             )
         if self.min_context < 1:
@@ -116,7 +123,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sparse_attention: Annotated[
         SparseAttention | None,
         About(
-            "engine", "decode long contexts on the keys that hold most attention; mass=0.95,min_context=4096"
+            "engine",
+            "compute long contexts on the keys that hold most attention; mass=0.95,prompt_mass=0.95,min_context=4096",
         ),
     ] = None
     speculation: Annotated[
@@ -329,7 +337,8 @@ def _described(type_: Any) -> str:
         tuple[str, ...]: "a list of texts",
         dict[str, str]: "a table of names",
         Path: "a path",
-        SparseAttention: "a table of mass (above 0, at most 1), min_context (tokens), estimate (keys, min_max, mean_std)",
+        SparseAttention: "a table of mass (above 0, at most 1), min_context (tokens), estimate (keys, min_max, mean_std), "
+        "prompt_mass (above 0, at most 1)",
     }
     return plain.get(type_) or " or nothing".join(plain[part] for part in get_args(type_) if part in plain)
 

@@ -205,6 +205,18 @@ class _EngineCollector(Collector):
         yield _counter("sparse_estimated_mass", "Attention kept by estimate, summed.", sparse.estimated_mass)
         yield _counter("sparse_sampled_rows", "Rows whose kept attention was computed.", sparse.sampled_rows)
         yield _counter("sparse_sampled_mass", "That attention, summed.", sparse.sampled_mass)
+        yield _counter("sparse_bounded_rows", "Rows with a proof of what is dropped.", sparse.bounded_rows)
+        yield _counter(
+            "sparse_dropped_bound", "The most that is dropped there, summed.", sparse.dropped_bound
+        )
+        yield _counter("sparse_prompt_blocks", "Blocks of 64 queries decided.", sparse.prompt_blocks)
+        yield _counter("sparse_prompt_kept_tokens", "Tokens they attended to ...", sparse.prompt_kept_tokens)
+        yield _counter("sparse_prompt_context_tokens", "... of so many.", sparse.prompt_context_tokens)
+        yield _counter(
+            "sparse_prompt_estimated_mass",
+            "Least attention of their rows kept, summed.",
+            sparse.prompt_estimated_mass,
+        )
 
 
 class _CacheCollector(Collector):

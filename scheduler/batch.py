@@ -1,5 +1,6 @@
 """Turns a step's schedule into the flat batch that the model computes: one [T] row of tokens for all sequences."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from ..kernels.span import Span
 from .scheduler import ScheduledSequence, SchedulerOutput
-from .sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Batch:
         sample_rows: [S] int64, the rows whose logits are sampled: of each sequence in `due` that of its last token, then
             those of its draft.
         due: the sequences that get new tokens.
-        spans: whose rows they are, in order: single rows by context length, then longer runs.
+        spans: whose rows they are, in order: single rows by context length, then longer runs, then those of sparse prompts.
     """
 
     input_ids: Tensor
@@ -40,7 +40,7 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
         for item in output.scheduled
         for span in _spans(item, drafts_as_decodes=drafts_as_decodes)
     ]
-    pieces.sort(key=lambda piece: (piece[0].num_tokens > 1, piece[1].seq.num_computed_tokens))
+    pieces.sort(key=lambda piece: _order(*piece))
     input_ids: list[int] = []
     positions: list[int] = []
     sampled: dict[int, list[tuple[int, int]]] = {id(item): [] for item in output.scheduled if item.samples}
@@ -65,21 +65,30 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
     )
 
 
-def _spans(item: ScheduledSequence, *, drafts_as_decodes: bool) -> list[Span]:
-    """The rows of one sequence. What is decoded sparsely stands alone, also in a draft that is verified."""
-    table, start, count = item.seq.block_table, item.seq.num_computed_tokens, item.num_rows
-    if item.num_new_tokens > 1:
-        return [Span(table, start, count)]
-    masses = [_sparse_mass(item.seq, position) for position in range(start, start + count)]
-    # From some position on all are sparse.
-    dense = 0 if drafts_as_decodes else next((i for i, mass in enumerate(masses) if mass is not None), count)
-    spans = [Span(table, start, dense)] if dense else []
-    return spans + [Span(table, start + i, 1, masses[i]) for i in range(dense, count)]
+def _order(span: Span, item: ScheduledSequence) -> tuple[int, int]:
+    if span.is_decode:
+        return 0, item.seq.num_computed_tokens
+    return (2 if span.is_sparse_prompt else 1), 0
 
 
-def _sparse_mass(seq: Sequence, position: int) -> float | None:
-    """Prompts are attended to densely, in whatever chunks; their last token too, which may be a chunk of its own."""
-    asked = seq.sparse_attention
-    if asked is None or position < seq.num_prompt_tokens:
-        return None
-    return asked.mass if position + 1 >= asked.min_context else None
+def _spans(item: ScheduledSequence, *, drafts_as_decodes: bool) -> Iterator[Span]:
+    """The rows of one sequence: a chunk of its prompt, in two where what is dense of it ends, or a decode and its draft."""
+    seq, start = item.seq, item.seq.num_computed_tokens
+    asked, table, stop = seq.sparse_attention, seq.block_table, start + item.num_rows
+    if item.num_new_tokens > 1 or start < seq.num_prompt_tokens:
+        # The last token of a prompt may be a chunk of its own, and is attended to as the rest.
+        first = seq.first_sparse_position
+        dense_stop = stop if first is None else min(max(first, start), stop)
+        if start < dense_stop:
+            yield Span(table, start, dense_stop - start)
+        if dense_stop < stop:
+            assert asked is not None
+            yield Span(table, dense_stop, stop - dense_stop, asked.prompt_mass, is_prompt=True)
+        return
+    # From some position on, what is decoded is decoded sparsely, row by row.
+    sparse = stop if asked is None or asked.mass == 1 else min(max(start, asked.min_context - 1), stop)
+    if start < sparse and not drafts_as_decodes:
+        yield Span(table, start, sparse - start)
+        start = sparse
+    for position in range(start, stop):
+        yield Span(table, position, 1, asked.mass if asked is not None and position >= sparse else None)

@@ -7,7 +7,7 @@ from array import array
 
 import xxhash
 
-from ..kernels.span import NULL_BLOCK
+from ..kernels.span import NULL_BLOCK, PROMPT_BLOCK
 from .sequence import Sequence
 
 
@@ -101,7 +101,8 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def find_cached_prefix(self, seq: Sequence) -> list[Block]:
-        """The longest run of cached blocks at the start of `seq`, leaving at least one token to compute."""
+        """The longest run of cached blocks at the start of `seq`, leaving at least one token to compute, and no block of
+        a sparse prompt cut."""
         if not self.prefix_caching:
             return []
         most = (seq.num_tokens - 1) // self.block_size
@@ -112,6 +113,8 @@ class BlockManager:
             if block is None or block.token_ids != seq.token_ids[start : start + self.block_size]:
                 break
             found.append(block)
+        while found and seq.last_cut(len(found) * self.block_size) != len(found) * self.block_size:
+            found.pop()
         return found
 
     def next_hash(self, seq: Sequence, num_cached_blocks: int) -> bytes | None:
@@ -225,13 +228,24 @@ class BlockManager:
         while len(hashes) < count:
             start = len(hashes) * self.block_size
             digest = xxhash.xxh3_128(hashes[-1] if hashes else seq.tenant.encode())
-            sparse = seq.sparse_attention
-            if sparse is not None and start + self.block_size > seq.num_prompt_tokens:
-                # What was decoded sparsely is not what a prompt's dense attention would have computed.
-                digest.update(f"sparse {sparse.mass} {sparse.min_context}".encode())
+            digest.update(self._how_computed(seq, start + self.block_size).encode())
             digest.update(array("q", seq.token_ids[start : start + self.block_size]).tobytes())
             hashes.append(digest.digest())
         return hashes[:count]
+
+    def _how_computed(self, seq: Sequence, stop: int) -> str:
+        """What tells the block that ends at `stop` from one that dense attention would have computed; empty for that."""
+        sparse, first = seq.sparse_attention, seq.first_sparse_position
+        how = ""
+        if sparse is not None and stop > seq.num_prompt_tokens:
+            # What was decoded sparsely is not what a prompt's dense attention would have computed.
+            how = f"sparse {sparse.mass} {sparse.min_context}"
+        if sparse is not None and first is not None and stop > first:
+            how += f"prompt {sparse.prompt_mass} {first}"
+            if -(-stop // PROMPT_BLOCK) * PROMPT_BLOCK > seq.num_prompt_tokens:
+                # Its rows chose keys without those that a longer prompt would have had beside them.
+                how += f" of {seq.num_prompt_tokens}"
+        return how
 
 
 def _spread_out(count: int) -> list[int]:

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict
 from itertools import zip_longest
 
+import msgspec
 import torch
 
 from ..config import SparseAttention
@@ -264,7 +265,11 @@ class Engine:
     def _sparse_attention(self, params: SamplingParams) -> SparseAttention | None:
         """Of one request: its own, else the engine's; None for dense, which all of the mass is too."""
         asked = self.config.sparse_attention if params.sparse_attention is None else params.sparse_attention
-        return asked if isinstance(asked, SparseAttention) and asked.mass < 1 else None
+        if not isinstance(asked, SparseAttention):
+            return None
+        if asked.prompt_mass == 1:
+            asked = msgspec.structs.replace(asked, prompt_mass=None)
+        return None if asked.mass == 1 and asked.prompt_mass is None else asked
 
     def _speculation(
         self, params: SamplingParams, num_prompt_tokens: int, draft_token_ids: list[int] | None
@@ -332,6 +337,8 @@ class Engine:
                 f"sparse_attention.estimate is '{own.estimate}'; this engine estimates from '{engines.estimate}'.",
                 param="sparse_attention",
             )
+        if isinstance(own, SparseAttention):
+            self.config.check_room_for_prompts(own, InvalidRequestError)
         needed = len(prompt_token_ids) + (params.max_tokens or 1)
         if needed > self.max_model_len:
             raise ContextLengthError(
@@ -589,4 +596,7 @@ class Engine:
 def _fingerprint(model: str, config: EngineConfig) -> str:
     """The model's, and of what else in the settings changes answers."""
     sparse = config.sparse_attention
-    return model if sparse is None else f"{model}-sparse-{sparse.mass}-{sparse.min_context}-{sparse.estimate}"
+    if sparse is None:
+        return model
+    prompts = "" if sparse.prompt_mass is None else f"-{sparse.prompt_mass}"
+    return f"{model}-sparse-{sparse.mass}-{sparse.min_context}-{sparse.estimate}{prompts}"

@@ -5,7 +5,8 @@ from typing import Literal
 import msgspec
 
 from ..config import SparseAttention
-from ..errors import ConfigError
+from ..errors import ConfigError, InvalidRequestError
+from ..kernels.span import PROMPT_BLOCK
 
 Precision = Literal["auto", "none", "w8a8", "w8a16", "w4a16"]
 KVCacheDtype = Literal["auto", "int8"]
@@ -77,4 +78,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(
                 f"dtype is {self.dtype!r}; it must be auto, float32, bfloat16 or float16.", param="dtype"
+            )
+        if self.sparse_attention is not None:
+            self.check_room_for_prompts(self.sparse_attention, ConfigError)
+
+    def check_room_for_prompts(
+        self, sparse: SparseAttention, refusal: type[ConfigError | InvalidRequestError]
+    ) -> None:
+        """Raises `refusal` where a step could be too small for a block of a sparse prompt beside everyone's decodes."""
+        needed = PROMPT_BLOCK + self.max_num_seqs - 1
+        if sparse.prompt_mass is not None and self.max_num_batched_tokens < needed:
+            raise refusal(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens} and max_num_seqs {self.max_num_seqs}; sparse "
+                f"prompts (sparse_attention.prompt_mass) are computed by whole blocks of {PROMPT_BLOCK} tokens beside the "
+                f"others' decodes, so a step must hold at least {needed}: raise it, lower "
+                "max_num_seqs, or leave prompt_mass out.",
+                param="max_num_batched_tokens" if refusal is ConfigError else "sparse_attention",
             )

@@ -74,7 +74,8 @@ class GenerationResult(msgspec.Struct):
 
 
 class SparseStats(msgspec.Struct, array_like=True):
-    """Sums over the decodes of sparse attention, one for every row and layer; see `SparseTelemetry`."""
+    """Sums over what sparse attention decoded, one for every row and layer, and over its prompts' blocks; see
+    `SparseTelemetry`."""
 
     rows: int = 0
     fallbacks: int = 0
@@ -83,6 +84,12 @@ class SparseStats(msgspec.Struct, array_like=True):
     estimated_mass: float = 0.0
     sampled_rows: int = 0
     sampled_mass: float = 0.0
+    bounded_rows: int = 0
+    dropped_bound: float = 0.0
+    prompt_blocks: int = 0
+    prompt_kept_tokens: int = 0
+    prompt_context_tokens: int = 0
+    prompt_estimated_mass: float = 0.0
 
 
 class DrafterStats(msgspec.Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..kernels.span import PROMPT_BLOCK
 from .block_manager import Block, BlockManager
 from .outputs import FinishReason
 from .sequence import Sequence, Status
@@ -56,6 +57,9 @@ class Scheduler:
     A long prompt never keeps a stream from its next token, and delays it no more than `prompt_room` allows. When blocks run
     out, the least urgent and youngest running sequence is preempted: its blocks are released and it is computed again
     later. The most urgent and oldest one never is, so some sequence always progresses.
+
+    Chunks of a sparse prompt end where its blocks do. `max_num_batched_tokens` must have room for one of these beside the
+    decodes of all others; `EngineConfig` sees to that.
 
     Args:
         times: what steps have taken; None where nothing is measured, and prompts get all of the budget.
@@ -164,11 +168,14 @@ class Scheduler:
             if prompts and (waiting is None or self._urgency(prompts[-1]) <= self._urgency(waiting)):
                 seq = prompts.pop()
                 if seq.status is Status.RUNNING:
-                    room -= self._continue(seq, min(seq.num_uncomputed_tokens, room), step)
+                    room -= self._continue(seq, _next_chunk(seq, room, step.budget), step)
                 continue
             if waiting is None:
                 break
             prefix = manager.find_cached_prefix(waiting)
+            if not _next_chunk(waiting, room, step.budget, computed=len(prefix) * manager.block_size):
+                admits = False  # a block of a sparse prompt does not fit; a step with more room comes
+                continue
             next_hash = manager.next_hash(waiting, len(prefix))
             if next_hash is not None and next_hash in coming:
                 held.append(self.waiting.pop())
@@ -183,7 +190,7 @@ class Scheduler:
                     prompts = [seq for seq in prompts if seq is not victim]
                 continue
             self._admit(self.waiting.pop(), prefix)
-            room -= self._continue(waiting, min(waiting.num_uncomputed_tokens, room), step)
+            room -= self._continue(waiting, _next_chunk(waiting, room, step.budget), step)
             if next_hash is not None:
                 coming.add(next_hash)
         for seq in held:
@@ -206,7 +213,8 @@ class Scheduler:
 
     def _continue(self, seq: Sequence, num_new: int, step: "_Step") -> int:
         """Compute the next tokens of a running sequence, whatever must be preempted for it; returns how many."""
-        num_new = min(num_new, step.budget)
+        if not num_new:
+            return 0
         while not self.block_manager.can_extend(seq, num_new):
             victim = self._least_urgent()
             assert victim is not None
@@ -225,7 +233,10 @@ class Scheduler:
             return
         due = [seq for seq, num_new in step.chosen.items() if num_new == seq.num_uncomputed_tokens]
         for seq in due:
-            if seq.speculation is None or (seq.speculation.after_prompt and step.chosen[seq] > 1):
+            if seq.speculation is None:
+                continue
+            is_decode = step.chosen[seq] == 1 and seq.num_output_tokens > 0
+            if seq.speculation.after_prompt and not is_decode:
                 continue
             # The step itself gives one token; what is drafted beyond the last could never be used.
             limit = min(step.budget, seq.max_tokens - seq.num_output_tokens - 1)
@@ -287,3 +298,15 @@ class _Step:
 
     def take_back(self, seq: Sequence) -> None:
         self.budget += self.chosen.pop(seq, 0)
+
+
+def _next_chunk(seq: Sequence, room: int, budget: int, computed: int | None = None) -> int:
+    """Tokens of `seq` to compute next, of `room` for prompts; `computed`: how many will be when it is admitted.
+
+    A sparse prompt may take a whole block where the step has the budget, though streams would have it wait.
+    """
+    start = seq.num_computed_tokens if computed is None else computed
+    if seq.first_sparse_position is not None:
+        room = max(room, PROMPT_BLOCK)
+    stop = min(seq.num_tokens, start + min(room, budget))
+    return (stop if stop == seq.num_tokens else max(start, seq.last_cut(stop))) - start

@@ -5,6 +5,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from ..config import SparseAttention
+from ..kernels.span import PROMPT_BLOCK
 from .outputs import FinishReason
 from .sampling_params import SamplingParams
 from .speculation import Speculation
@@ -39,7 +40,7 @@ class Sequence:
 
     Attributes:
         seed: 64-bit key of the sampling noise.
-        sparse_attention: of its decodes; None attends to all keys.
+        sparse_attention: of its decodes and its prompt; None attends to all keys.
         speculation: who guesses its next tokens, and what the next step verifies; None where nobody does.
         max_tokens: most output tokens, already resolved against the context length.
         matcher: where its output stands in its grammar; None without one.
@@ -143,6 +144,19 @@ class Sequence:
     def drop_draft(self) -> None:
         if self.speculation is not None:
             self.speculation.drop()
+
+    @property
+    def first_sparse_position(self) -> int | None:
+        """Of the prompt, where blocks begin that attend to a part of their keys; None for a dense prompt."""
+        sparse = self.sparse_attention
+        if sparse is None or sparse.prompt_mass is None:
+            return None
+        return sparse.min_context // PROMPT_BLOCK * PROMPT_BLOCK  # the block whose last position reaches it
+
+    def last_cut(self, stop: int) -> int:
+        """The last position up to `stop` where a chunk may end that is not the last: no block of a sparse prompt is cut."""
+        first = self.first_sparse_position
+        return stop if first is None or stop <= first else stop // PROMPT_BLOCK * PROMPT_BLOCK
 
     def move_to(self, status: Status) -> None:
         assert status in TRANSITIONS[self.status], f"{self.status} -> {status}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..span import NULL_BLOCK, Span
+from ..span import NULL_BLOCK, PROMPT_BLOCK, Span
 from .paged_attention import (
     IN_PLACE_KEYS,
     AttentionMetadata,
@@ -19,7 +19,7 @@ MOST_PADDED = 4
 
 
 def attention_batch(spans: Sequence[Span], block_size: int) -> AttentionMetadata:
-    """`spans` in the order of their rows: first those of one token, by context length, then the others."""
+    """`spans` in the order of their rows: first the decodes, by context length, then the others."""
     slots: list[int] = []
     for span in spans:
         table = span.block_table
@@ -27,7 +27,7 @@ def attention_batch(spans: Sequence[Span], block_size: int) -> AttentionMetadata
             table[position // block_size] * block_size + position % block_size
             for position in range(span.first_position, span.context_len)
         ]
-    num_decodes = next((i for i, span in enumerate(spans) if span.num_tokens > 1), len(spans))
+    num_decodes = next((i for i, span in enumerate(spans) if not span.is_decode), len(spans))
     return AttentionMetadata(
         slot_mapping=torch.tensor(slots),
         decodes=_decode_groups(spans[:num_decodes], block_size),
@@ -83,7 +83,11 @@ def _prefill_spans(prefills: Sequence[Span], row: int, block_size: int) -> list[
     spans = []
     for span in prefills:
         keys = _key_span([span], padded_keys(span.context_len), block_size)
-        spans.append(PrefillSpan(row, span.num_tokens, span.first_position, keys))
+        mass = None
+        if span.is_sparse_prompt:
+            assert span.first_position % PROMPT_BLOCK == 0, "a block of a sparse prompt is cut"
+            mass = span.sparse_mass
+        spans.append(PrefillSpan(row, span.num_tokens, span.first_position, keys, mass))
         row += span.num_tokens
     return spans
 

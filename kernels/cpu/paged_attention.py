@@ -16,16 +16,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..span import PROMPT_BLOCK
 from .sparse_attention import (
     GRANULE,
     SAMPLE_EVERY,
     KeySketch,
     SparseTelemetry,
+    dropped_bound,
     gather_granules,
     kept_mass,
     select_granules,
     selection_mask,
 )
+from .sparse_prompt import block_mask, granules_of, select_blocks
 
 KEY_TILE = 128
 QUERY_BLOCK = 128
@@ -72,6 +75,7 @@ class PrefillSpan:
     count: int
     first_position: int
     keys: KeySpan
+    sparse_mass: float | None = None  # of whole blocks of a sparse prompt
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
@@ -118,7 +122,7 @@ def paged_attention(
     Args:
         query: [Hq, T, D]; head h reads KV head h // (Hq / Hkv).
         key_pool, value_pool: [Hkv, num_slots, D], [Hkv, num_slots, Dv].
-        sketch, telemetry: for groups with a `sparse_mass`, which a window or sinks make dense all the same.
+        sketch, telemetry: for groups and spans with a `sparse_mass`, which a window or sinks make dense all the same.
         scaling: multiplies q @ k.
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
@@ -157,6 +161,12 @@ def paged_attention(
         out[group.start : stop] = o.reshape(group.count, num_heads, -1)
 
     for span in metadata.prefills:
+        if span.sparse_mass is not None and sketch is not None and not window and sinks is None:
+            assert telemetry is not None
+            rows = slice(span.start, span.start + span.count)
+            q = query[:, :, rows]
+            out[rows] = _prefill_sparsely(q, key_pool, value_pool, sketch, span, metadata, softcap, telemetry)
+            continue
         k, v = _read(key_pool, span.keys, metadata), _read(value_pool, span.keys, metadata)
         for first in range(0, span.count, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, span.count)
@@ -207,9 +217,48 @@ def _attend_sparsely(
         telemetry.sampled_rows += 1
         whole = _read(key_pool, keys, metadata).float()
         telemetry.sampled_mass += kept_mass(q, whole, selection, context_len, softcap)
+        telemetry.bounded_rows += 1
+        telemetry.dropped_bound += dropped_bound(q, whole, selection, context_len, softcap)
     places = _granules_in_pool(selection.granules, keys, metadata.block_size)
     k, v = gather_granules(key_pool, places), gather_granules(value_pool, places)
     return _attend(q.to(k.dtype), k, v, selection_mask(selection, context_len), 1, softcap, None, None)
+
+
+def _prefill_sparsely(
+    query: Tensor,
+    key_pool: Tensor,
+    value_pool: Tensor,
+    sketch: KeySketch,
+    span: PrefillSpan,
+    metadata: AttentionMetadata,
+    softcap: float | None,
+    telemetry: SparseTelemetry,
+) -> Tensor:
+    """A span of a sparse prompt, block by block: query [Hkv, G, n, D], scaled -> [n, Hq, Dv]."""
+    assert span.sparse_mass is not None
+    num_kv_heads, groups, count, _ = query.shape
+    quantized = _read(sketch.quantized, span.keys, metadata)
+    scale = _read(sketch.scale[..., None], span.keys, metadata).squeeze(-1)
+    out = query.new_empty(num_kv_heads, groups, count, value_pool.shape[2])
+    for first in range(0, count, PROMPT_BLOCK):
+        rows = slice(first, min(first + PROMPT_BLOCK, count))
+        block, stop = (span.first_position + first) // PROMPT_BLOCK, span.first_position + rows.stop
+        for head in range(num_kv_heads):
+            one = slice(head, head + 1)
+            q = query[head, :, rows]
+            chosen = select_blocks(q.float(), quantized[head], scale[head], block, span.sparse_mass, softcap)
+            num_blocks = len(chosen.blocks)
+            places = _granules_in_pool(granules_of(chosen.blocks, stop), span.keys, metadata.block_size)
+            k, v = (gather_granules(pool[one], places[None]) for pool in (key_pool, value_pool))
+            num_rows = rows.stop - first
+            mask = block_mask(num_rows, num_blocks)
+            o = _attend(q.reshape(1, groups * num_rows, -1), k, v, mask, num_rows, softcap, None, None)
+            out[head, :, rows] = o.view(groups, num_rows, -1)
+            telemetry.prompt_blocks += 1
+            telemetry.prompt_kept_tokens += num_blocks * PROMPT_BLOCK - (PROMPT_BLOCK - num_rows)
+            telemetry.prompt_context_tokens += stop
+            telemetry.prompt_estimated_mass += chosen.estimated_mass
+    return out.permute(2, 0, 1, 3).reshape(count, num_kv_heads * groups, -1)
 
 
 def _granules_in_pool(granules: Tensor, keys: KeySpan, block_size: int) -> Tensor:

@@ -9,6 +9,7 @@ for 0.95, INT8 keys 0.98 (bench/LOG.md, 2026-11-24).
 A row is computed alone and from its own keys, so it does not depend on its batch-mates.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +48,10 @@ class SparseTelemetry:
         fallbacks: rows of these that were computed densely, since more than half would have been kept.
         estimated_mass: sum over rows of the least mass kept of any head, by the estimate.
         sampled_rows, sampled_mass: the same, truly, where it was computed.
+        bounded_rows, dropped_bound: where it was computed, what summaries of 16 keys can prove: the most attention that any
+            head can have dropped.
+        prompt_blocks: of sparse prompts, 64 queries and a KV head each; they attended to prompt_kept_tokens of
+            prompt_context_tokens, and prompt_estimated_mass sums the least mass kept of any row.
     """
 
     rows: int = 0
@@ -56,6 +61,12 @@ class SparseTelemetry:
     estimated_mass: float = 0.0
     sampled_rows: int = 0
     sampled_mass: float = 0.0
+    bounded_rows: int = 0
+    dropped_bound: float = 0.0
+    prompt_blocks: int = 0
+    prompt_kept_tokens: int = 0
+    prompt_context_tokens: int = 0
+    prompt_estimated_mass: float = 0.0
 
 
 @dataclass(slots=True)
@@ -140,3 +151,34 @@ def kept_mass(
         kept = granules[ranks < selection.counts[head]]
         least = min(least, float(shares[head][:, kept].sum(dim=-1).min()))
     return least
+
+
+def dropped_bound(
+    query: Tensor, keys: Tensor, selection: Selection, context_len: int, softcap: float | None
+) -> float:
+    """The most mass that a selection can have dropped, of any head, by the least and largest key of each granule.
+
+    With B = sum over dropped granules of 16 exp(U - LSE of the kept), U the highest score the extremes allow: B / (1 + B).
+    The output errs by at most twice this times the longest value. Loose, so it is watched, not chosen by. Arguments as of
+    `kept_mass`.
+    """
+    granules = keys.view(keys.shape[0], -1, GRANULE, keys.shape[2])  # [Hkv, N / 16, 16, D]
+    low, high = granules.amin(dim=2), granules.amax(dim=2)
+    highest = torch.bmm(query.clamp(min=0), high.transpose(1, 2)) + torch.bmm(
+        query.clamp(max=0), low.transpose(1, 2)
+    )
+    scores = torch.bmm(query, keys.transpose(1, 2))
+    if softcap is not None:
+        highest, scores = (x.div_(softcap).tanh_().mul_(softcap) for x in (highest, scores))
+    # Granules that are not stored whole are recent, and never dropped.
+    kept = torch.zeros(granules.shape[:2], dtype=torch.bool)
+    ranks = torch.arange(selection.granules.shape[1])
+    for head, chosen in enumerate(selection.granules):
+        kept[head, chosen[ranks < selection.counts[head]]] = True
+    dropped = ~kept
+    dropped[:, -(-context_len // GRANULE) :] = False
+    visible = kept.repeat_interleave(GRANULE, dim=1)
+    visible[:, context_len:] = False
+    lse = scores.masked_fill(~visible[:, None], float("-inf")).logsumexp(dim=-1)  # [Hkv, G]
+    most = highest.masked_fill(~dropped[:, None], float("-inf")).logsumexp(dim=-1) + math.log(GRANULE)
+    return float((most - lse).sigmoid().max())

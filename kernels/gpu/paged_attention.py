@@ -90,7 +90,8 @@ def paged_attention(
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
         sinks: [Hq] logits that take part in the softmax and then are dropped.
-        leave_sparse: the rows that `sparse_attention` will write are left as they are.
+        leave_sparse: the rows that `sparse_attention` and `sparse_prompt` will write are left as they are; otherwise a batch
+            with sparse prompts is refused.
 
     Raises ValueError naming an argument that does not fit.
     """
@@ -104,6 +105,10 @@ def paged_attention(
         raise ValueError(f"scales are for int8 pages, and only for them; pages are {pages.dtype}.")
     if pages.dtype is not torch.int8 and pages.dtype is not query.dtype:
         raise ValueError(f"pages are {pages.dtype}; they must be int8 or {query.dtype} like the query.")
+    if batch.prompt_blocks is not None and not leave_sparse:
+        raise ValueError(
+            "batch has sparse prompts, whose rows would stay unwritten; leave_sparse, or take them densely()."
+        )
     if sinks is not None:
         require("sinks", sinks, (num_heads,), FLOATS, query)
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
@@ -207,7 +212,7 @@ def combine(
 
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
-    config = _prefill_config(shape["BLOCK_D"], common[2] is not None, arch_of(query.device), query.device)
+    config = prefill_config(shape["BLOCK_D"], common[2] is not None, arch_of(query.device), query.device)
     tokens = tokens_per_tile(config, shape["GROUP"])
     tiles = triton.cdiv(batch.max_query_len, tokens)
     rows = max(config.tiles["BLOCK_M"], triton.next_power_of_2(shape["GROUP"]))
@@ -239,7 +244,8 @@ def default_decode(block_d: int, int8: bool) -> Config:
     return DECODE[_size(block_d), int8]
 
 
-def _prefill_config(block_d: int, int8: bool, arch: str, device: torch.device | None) -> Config:
+def prefill_config(block_d: int, int8: bool, arch: str, device: torch.device | None) -> Config:
+    """How a prefill over pages of this kind is launched on `arch`."""
     default = PREFILL["sm_90" if arch == "sm_90" else "sm_80"][_size(block_d), int8]
     return choose("paged_attention", by_head("prefill", block_d, int8), default, device)
 
@@ -676,7 +682,7 @@ def variants(arch: str) -> Iterator[Variant]:
                 unaligned=unaligned,
                 case=by_head("decode", block_d, kind == "i8"),
             )
-            config = _prefill_config(block_d, kind == "i8", arch, None)
+            config = prefill_config(block_d, kind == "i8", arch, None)
             tile = f"{config.tiles['BLOCK_M']}x{config.tiles['BLOCK_N']}"
             yield Variant(
                 f"paged_attention prefill {kind} D={block_d} {tile}",

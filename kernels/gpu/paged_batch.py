@@ -1,13 +1,13 @@
 """A step's batch as the GPU's kernels see it: block tables, lengths, and which granules of pages get new tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..span import NULL_BLOCK, PAGE_SIZE, Span
+from ..span import NULL_BLOCK, PAGE_SIZE, Span, prompt_blocks
 
 # Tokens that share one summary of their keys.
 GRANULE = 16
@@ -16,7 +16,7 @@ GRANULES_PER_PAGE = PAGE_SIZE // GRANULE
 
 @dataclass(slots=True)
 class PagedBatch:
-    """S sequences with T rows in all; those with one row come first.
+    """S sequences with T rows in all: decodes first, then chunks of prompts, then those of sparse ones.
 
     Attributes:
         block_tables: [S, P] int32 pages in order, padded.
@@ -24,11 +24,14 @@ class PagedBatch:
         context_lens: [S] int32, tokens stored when the step is over.
         granules: [G, 4] int32: granule in the pool (page * 4 + its number in the page), first row, first place, count of
             the tokens that this step adds to it.
-        num_decodes: sequences with one row.
-        max_context_len: longest of the sequences with one row.
-        max_query_len: most rows of one sequence.
+        num_decodes, num_prefills: sequences of the first and the second kind.
+        max_context_len: longest of the decodes.
+        max_query_len: most rows of one of the second kind; max_prompt_len: or of the third.
         dense_lens, sparse_lens: [num_decodes] int32, the context's length where a decode is of that kind, else 0; and
         masses: [num_decodes] float32, the share of the attention that a sparse one keeps. None without sparse decodes.
+        prompt_blocks: [Q, 4] int32: sequence, first row, rows, and number in the sequence of every block of a sparse prompt;
+        prompt_masses: [Q] float32, the share that each of its rows keeps; most_prompt_blocks: blocks of keys that the last
+            of any prompt chooses from. None and 0 without sparse prompts.
     """
 
     block_tables: Tensor
@@ -36,21 +39,35 @@ class PagedBatch:
     context_lens: Tensor
     granules: Tensor
     num_decodes: int
+    num_prefills: int
     max_context_len: int
     max_query_len: int
     dense_lens: Tensor | None = None
     sparse_lens: Tensor | None = None
     masses: Tensor | None = None
+    prompt_blocks: Tensor | None = None
+    prompt_masses: Tensor | None = None
+    most_prompt_blocks: int = 0
+    max_prompt_len: int = 0
 
-    @property
-    def num_prefills(self) -> int:
-        return self.context_lens.shape[0] - self.num_decodes
+    def densely(self) -> "PagedBatch":
+        """The same, sparse prompts being chunks of dense ones; for layers that have no other attention."""
+        assert self.prompt_blocks is not None
+        return replace(
+            self,
+            num_prefills=self.context_lens.shape[0] - self.num_decodes,
+            max_query_len=self.max_prompt_len,
+            prompt_blocks=None,
+            prompt_masses=None,
+        )
 
     @classmethod
     def build(cls, spans: Sequence[Span], device: torch.device) -> "PagedBatch":
-        """`spans` in the order of their rows, those of one token first; one copy to the device."""
-        num_decodes = next((i for i, span in enumerate(spans) if span.num_tokens > 1), len(spans))
-        assert all(span.num_tokens > 1 for span in spans[num_decodes:]), "decodes come first"
+        """`spans` in the order of their rows: decodes, chunks of prompts, chunks of sparse ones; one copy to the device."""
+        num_decodes = next((i for i, span in enumerate(spans) if not span.is_decode), len(spans))
+        num_dense = next((i for i, span in enumerate(spans) if span.is_sparse_prompt), len(spans))
+        assert not any(span.is_decode for span in spans[num_decodes:]), "decodes come first"
+        assert all(span.is_sparse_prompt for span in spans[num_dense:]), "sparse prompts come last"
         num_pages = max((len(span.block_table) for span in spans), default=0)
         tables = np.full((len(spans), num_pages), NULL_BLOCK, np.int32)
         for row, span in enumerate(spans):
@@ -61,24 +78,51 @@ class PagedBatch:
         granules = np.array(_granules(spans), np.int32)
         masses = np.array([span.sparse_mass or 0.0 for span in spans[:num_decodes]], np.float32)
         is_sparse = masses > 0
+        blocks, shares = _prompt_blocks(spans, starts, num_dense)
+        own = lens[:num_decodes]
+        decided = [np.where(is_sparse, 0, own), np.where(is_sparse, own, 0), masses.view(np.int32)]
+        prompts = [blocks, shares.view(np.int32)]
         parts = [tables, starts, lens, granules]
-        if is_sparse.any():
-            own = lens[:num_decodes]
-            parts += [np.where(is_sparse, 0, own), np.where(is_sparse, own, 0), masses.view(np.int32)]
+        parts += decided if is_sparse.any() else []
+        parts += prompts if len(blocks) else []
         whole = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
         if device.type == "cuda":
             whole = whole.pin_memory().to(device, non_blocking=True)
         table, start, length, granule, *rest = whole.split([part.size for part in parts])
-        return cls(
+        built = cls(
             table.view(tables.shape),
             start,
             length,
             granule.view(-1, 4),
             num_decodes,
+            num_dense - num_decodes,
             int(lens[:num_decodes].max(initial=0)),
-            max((span.num_tokens for span in spans), default=0),
-            *((rest[0], rest[1], rest[2].view(torch.float32)) if rest else ()),
+            max((span.num_tokens for span in spans[:num_dense]), default=0),
         )
+        if is_sparse.any():
+            built.dense_lens, built.sparse_lens = rest[:2]
+            built.masses = rest[2].view(torch.float32)
+        if len(blocks):
+            built.prompt_blocks = rest[-2].view(-1, 4)
+            built.prompt_masses = rest[-1].view(torch.float32)
+            built.most_prompt_blocks = int(blocks[:, 3].max()) + 1
+            built.max_prompt_len = max(span.num_tokens for span in spans)
+        return built
+
+
+def _prompt_blocks(
+    spans: Sequence[Span], starts: np.ndarray, num_dense: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`prompt_blocks` and `prompt_masses` of the spans from `num_dense` on."""
+    blocks: list[tuple[int, int, int, int]] = []
+    masses: list[float] = []
+    for seq, span in enumerate(spans[num_dense:], num_dense):
+        row = int(starts[seq])
+        for number, rows in prompt_blocks(span):
+            blocks.append((seq, row, rows, number))
+            masses.append(span.sparse_mass or 0.0)
+            row += rows
+    return np.array(blocks, np.int32).reshape(-1, 4), np.array(masses, np.float32)
 
 
 def _granules(spans: Sequence[Span]) -> list[tuple[int, int, int, int]]:

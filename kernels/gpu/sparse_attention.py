@@ -46,10 +46,14 @@ SUMS = 4
 
 @dataclass(slots=True)
 class Selection:
-    """`granules` [S, Hkv, N] int32, ascending, of which the first `lengths` / 16 count; lengths [S, Hkv] int32 tokens."""
+    """`granules` [S, Hkv, N] int32, ascending, of which the first `lengths` / 16 count; lengths [S, Hkv] int32 tokens.
+
+    `log_masses` [S, Hq, N] float32: log2 of the mass that each granule was estimated to have.
+    """
 
     granules: Tensor
     lengths: Tensor
+    log_masses: Tensor
 
 
 def sparse_attention(
@@ -64,6 +68,7 @@ def sparse_attention(
     softcap: float | None = None,
     telemetry: Tensor | None = None,
     formula: int = KEYS,
+    bounds: Tensor | None = None,
 ) -> Selection:
     """Writes the rows of `out` [T, Hq, D] that `batch` decodes sparsely; the rest of it stays.
 
@@ -71,6 +76,8 @@ def sparse_attention(
         query, pages, scales: as `paged_attention` takes them.
         summaries: as `store_kv` writes them by `formula`; None for KEYS.
         telemetry: [SUMS] int64 to add to.
+        bounds: [2] float64 to add to: rows and KV heads, and the most that each can have dropped. Costs some launches; for
+            MIN_MAX without a softcap, whose masses bound the true ones from above (but for the rounding of summaries).
 
     Returns what was attended to. Raises ValueError naming an argument that does not fit.
     """
@@ -86,8 +93,35 @@ def sparse_attention(
         formula=formula,
     )
     require("out", out, tuple(query.shape), FLOATS, query)
-    _attend(query, pages, scales, batch, out, selection, scaling, softcap)
+    lse = None if bounds is None else torch.empty(query.shape[:2], device=query.device)
+    _attend(query, pages, scales, batch, out, selection, scaling, softcap, lse)
+    if bounds is not None:
+        assert lse is not None
+        if formula != MIN_MAX or softcap is not None:
+            raise ValueError("bounds come from min/max summaries and scores without a softcap.")
+        _add_bounds(selection, batch, lse[: batch.num_decodes], bounds)
     return selection
+
+
+def _add_bounds(selection: Selection, batch: PagedBatch, lse: Tensor, bounds: Tensor) -> None:
+    """B / (1 + B), B = sum over dropped granules of n exp(U - LSE of the kept), U from (min, max); the worst head each.
+
+    (`dropped_mass_bound` in `kernels/reference/sparse_attention.py`.) `lse` [S, Hq], in natural logarithms.
+    """
+    assert batch.sparse_lens is not None
+    rows, num_kv_heads, most = selection.granules.shape
+    numbers = torch.arange(most, device=lse.device)
+    listed = numbers < (selection.lengths // GRANULE)[:, :, None]
+    # What is not listed goes to a column of its own.
+    places = torch.where(listed, selection.granules, most).long()
+    kept = torch.zeros(rows, num_kv_heads, most + 1, dtype=torch.bool, device=lse.device)
+    kept.scatter_(2, places, True)
+    dropped = ~kept[:, :, :most] & (numbers * GRANULE < batch.sparse_lens[:, None, None])
+    log_masses = selection.log_masses.view(rows, num_kv_heads, -1, most) / LOG2E
+    most_dropped = log_masses.masked_fill(~dropped[:, :, None], float("-inf")).logsumexp(dim=-1)
+    worst = (most_dropped - lse.view(rows, num_kv_heads, -1)).sigmoid().amax(dim=-1)
+    decided = (batch.sparse_lens > 0)[:, None].expand_as(worst)
+    bounds += torch.stack([decided.sum(), worst.double().masked_fill(~decided, 0.0).sum()])
 
 
 def select_granules(
@@ -165,7 +199,7 @@ def select_granules(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    return Selection(granules, lengths)
+    return Selection(granules, lengths, masses)
 
 
 def _score_config(formula: int, block_d: int, int8: bool, device: torch.device | None) -> Config:
@@ -191,6 +225,7 @@ def _attend(
     selection: Selection,
     scaling: float,
     softcap: float | None,
+    lse: Tensor | None,
 ) -> None:
     _, num_heads, head_dim = query.shape
     num_kv_heads, rows = pages.shape[1], batch.num_decodes
@@ -228,7 +263,7 @@ def _attend(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    combine(workspace, None, out, None, selection.lengths, heads_per_length=group)
+    combine(workspace, None, out, lse, selection.lengths, heads_per_length=group)
 
 
 @triton.jit

@@ -68,12 +68,12 @@ def true_mass(query: Tensor, keys: Tensor, scaling: float, kept: Tensor) -> Tens
 def dropped_mass_bound(query: Tensor, keys: Tensor, scaling: float, kept: Tensor) -> Tensor:
     """At most this much mass was dropped, by what (min, max) summaries can tell: [Hkv, G].
 
-    sum over dropped granules of n_g exp(U_g - LSE of the kept). The output errs by at most twice this times the
-    longest value.
+    With B = sum over dropped granules of n_g exp(U_g - LSE of the kept): B / (1 + B). The output errs by at most twice this
+    times the longest value.
     """
     lse = exact_log_mass(query, keys, scaling).masked_fill(~kept[:, None], float("-inf")).logsumexp(dim=-1)
     bound = min_max_log_mass(query, keys, scaling).masked_fill(kept[:, None], float("-inf"))
-    return (bound.logsumexp(dim=-1) - lse).exp()
+    return (bound.logsumexp(dim=-1) - lse).sigmoid()
 
 
 def sparse_attention_reference(

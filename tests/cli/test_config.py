@@ -129,6 +129,9 @@ def test_sparse_attention_is_a_table_or_pairs(tmp_path: Path) -> None:
     wanted = SparseAttention(mass=0.9, min_context=2048)
     file = toml(tmp_path, "sparse_attention = {mass = 0.9, min_context = 2048}")
     assert load_settings({"config": file}, {}).sparse_attention == wanted
+    assert load_settings({"sparse_attention": "prompt_mass=0.9"}, {}).sparse_attention == SparseAttention(
+        prompt_mass=0.9
+    )
     flag = {"sparse_attention": "mass=0.9, min_context=2048"}
     assert load_settings(flag, {}).sparse_attention == wanted
     assert engine_config(load_settings(flag, {})).sparse_attention == wanted
@@ -139,6 +142,10 @@ def test_sparse_attention_is_a_table_or_pairs(tmp_path: Path) -> None:
     [
         ("mass=1.5", "sparse_attention.mass is 1.5; it must be above 0 and at most 1."),
         ("mass=0", "sparse_attention.mass is 0.0"),
+        (
+            "prompt_mass=2",
+            "sparse_attention.prompt_mass is 2.0; it must be above 0 and at most 1, or left out.",
+        ),
         ("min_context=0", "sparse_attention.min_context is 0; it must be at least 1."),
         ("mas=0.9", "it must be a table of mass (above 0, at most 1), min_context (tokens), estimate"),
         ("mass=much", "it must be a table of mass"),

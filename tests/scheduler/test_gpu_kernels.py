@@ -66,16 +66,18 @@ LONG = [[(7 * i + j) % 300 + 5 for i in range(length)] for j, length in enumerat
 
 
 def decode_sparsely(
-    model: Path, sparse: SparseAttention | None, device: str = DEVICE, **settings: object
+    model: Path,
+    sparse: SparseAttention | None,
+    device: str = DEVICE,
+    prompts: list[list[int]] = LONG,
+    **settings: object,
 ) -> tuple[Engine, list[list[int]]]:
-    sizes = {"max_model_len": 448, "kv_cache_tokens": 1024, "max_num_batched_tokens": 256}
+    sizes = {"max_model_len": 448, "kv_cache_tokens": 1024, "max_num_batched_tokens": 256, **settings}
     engine = Engine(
-        EngineConfig(
-            model=str(model), dtype="float32", device=device, sparse_attention=sparse, **sizes, **settings
-        )  # type: ignore[arg-type]
+        EngineConfig(model=str(model), dtype="float32", device=device, sparse_attention=sparse, **sizes)  # type: ignore[arg-type]
     )
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    results = engine.generate(LONG, params, tokenizer=_NoText(), progress=False)
+    results = engine.generate(prompts, params, tokenizer=_NoText(), progress=False)
     engine.check()
     return engine, [completion.token_ids for result in results for completion in result.completions]
 
@@ -95,6 +97,27 @@ def test_sparse_decodes_by_summaries_of_int8_pages(tiny_llama):
     sparse = SparseAttention(mass=0.3, min_context=300, estimate="mean_std")
     stats = decode_sparsely(tiny_llama, sparse, kv_cache_dtype="int8")[0].stats.sparse
     assert stats.rows == 8 and stats.sampled_rows == 0 and stats.kept_tokens < stats.context_tokens
+
+
+def test_a_bound_on_what_decodes_drop(tiny_llama):
+    sparse = SparseAttention(mass=0.3, min_context=300, estimate="min_max")
+    stats = decode_sparsely(tiny_llama, sparse)[0].stats.sparse
+    # One step and layer of the first 512: one row of two KV heads.
+    assert stats.bounded_rows == 2 and 0 < stats.dropped_bound <= 2
+
+
+def test_sparse_prompts(tiny_llama):
+    """Of five blocks the last may drop one, and does; so it does on the CPU, and the tokens are the same."""
+    sparse = SparseAttention(mass=1.0, prompt_mass=0.05, min_context=256)
+    sizes = {"max_num_batched_tokens": 128, "max_num_seqs": 2}
+    engine, found = decode_sparsely(tiny_llama, sparse, prompts=[LONG[0][:262]], **sizes)
+    there, expected = decode_sparsely(tiny_llama, sparse, device="cpu", prompts=[LONG[0][:262]])
+    stats, theirs = engine.stats.sparse, there.stats.sparse
+    assert stats.prompt_blocks == theirs.prompt_blocks == 2 * 2
+    assert stats.prompt_context_tokens == theirs.prompt_context_tokens == 4 * 262
+    assert stats.prompt_kept_tokens == theirs.prompt_kept_tokens == 4 * (262 - 64)
+    assert stats.prompt_estimated_mass == pytest.approx(theirs.prompt_estimated_mass, abs=0.01)
+    assert found == expected
 
 
 def test_what_the_gpu_cannot_do_is_refused_by_name(tiny_llama):

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 from played_scheduler import Machine
 
+from penstock.config import SparseAttention
 from penstock.scheduler.block_manager import BlockManager
 from penstock.scheduler.sequence import Status
 from penstock.scheduler.step_times import StepTimes
@@ -136,6 +137,28 @@ def test_tokens_do_not_depend_on_the_schedule(data, budget, num_blocks):
         for _ in range(seq.max_tokens):
             alone.append((sum(alone) * 7 + len(alone)) % 3)
         assert seq.token_ids == alone
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+    is_sparse=st.lists(st.booleans(), min_size=8, max_size=8),
+    spare=st.integers(0, 100),
+    max_num_seqs=st.integers(1, 8),
+    block_size=st.sampled_from([16, 32, 64, 128]),
+    min_context=st.sampled_from([1, 64, 100, 200]),
+)
+@settings(max_examples=60, deadline=None)
+def test_blocks_of_sparse_prompts_are_never_cut_and_never_stuck(
+    lengths, is_sparse, spare, max_num_seqs, block_size, min_context
+):
+    """The least room that a step must have, or more; pools that hold one long sequence."""
+    machine = Machine(384 // block_size, block_size, max_num_seqs, 64 + max_num_seqs - 1 + spare)
+    sparse = SparseAttention(prompt_mass=0.5, min_context=min_context)
+    for length, its in zip(lengths, is_sparse, strict=False):
+        # Prompts that share beginnings.
+        machine.add([length % 2] * 70 + [1] * (length - 1), 10, sparse=sparse if its else None)
+    machine.drain()
+    machine.check_baseline()
 
 
 def test_a_full_prompt_hit_still_computes_one_token():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from penstock.config import SparseAttention
 from penstock.scheduler.block_manager import BlockManager
 from penstock.scheduler.drafters import Drafter
 from penstock.scheduler.sampling_params import SamplingParams
@@ -62,6 +63,7 @@ class Machine:
         *,
         priority: int = 0,
         drafter: Drafter | None = None,
+        sparse: SparseAttention | None = None,
     ) -> Sequence:
         name = f"r{len(self.ended) + len(self.live)}"
         speculation = None if drafter is None else Speculation([Guesser(drafter)])
@@ -73,6 +75,7 @@ class Machine:
             max_tokens=max_tokens,
             seed=0,
             tenant=tenant,
+            sparse_attention=sparse,
             speculation=speculation,
             urgency=Urgency(priority=priority),
         )
@@ -139,6 +142,11 @@ class Machine:
             # A draft that was wrong may have left a sequence more.
             assert len(item.seq.block_table) >= needed
             assert item.seq.speculation is not None or len(item.seq.block_table) == needed
+            start, first = item.seq.num_computed_tokens, item.seq.first_sparse_position
+            stop = start + item.num_new_tokens
+            if first is not None and stop > first and item.num_new_tokens > 1:
+                assert start <= first or start % 64 == 0, "a block of a sparse prompt is cut"
+                assert stop % 64 == 0 or item.samples, "a block of a sparse prompt is cut"
 
     def check(self) -> None:
         self.scheduler.check()

@@ -5,7 +5,14 @@ import torch
 
 from penstock.kernels.cpu.attention_batch import attention_batch
 from penstock.kernels.cpu.paged_attention import paged_attention, store_kv
-from penstock.kernels.cpu.sparse_attention import KeySketch, SparseTelemetry
+from penstock.kernels.cpu.sparse_attention import (
+    KeySketch,
+    Selection,
+    SparseTelemetry,
+    dropped_bound,
+    kept_mass,
+    select_granules,
+)
 from penstock.kernels.reference import sparse_attention as reference
 from penstock.kernels.reference.paged_attention import paged_attention_reference
 from penstock.kernels.span import Span
@@ -86,6 +93,9 @@ def test_the_mass_asked_for_is_truly_kept():
     assert true >= 0.89
     assert world.telemetry.sampled_rows == 1
     assert world.telemetry.sampled_mass == pytest.approx(true, abs=1e-4)
+    bound = float(reference.dropped_mass_bound(world.query[:, 0], world.keys[:, slots], SCALING, kept).max())
+    assert world.telemetry.bounded_rows == 1
+    assert world.telemetry.dropped_bound == pytest.approx(bound, abs=1e-4)
 
 
 def test_a_row_is_the_same_in_any_batch():
@@ -119,6 +129,60 @@ def test_estimators_order():
     dropped = 1 - reference.true_mass(query, keys, SCALING, kept)
     assert (dropped <= reference.dropped_mass_bound(query, keys, SCALING, kept)).all()
     assert kept[:, 0].all() and kept[:, -8:].all()
+
+
+def judged(
+    query: torch.Tensor, keys: torch.Tensor, length: int, mass: float, softcap: float | None
+) -> tuple[float, float]:
+    """What a selection truly drops and what is proved of it: query [Hkv, G, D] scaled, keys [Hkv, whole tiles, D]."""
+    sketch = KeySketch(torch.zeros(keys.shape, dtype=torch.int8), torch.zeros(keys.shape[:2]))
+    sketch.store(keys, torch.arange(keys.shape[1]))
+    selection = select_granules(query, sketch, length, mass, softcap)
+    assert isinstance(selection, Selection)
+    dropped = 1 - kept_mass(query, keys, selection, length, softcap)
+    return dropped, dropped_bound(query, keys, selection, length, softcap)
+
+
+@pytest.mark.parametrize("softcap", [None, 8.0])
+@pytest.mark.parametrize("length", [1900, 1905, 2048])
+def test_no_more_is_dropped_than_the_bound_says_of_random_keys(length, softcap):
+    torch.manual_seed(1)
+    bounds = []
+    for peak in (4.0, 8.0, 16.0):
+        query, keys = torch.randn(2, 3, DIM) * 0.05, torch.randn(2, 2048, DIM)
+        # Keys that most of the attention goes to, and a crowd of like ones, of which extremes say all there is to say.
+        keys[:, 100:140] = query.mean(dim=1, keepdim=True) * 20 * peak
+        keys[:, 300:1700] = torch.randn(2, 1, DIM) * 0.1
+        dropped, bound = judged(query, keys, length, 0.6, softcap)
+        assert 0 < dropped <= bound < 1
+        bounds.append(bound)
+    assert min(bounds) < 0.9, "a bound that says something"
+
+
+def test_no_more_is_dropped_than_the_bound_says_of_real_keys(builtin_keys):
+    for query, keys in builtin_keys:
+        dropped, bound = judged(query, keys, keys.shape[1], 0.6, None)
+        assert 0 < dropped <= bound <= 1
+
+
+@pytest.fixture(scope="module")
+def builtin_keys() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The last row's scaled query and the keys of every layer of the built-in model, over a text of its tokens."""
+    from penstock.compress.sparse_eval import Reader, standard_library
+    from penstock.models.loading import load_model
+    from penstock.models.tokenizer import Tokenizer
+
+    model, tokenizer = load_model("builtin", dtype="float32", device="cpu"), Tokenizer.load("builtin")
+    reader = Reader(model)
+    with torch.inference_mode():
+        reader.read(standard_library(tokenizer.encode, 1024)[:1024], 0, 1024)
+    found = []
+    for layer, (row, _, _, options) in reader.cache.rows.items():
+        keys = reader.cache.layers[layer][0][:, BLOCK : BLOCK + 1024].float()
+        found.append(
+            ((row[:, 0] * options["scaling"]).view(keys.shape[0], -1, keys.shape[2]).float(), keys.clone())
+        )
+    return found
 
 
 def test_granules_of_any_length_have_estimates():

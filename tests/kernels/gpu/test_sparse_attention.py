@@ -56,7 +56,7 @@ class World:
             for row, mass in zip(rows, masses, strict=True)
         ]
         batch = PagedBatch.build(spans, self.device)
-        query = self.query[rows]
+        query, bounds = self.query[rows], options.pop("bounds", None)
         dense = paged_attention(
             query, self.pages, self.scales, batch, scaling=SCALING, leave_sparse=True, **options
         )
@@ -70,6 +70,7 @@ class World:
             scaling=SCALING,
             telemetry=self.telemetry,
             formula=self.formula,
+            bounds=bounds,
             **options,
         )
         return dense.out, selection
@@ -151,6 +152,29 @@ def test_nearly_all_of_the_mass_is_everything(device):
     dense = paged_attention(world.query, world.pages, None, PagedBatch.build(spans, device), scaling=SCALING)
     assert selection.lengths.tolist() == [[608, 608]]
     assert float((out - dense.out).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_no_more_is_dropped_than_the_bound_says(int8, device):
+    world = World([700, 900, 1040], device, formula=MIN_MAX, int8=int8)
+    masses, bounds = [0.3, None, 0.6], torch.zeros(2, dtype=torch.float64, device=device)
+    _, selection = world.attend(masses, bounds=bounds)
+    worst = []
+    for row in (0, 2):
+        keys, _ = world.stored(row)
+        query, mine = world.query[row].double().cpu(), kept(selection, row, -(-keys.shape[1] // 16))
+        dropped = 1 - reference.true_mass(query, keys, SCALING, mine)
+        expected = reference.dropped_mass_bound(query, keys, SCALING, mine)
+        assert (dropped <= expected).all() and (dropped > 0).any()
+        worst.append(expected.amax(dim=1))
+    rows, total = bounds.tolist()
+    assert rows == 2 * 2 and total == pytest.approx(float(torch.cat(worst).sum()), rel=1e-3)
+
+
+def test_bounds_need_summaries_that_bound(device):
+    world = World([700], device)
+    with pytest.raises(ValueError, match="bounds come from min/max summaries"):
+        world.attend([0.5], bounds=torch.zeros(2, dtype=torch.float64, device=device))
 
 
 def test_softcap(device):
