@@ -57,9 +57,9 @@ def combine(rows: Tensor, routing: Routing, weights: Tensor) -> Tensor:
 
     One rounding after the other in float32, in rows' dtype at the end; a token's sum has the same bits in any batch.
     """
-    shares = weights.float()
-    total = rows.index_select(0, routing.rows[:, 0]).float().mul_(shares[:, :1])
-    for choice in range(1, routing.rows.shape[1]):
-        part = rows.index_select(0, routing.rows[:, choice]).float()
-        total.add_(part.mul_(shares[:, choice : choice + 1]))
+    chosen = rows.index_select(0, routing.rows.reshape(-1)).view(*routing.rows.shape, rows.shape[1])
+    weighted = chosen * weights.float()[..., None]  # [T, k, H]
+    total = weighted[:, 0]
+    for choice in range(1, weighted.shape[1]):  # (`sum` would choose an order by the shape)
+        total = total + weighted[:, choice]
     return total.to(rows.dtype)
