@@ -162,6 +162,13 @@ def cases(tiny: bool) -> Iterator[Case]:
         shapes += [(2048, 8192, 21760), (8192, 4096, 4096)]
     for m, n, k in shapes:
         yield matmul_case(m, n, k, device, dtype)
+    # (tokens, experts, of each token, N, K): Mixtral 8x7B, Qwen3 30B-A3B
+    mixtures = [(3, 4, 2, 40, 64), (80, 2, 2, 40, 64)] if tiny else []
+    if not tiny:
+        mixtures += [(t, 8, 2, 28672, 4096) for t in (1, 16, 2048)]
+        mixtures += [(t, 128, 8, 1536, 2048) for t in (1, 16, 256, 4096)]
+    for sizes in mixtures:
+        yield grouped_matmul_case(*sizes, device, dtype)
     for bits in (8, 4):
         for m, n, k in shapes:
             if m <= 2048:
@@ -216,6 +223,50 @@ def matmul_case(m: int, n: int, k: int, device: object, dtype: object) -> Case:
     return Case(
         f"int8_matmul {m}x{n}x{k}", run, error, baselines, n * k + m * k + 2 * m * n, 2 * m * n * k, copies
     )
+
+
+def grouped_matmul_case(
+    tokens: int, experts: int, top_k: int, n: int, k: int, device: object, dtype: object
+) -> Case:
+    """Tokens choose experts at random; which they chose rotates, as few tokens read few experts' weights."""
+    import torch
+
+    from penstock.kernels.gpu.grouped_int8_matmul import grouped_int8_matmul
+    from penstock.kernels.routing import Routing
+
+    x = torch.randint(-127, 128, (tokens, k), dtype=torch.int8, device=device)
+    scale = torch.rand(tokens, 1, device=device) + 0.1
+    weight = torch.randint(-127, 128, (experts, n, k), dtype=torch.int8, device=device)
+    weight_scale = torch.rand(experts, n, device=device)
+    routings = [
+        Routing.of(torch.rand(tokens, experts, device=device).topk(top_k).indices, experts)
+        for _ in range(2 if not x.is_cuda else 16)
+    ]
+
+    def run(index: int) -> torch.Tensor:
+        own = routings[index]
+        return grouped_int8_matmul(x, scale, weight, weight_scale, own.offsets, own.tokens, out_dtype=dtype)
+
+    def error() -> float:
+        worst = 0.0
+        for expert, rows in list(routings[0].shares())[:4]:
+            at = routings[0].tokens[rows].long()[:16]
+            exact = x[at].double() @ weight[expert].double().T * weight_scale[expert].double()
+            worst = max(worst, relative(run(0)[rows][:16], exact * scale[at].double()))
+        return worst
+
+    baselines: dict[str, Callable[[int], object]] = {}
+    if x.is_cuda and hasattr(torch.nn.functional, "grouped_mm"):
+        half = weight.to(dtype).transpose(1, 2)
+        gathered = [x[own.tokens.long()].to(dtype) for own in routings]
+        baselines["torch grouped_mm bf16"] = lambda index: torch.nn.functional.grouped_mm(
+            gathered[index], half, offs=routings[index].offsets[1:]
+        )
+    rows = tokens * top_k
+    read = sum(len(list(own.shares())) for own in routings) / len(routings)
+    moved = int(read * n * k) + tokens * k + 2 * rows * n
+    name = f"grouped_int8_matmul {tokens} to {top_k} of {experts} {n}x{k}"
+    return Case(name, run, error, baselines, moved, 2 * rows * n * k, len(routings))
 
 
 def weight_only_case(bits: int, m: int, n: int, k: int, device: object, dtype: object) -> Case:
@@ -588,7 +639,7 @@ def measure(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
     row.baselines = {name: seconds(run, case.copies) for name, run in case.baselines.items()}
     assert ceiling is not None
     # INT8 multiplies at twice the rate of bf16.
-    rate = ceiling["operations_per_second"] * (2 if case.name.startswith("int8") else 1)
+    rate = ceiling["operations_per_second"] * (2 if "int8_matmul" in case.name else 1)
     floor = max(case.bytes / ceiling["bytes_per_second"], case.operations / rate)
     row.of_ceiling = floor / row.seconds
     return row

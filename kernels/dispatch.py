@@ -14,6 +14,8 @@ from torch import Tensor
 from .cpu.sample import sample as on_cpu
 from .draw import Draw
 from .gpu.config import load as load_configurations
+from .per_expert import PerExpertWeight
+from .routing import Routing
 
 # Ampere: the first generation with asynchronous copies and bf16, which every kernel relies on.
 LOWEST_CAPABILITY = (8, 0)
@@ -24,6 +26,8 @@ WEIGHTS = {
     "w8a16": ("weight_only_matmul", "Int8WeightOnly"),
     "w4a16": ("weight_only_matmul", "Int4Weight"),
 }
+# Precisions whose experts one kernel computes together; in others each expert has a weight as above.
+GROUPED_WEIGHTS = {"w8a8": ("grouped_int8_matmul", "GroupedInt8Weight")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,13 @@ class QuantizedWeight(Protocol):
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] -> [M, N] in x's dtype."""
+
+
+class GroupedWeight(Protocol):
+    """A weight matrix for each expert, all of one shape and precision, ready to multiply on one kind of machine."""
+
+    def matmul(self, x: Tensor, routing: Routing, bias: Tensor | None = None) -> Tensor:
+        """[T, K] float, bias [E, N] float32 -> [S, N] in x's dtype, by expert; within a routing T is S."""
 
 
 def choose_backend(device: str) -> Backend:
@@ -85,6 +96,22 @@ def weight_class(backend: Backend, precision: str) -> type[QuantizedWeight]:
     return found
 
 
+def quantize_grouped(backend: Backend, precision: str, weight: Tensor) -> GroupedWeight:
+    """Float matrices [E, N, K], on their device, in `precision`, a key of WEIGHTS."""
+    if precision not in GROUPED_WEIGHTS:
+        single = weight_class(backend, precision)
+        return PerExpertWeight([single.quantize(own) for own in weight])
+    module, name = GROUPED_WEIGHTS[precision]
+    folder = "gpu" if backend.kind == "triton" else "cpu"
+    found: GroupedWeight = getattr(import_module(f".{folder}.{module}", __package__), name).quantize(weight)
+    return found
+
+
+def experts_kernel(precision: str) -> str:
+    """The name of what computes experts in `precision`, a key of WEIGHTS."""
+    return GROUPED_WEIGHTS.get(precision, WEIGHTS[precision])[0]
+
+
 def sampler_of(backend: Backend) -> Callable[[Tensor, Sequence[Draw]], tuple[Tensor, Tensor]]:
     """The kernel that draws tokens; see `kernels.cpu.sample`."""
     if backend.kind == "triton":
@@ -94,9 +121,18 @@ def sampler_of(backend: Backend) -> Callable[[Tensor, Sequence[Draw]], tuple[Ten
     return on_cpu
 
 
-def describe(backend: Backend, precision: str, fused: Mapping[str, int]) -> str:
-    """Which kernels serve what, in one line, for whoever starts an engine. `fused`: parts served by each fused kernel."""
+def describe(
+    backend: Backend, precision: str, fused: Mapping[str, int], experts: Mapping[str, int] | None = None
+) -> str:
+    """Which kernels serve what, in one line, for whoever starts an engine.
+
+    `fused`: parts served by each fused kernel. `experts`: layers whose experts each kernel computes, "torch" as stored.
+    """
     linears = f"linears {WEIGHTS[precision][0]} ({precision})" if precision in WEIGHTS else "linears torch"
+    for kernel, layers in (experts or {}).items():
+        linears += (
+            f", experts of {layers} layers {kernel} ({'as stored' if kernel == 'torch' else precision})"
+        )
     if backend.kind == "cpu":
         return f"CPU kernels: attention paged_attention, {linears}"
     import triton

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.dispatch import Backend
+from .agreement import agree, random_rows
+from .quantized_experts import QuantizedExperts
 from .quantized_linear import Handoff, QuantizedLinear, SharedLinearPart
 
 ROWS = 3
-# How far two ways of rounding the same sums may differ, as a share of the largest value.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+# Some experts clamp what goes into their gate, by limits of 7 to 100.
+GATE_SCALES = (1.0, 1000.0)
 ROTARY = "apply_rotary_pos_emb"
 
 
@@ -51,6 +53,8 @@ def fuse(model: nn.Module, backend: Backend) -> dict[str, int]:
             for name in ("gate_proj", "up_proj", "down_proj")
         ):
             served["silu_mul"] += _fuse_gate(module, backend, handoff)
+        elif isinstance(module, QuantizedExperts):
+            served["silu_mul"] += _fuse_experts_gate(module, backend, handoff)
         elif ROTARY in _names(type(module).forward):
             served["rotary"] += _fuse_rotary(module, backend)
     return {kernel: count for kernel, count in served.items() if count}
@@ -63,13 +67,17 @@ def _linears(model: nn.Module) -> list[QuantizedLinear]:
 
 
 def _hand_over(model: nn.Module) -> Handoff | None:
-    """Have every linear that multiplies INT8 activations look there first; None where there is none."""
+    """Have everything that multiplies INT8 activations look there first; None where there is nothing."""
+    from ..kernels.gpu.grouped_int8_matmul import GroupedInt8Weight
     from ..kernels.gpu.int8_matmul import Int8Weight
 
-    linears = [linear for linear in _linears(model) if isinstance(linear.quantized, Int8Weight)]
-    handoff = Handoff() if linears else None
-    for linear in linears:
-        linear.handoff = handoff
+    readers: list[QuantizedLinear | QuantizedExperts] = []
+    readers += [linear for linear in _linears(model) if isinstance(linear.quantized, Int8Weight)]
+    experts = (module for module in model.modules() if isinstance(module, QuantizedExperts))
+    readers += [module for module in experts if isinstance(module.down, GroupedInt8Weight)]
+    handoff = Handoff() if readers else None
+    for reader in readers:
+        reader.handoff = handoff
     return handoff
 
 
@@ -98,11 +106,11 @@ def _fuse_norm(module: nn.Module, backend: Backend, handoff: Handoff | None, wid
             handoff.give(y, quantized, scale)
         return y
 
-    x = _random(1, ROWS, weight.shape[0], like=weight, backend=backend)
+    x = random_rows(1, ROWS, weight.shape[0], like=weight, backend=backend)
     expected = module(x)
     for style in NORM_STYLES:
         ours = partial(normalize, style)
-        if _agree(ours(x), expected):
+        if agree(ours(x), expected):
             module.forward = ours
             return True
     return False
@@ -131,14 +139,37 @@ def _fuse_gate(module: nn.Module, backend: Backend, handoff: Handoff | None) -> 
         out: Tensor = down_proj(y)
         return out
 
-    x = _random(1, ROWS, width, like=weight, backend=backend)
+    x = random_rows(1, ROWS, width, like=weight, backend=backend)
     try:
-        agree = _agree(gated(x), module(x))
+        agrees = agree(gated(x), module(x))
     except (TypeError, RuntimeError, ValueError):  # takes or makes something else
         return False
-    if agree:
+    if agrees:
         module.forward = gated
-    return agree
+    return agrees
+
+
+def _fuse_experts_gate(module: QuantizedExperts, backend: Backend, handoff: Handoff | None) -> bool:
+    from ..kernels.gpu.grouped_int8_matmul import GroupedInt8Weight
+    from ..kernels.gpu.int8_matmul import ALIGNMENT
+    from ..kernels.gpu.silu_mul import silu_mul
+
+    if not isinstance(module.down, GroupedInt8Weight) or not module.style.has_gate:
+        return False
+    assert handoff is not None
+
+    def gated(rows: Tensor) -> Tensor:
+        y, quantized, scale = silu_mul(*rows.chunk(2, dim=-1), pad_to=ALIGNMENT)
+        assert quantized is not None and scale is not None
+        handoff.give(y, quantized, scale)
+        return y
+
+    like = torch.empty(0, dtype=module.dtype)
+    rows = random_rows(ROWS, 2 * module.down.in_features, like=like, backend=backend)
+    agrees = all(agree(gated(scale * rows), module.activate(scale * rows)) for scale in GATE_SCALES)
+    if agrees:
+        module.activate = gated
+    return agrees
 
 
 def _fuse_rotary(module: nn.Module, backend: Backend) -> bool:
@@ -149,23 +180,23 @@ def _fuse_rotary(module: nn.Module, backend: Backend) -> bool:
     if not isinstance(head_dim, int):
         return False
     weight = next(iter(module.parameters()), None)
-    query, key = (_random(1, heads, ROWS, head_dim, like=weight, backend=backend) for heads in (2, 1))
+    query, key = (random_rows(1, heads, ROWS, head_dim, like=weight, backend=backend) for heads in (2, 1))
     angles = torch.rand(1, ROWS, head_dim // 2, device=backend.device).repeat(1, 1, 2)
     cos, sin = angles.cos().to(query.dtype), angles.sin().to(query.dtype)
     ours = partial(_turned, original)
     try:
         pairs = zip(ours(query, key, cos, sin), original(query, key, cos, sin), strict=True)
-        agree = all(_agree(mine, theirs) for mine, theirs in pairs)
+        agrees = all(agree(mine, theirs) for mine, theirs in pairs)
     except (TypeError, RuntimeError, ValueError):  # takes or makes something else
         return False
-    if agree:
+    if agrees:
         names = {**forward.__globals__, ROTARY: ours}
         copy = FunctionType(
             forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
         )
         copy.__kwdefaults__ = forward.__kwdefaults__
         module.forward = MethodType(copy, module)
-    return agree
+    return agrees
 
 
 def _turned(
@@ -196,16 +227,3 @@ def _in_features(linear: nn.Module) -> int | None:
     quantized = getattr(linear, "quantized", None)
     found = getattr(linear if quantized is None else quantized, "in_features", None)
     return found if isinstance(found, int) else None
-
-
-def _random(*shape: int, like: Tensor | None, backend: Backend) -> Tensor:
-    dtype = torch.get_default_dtype() if like is None or not like.is_floating_point() else like.dtype
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(backend.device, dtype)
-
-
-def _agree(mine: Tensor, theirs: Tensor) -> bool:
-    if mine.shape != theirs.shape or mine.dtype is not theirs.dtype:
-        return False
-    limit = TOLERANCE[mine.dtype] * float(theirs.abs().max())
-    return float((mine.float() - theirs.float()).abs().max()) <= limit

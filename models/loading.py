@@ -15,7 +15,9 @@ from .fingerprint import fingerprint
 from .fusion import fuse
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
+from .steady_linear import make_steady
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class LoadedModel:
         precision: "w8a8", "w8a16", "w4a16" or "none".
         backend: the kernels it computes with, and their device.
         fused: how many of the model's own parts each fused kernel stands in for.
+        experts: of how many layers each kernel computes the experts, "torch" those left as stored; empty if not quantized.
     """
 
     module: Any
@@ -50,6 +53,7 @@ class LoadedModel:
     num_parameters: int
     backend: Backend
     fused: dict[str, int]
+    experts: dict[str, int]
 
 
 def load_model(
@@ -77,11 +81,14 @@ def load_model(
         module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()
     num_parameters = module.num_parameters()
+    experts: dict[str, int] = {}
     if precision != "none":
+        experts = quantize_experts(module, backend, precision)
         swapped = quantize_linears(module, backend, precision)
         if not swapped:
             raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
         pack_linears(module)
+        make_steady(module)
     module.to(backend.device).eval()
     fused = fuse(module, backend)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
@@ -99,6 +106,7 @@ def load_model(
         num_parameters=num_parameters,
         backend=backend,
         fused=fused,
+        experts=experts,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.cpu.grouped_int8_matmul import GroupedInt8Weight
 from ..kernels.cpu.int8_matmul import Int8Weight
 from ..kernels.dispatch import Backend, QuantizedWeight, weight_class
 
@@ -136,14 +137,14 @@ def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str)
                 swapped += len(names)
                 for linear in siblings:
                     if users[id(linear.weight)] == 1:
-                        _let_go(linear.weight)
+                        let_go(linear.weight)
         for name, linear in linears.items():
             weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
             quantized = weight_type.quantize(weight.detach().to(backend.device))
             setattr(parent, name, QuantizedLinear(quantized, _bias(linear, backend)))
             swapped += 1
             if users[id(linear.weight)] == 1:
-                _let_go(linear.weight)
+                let_go(linear.weight)
     if backend.kind == "cpu":
         for module in model.modules():
             if module is not embedding:
@@ -157,8 +158,13 @@ def pack_linears(model: nn.Module) -> None:
     """Make the packed form of all INT8 matrices that a CPU multiplies with. Takes seconds where quantizing takes tenths, and
     changes no result, so a small model packs in the background while it serves already; a large one, which keeps one form
     only, before."""
-    modules = (module for module in model.modules() if isinstance(module, QuantizedLinear | SharedLinearPart))
-    found = {id(module.quantized): module.quantized for module in modules}
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear | SharedLinearPart):
+            found[id(module.quantized)] = module.quantized
+        for held in vars(module).values():
+            if isinstance(held, GroupedInt8Weight):
+                found |= {id(weight): weight for weight in held.experts}
     weights = [weight for weight in found.values() if isinstance(weight, Int8Weight)]
     keep_plain = sum(weight.out_features * weight.in_features for weight in weights) <= KEEP_PLAIN_WEIGHTS
     if keep_plain:
@@ -172,7 +178,7 @@ def _pack_all(weights: list[Int8Weight], keep_plain: bool) -> None:
         weight.pack(keep_plain=keep_plain)
 
 
-def _let_go(weight: Tensor) -> None:
+def let_go(weight: Tensor) -> None:
     """Drop a dead weight's pages at once. Loading maps the file into memory, and pages stay counted until the last
     tensor of the file is gone, which the embedding never is."""
     start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -112,7 +112,7 @@ class Engine:
             kv_blocks_total=self.block_manager.num_usable_blocks,
             block_size=self.runner.block_size,
             device=model.backend.device.type,
-            kernels=describe(model.backend, model.precision, model.fused),
+            kernels=describe(model.backend, model.precision, model.fused, model.experts),
         )
         self.clock = time.monotonic
         # Told of every step just before it is computed.

@@ -17,8 +17,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: a local folder, a hub id, or "builtin".
-        quantize: "w8a8" for INT8 linears, "w8a16" and "w4a16" for weights alone in 8 or 4 bits, "none" for as stored,
-            "auto": w8a8 for the built-in model, else none.
+        quantize: "w8a8" for INT8 linears and experts, "w8a16" and "w4a16" for weights alone in 8 or 4 bits,
+            "none" for as stored, "auto": w8a8 for the built-in model, else none.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         max_model_len: longest prompt + completion in tokens; None takes the model's own.
         max_num_seqs: most sequences computed in one step.

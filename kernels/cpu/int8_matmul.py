@@ -103,9 +103,15 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """[M, K] float -> [M, N] float32; `bias` is [N] float32."""
-    quantized, act_scale = quantize_activation(x)
+    return int8_matmul_quantized(*quantize_activation(x), weight, bias)
+
+
+def int8_matmul_quantized(
+    quantized: Tensor, act_scale: Tensor, weight: Int8Weight, bias: Tensor | None = None
+) -> Tensor:
+    """The same for what `quantize_activation` makes, [M, K] int8 and [M, 1] float32. May overwrite the integers."""
     plain, packed = weight.plain, weight.packed
-    if packed is None or (x.shape[0] == 1 and plain is not None):
+    if packed is None or (quantized.shape[0] == 1 and plain is not None):
         assert plain is not None
         # (One multiplication of int32 by float32 would be a dispatch less, and not vectorised: 4 times slower on 512 rows.)
         out = torch._int_mm(quantized, plain.t()).float().mul_(weight.weight_scale)

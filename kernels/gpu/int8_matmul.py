@@ -156,11 +156,14 @@ def split_k(tiles: int, steps: int) -> int:
 
 @triton.jit
 def _epilogue(
-    acc, act_scale, weight_scale, bias, residual, out, rows, columns, inside, M, N, stride_residual
+    acc, act_scale, weight_scale, bias, residual, out, sources, rows, columns, inside, M, N, stride_residual
 ):
-    """Scales `acc` [BM, BN] int32, adds what there is to add, and stores; one rounding after the other, as on a CPU."""
+    """Scales `acc` [BM, BN] int32, adds what there is to add, and stores; one rounding after the other, as on a CPU.
+
+    `sources` [BM]: where the scales of `rows` are; the rows themselves, but for experts.
+    """
     w = tl.load(weight_scale + columns, mask=columns < N, other=0.0)
-    a = tl.load(act_scale + rows, mask=rows < M, other=0.0)
+    a = tl.load(act_scale + sources, mask=rows < M, other=0.0)
     y = acc.to(tl.float32) * w[None, :] * a[:, None]
     if bias is not None:
         y += tl.load(bias + columns, mask=columns < N, other=0.0)[None, :]
@@ -215,7 +218,9 @@ def _prefill_kernel(
         x += BLOCK_K
         w += BLOCK_K
     inside = (rows < M)[:, None] & (columns < N)[None, :]
-    _epilogue(acc, act_scale, weight_scale, bias, residual, out, rows, columns, inside, M, N, stride_residual)
+    _epilogue(
+        acc, act_scale, weight_scale, bias, residual, out, rows, rows, columns, inside, M, N, stride_residual
+    )
 
 
 @triton.jit
@@ -269,7 +274,19 @@ def _decode_kernel(
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     if SPLITS == 1:
         _epilogue(
-            acc, act_scale, weight_scale, bias, residual, out, rows, columns, inside, M, N, stride_residual
+            acc,
+            act_scale,
+            weight_scale,
+            bias,
+            residual,
+            out,
+            rows,
+            rows,
+            columns,
+            inside,
+            M,
+            N,
+            stride_residual,
         )
     else:
         own = sums + tile * BLOCK_M * BLOCK_N + rows[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -285,6 +302,7 @@ def _decode_kernel(
                 bias,
                 residual,
                 out,
+                rows,
                 rows,
                 columns,
                 inside,

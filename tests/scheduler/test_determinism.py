@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tiny_mixture import save_mixture
 
 from penstock.models.location import BUILTIN_FOLDER
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
@@ -87,6 +88,15 @@ def test_a_tiny_llama_in_w8a8_answers_the_same_under_load(tiny_llama: Path):
         EngineConfig(
             model=str(tiny_llama), quantize="w8a8", max_model_len=256, kv_cache_tokens=640, block_size=16
         )
+    )
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss"])
+def test_a_tiny_mixture_of_experts_in_w8a8_answers_the_same_under_load(kind: str, tmp_path: Path):
+    """Routers are float products, shared experts have a gate of one column, and a token's experts are added up in order."""
+    model = str(save_mixture(kind, tmp_path))
+    assert_same_under_load(
+        EngineConfig(model=model, quantize="w8a8", max_model_len=256, kv_cache_tokens=640, block_size=16)
     )
 
 

@@ -4,20 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_mixture import save_mixture
 
 from penstock import Engine, EngineConfig, SamplingParams
 from penstock.config import SparseAttention
 from penstock.errors import ModelLoadError
+from penstock.models.quantized_experts import QuantizedExperts
 from penstock.scheduler.outputs import Completion
 
 DEVICE = "cuda" if torch.cuda.is_available() else "interpreter"
+SHORT = [[5, 9, 300, 17], [7] * 35]
 PROMPTS = [[5, 9, 300, 17], list(range(3, 80)), [7] * 65, [250, 3]]
 
 
-def complete(model: Path, params: SamplingParams, **settings: object) -> list[Completion]:
+def complete(
+    model: Path, params: SamplingParams, prompts: list[list[int]] = PROMPTS, **settings: object
+) -> list[Completion]:
     sizes = {"max_model_len": 192, "kv_cache_tokens": 768, "max_num_batched_tokens": 48}
     engine = Engine(EngineConfig(model=str(model), dtype="float32", **sizes, **settings))  # type: ignore[arg-type]
-    results = engine.generate(PROMPTS, params, tokenizer=_NoText(), progress=False)
+    results = engine.generate(prompts, params, tokenizer=_NoText(), progress=False)
     engine.check()
     return [completion for result in results for completion in result.completions]
 
@@ -60,6 +65,32 @@ def test_int8_kv_changes_little(tiny_llama):
     quantized = best_logprobs(tiny_llama, device=DEVICE, kv_cache_dtype="int8")
     assert exact != quantized, "something was quantized"
     assert quantized == pytest.approx(exact, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_give_the_same_greedy_tokens_as_on_the_cpu(kind, tmp_path):
+    model = save_mixture(kind, tmp_path)
+    settings = {"quantize": "w8a8", "prompts": SHORT}
+    assert generate(model, DEVICE, **settings) == generate(model, "cpu", **settings)
+
+
+def test_experts_are_served_by_the_grouped_kernel_and_say_so(tmp_path):
+    """Transposed ones with biases and a gate of their own."""
+    model = save_mixture("gpt_oss", tmp_path)
+    engine = Engine(EngineConfig(model=str(model), device=DEVICE, quantize="w8a8", max_model_len=192))
+    assert "experts of 2 layers grouped_int8_matmul (w8a8)" in engine.info.kernels
+    experts = [m for m in engine.runner.model.module.modules() if isinstance(m, QuantizedExperts)]
+    assert [type(own.up).__module__ for own in experts] == ["penstock.kernels.gpu.grouped_int8_matmul"] * 2
+
+
+@pytest.mark.parametrize("quantize", ["w8a16", "w4a16"])
+def test_experts_whose_weights_alone_are_quantized(quantize, tmp_path):
+    """A CPU rounds activations to bf16 there, so that a random router may choose otherwise: the median is compared."""
+    model = save_mixture("mixtral", tmp_path)
+    there = best_logprobs(model, device="cpu", quantize=quantize)
+    here = best_logprobs(model, device=DEVICE, quantize=quantize)
+    differences = sorted(abs(a - b) for a, b in zip(here, there, strict=True))
+    assert len(differences) == len(PROMPTS) and differences[1] < 0.1, differences
 
 
 LONG = [[(7 * i + j) % 300 + 5 for i in range(length)] for j, length in enumerate((330, 30))]

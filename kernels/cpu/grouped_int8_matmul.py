@@ -1,0 +1,39 @@
+"""W8A8 matmul of experts on a CPU: each expert that has rows multiplies its own, as `int8_matmul` does.
+
+A row's result is that of `int8_matmul` with its expert's weight, bit for bit, whatever the others compute.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..routing import Routing
+from .int8_matmul import Int8Weight, int8_matmul_quantized, quantize_activation
+
+
+@dataclass(slots=True)
+class GroupedInt8Weight:
+    """A weight matrix for each expert, all of one shape."""
+
+    experts: list[Int8Weight]
+
+    @classmethod
+    def quantize(cls, weight: Tensor) -> "GroupedInt8Weight":
+        """From float matrices [E, N, K].
+
+        Raises ValueError when K is too large for exact int32 accumulation.
+        """
+        return cls([Int8Weight.quantize(own) for own in weight])
+
+    def matmul(self, x: Tensor, routing: Routing, bias: Tensor | None = None) -> Tensor:
+        """[T, K] float, bias [E, N] float32 -> [S, N] float32; within a routing T is S."""
+        quantized, act_scale = quantize_activation(x)  # once, however many experts read it
+        quantized, act_scale = routing.of_rows(quantized), routing.of_rows(act_scale)
+        out = torch.empty(quantized.shape[0], self.experts[0].out_features)
+        for expert, rows in routing.shares():
+            own_bias = None if bias is None else bias[expert]
+            out[rows] = int8_matmul_quantized(
+                quantized[rows], act_scale[rows], self.experts[expert], own_bias
+            )
+        return out
