@@ -21,6 +21,8 @@ PRIORS: dict[DrafterName, tuple[float, float]] = {
 }
 # Older guesses count this much less with every draft that is verified.
 FADING = 0.85
+# Where no draft pays, guesses are still compared with what came, once in so many tokens: drafters may get better.
+SHADOW_EVERY = 4
 # Without a measurement: what another row costs, as a share of a step of one.
 ROW_COST = 1 / 16
 # A draft must promise this much more than the step loses by it: estimates are noisy, and a step that is too long is certain.
@@ -88,6 +90,8 @@ class Speculator:
                 guesser.learn(1, int(guesser.unverified == token_ids[-1]))
                 guesser.unverified = None
             length = self.choose_length(self._times, guesser.acceptance, limit, num_tokens, num_seqs)
+            if not length and len(token_ids) % SHADOW_EVERY:
+                continue
             guess = guesser.drafter.propose(token_ids, max(1, length))
             if not guess:
                 continue
@@ -128,6 +132,7 @@ def draft_length(times: StepTimes, acceptance: float, limit: int, num_tokens: in
         else:
             lost = num_seqs * tried * ROW_COST
         gain = expected - MARGIN * lost
-        if gain > best_gain:
-            best, best_gain = tried, gain
+        if gain <= best_gain:
+            break  # what is promised grows ever more slowly
+        best, best_gain = tried, gain
     return best

@@ -17,6 +17,8 @@ class StepTimes:
         # By size class: the average number of tokens and the average seconds of its steps.
         self._classes: dict[int, tuple[float, float]] = {}
         self._points: list[tuple[float, float]] = []
+        # Answers since the last step: every sequence of a step asks the same.
+        self._known: dict[int, float] = {}
 
     def record(self, num_tokens: int, seconds: float) -> None:
         size = num_tokens.bit_length() * 2 + (num_tokens >> max(0, num_tokens.bit_length() - 2) & 1)
@@ -31,12 +33,17 @@ class StepTimes:
                 average + NEWS * (seconds - average),
             )
         self._points.clear()
+        self._known.clear()
 
-    def seconds(self, num_tokens: float) -> float | None:
+    def seconds(self, num_tokens: int) -> float | None:
         """None before anything was measured. Never less for more tokens; beyond what was seen, in proportion."""
+        known = self._known.get(num_tokens)
+        if known is None and self._classes:
+            known = self._known[num_tokens] = self._interpolated(num_tokens)
+        return known
+
+    def _interpolated(self, num_tokens: int) -> float:
         points = self._sorted_points()
-        if not points:
-            return None
         below = above = None
         for tokens, seconds in points:
             if tokens <= num_tokens:

@@ -114,7 +114,7 @@ def test_a_drafter_that_errs_is_heard_less_and_may_come_back():
     tokens = loop * 2
     while not propose(tokens):
         tokens.append(loop[len(tokens) % 4])
-        assert len(tokens) < 40
+        assert len(tokens) < 160
     assert guesser.acceptance > 0.05
 
 
