@@ -19,6 +19,7 @@ setup(
     include_package_data=False,
     package_data={
         "penstock.kernels": ["tuned/*.json"],
+        "penstock.kernels.cpu": ["*.c"],
         "penstock.models": ["builtin/*.json", "builtin/*.safetensors", "builtin/*.jinja", "builtin/*.md"],
     },
 )
