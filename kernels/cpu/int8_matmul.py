@@ -115,6 +115,11 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """[M, K] float -> [M, N] float32; `bias` is [N] float32."""
+    plain, native = weight.plain, int8_rows()
+    if native is not None and plain is not None and weight.offsets is not None:
+        is_large = weight.packed is None and plain.numel() >= LARGE_WEIGHT
+        if x.shape[0] <= NATIVE_ROWS or is_large:
+            return native(x.float().contiguous(), plain, weight.offsets, weight.weight_scale, bias)
     return int8_matmul_quantized(*quantize_activation(x), weight, bias)
 
 

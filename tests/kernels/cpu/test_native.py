@@ -70,6 +70,22 @@ def test_what_is_not_finite_shows(broken: float):
 
 
 @compiled
+def test_few_rows_are_served_by_it_and_many_are_not(monkeypatch: pytest.MonkeyPatch):
+    rows, served = native.int8_rows(), []
+    assert rows is not None
+
+    def counted(x, *rest):
+        served.append(x.shape[0])
+        return rows(x, *rest)
+
+    weight = Int8Weight.quantize(torch.randn(24, 100))
+    monkeypatch.setattr(kernel, "int8_rows", lambda: counted)
+    for count in (1, kernel.NATIVE_ROWS, kernel.NATIVE_ROWS + 1):
+        int8_matmul(torch.randn(count, 100), weight)
+    assert served == [1, kernel.NATIVE_ROWS]
+
+
+@compiled
 def test_other_types_and_strides_are_taken():
     weight = Int8Weight.quantize(torch.randn(24, 100))
     x = torch.randn(100, 4).t()
