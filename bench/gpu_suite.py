@@ -567,7 +567,15 @@ def sparse_case(
     return Case(f"sparse_attention {formula} {batch}x{context}", run, error, baselines, int(scanned), 0, 1)
 
 
-def prompt_case(batch: int, context: int, int8: bool, device: object, dtype: object, tiny: bool) -> Case:
+def prompt_case(
+    batch: int,
+    context: int,
+    int8: bool,
+    device: object,
+    dtype: object,
+    tiny: bool,
+    dim: int | None = None,
+) -> Case:
     """The last 512 tokens of prompts whose rows keep 95 % of the attention, of which a few keys have most; against dense."""
     import torch
 
@@ -578,7 +586,7 @@ def prompt_case(batch: int, context: int, int8: bool, device: object, dtype: obj
     from penstock.kernels.reference.sparse_prompt import sparse_prompt_reference
     from penstock.kernels.span import Span
 
-    heads, kv_heads, dim = (4, 2, 64) if tiny else (32, 8, 128)
+    heads, kv_heads, dim = (4, 2, dim or 64) if tiny else (32, 8, dim or 128)
     queries = 100 if tiny else 512
     first = (context - queries) // 64 * 64
     pages_each = math.ceil(context / 64)

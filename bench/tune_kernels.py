@@ -26,7 +26,15 @@ from gpu_suite import L2_BYTES, ROOT, TOLERANCE, Case, machine, relative, second
 # A candidate must beat the default by more than measurements scatter.
 MARGIN = 0.98
 # What promises the same bits, however it is launched.
-EXACT = {"int8_matmul", "weight_only_matmul", "quantize_activation", "silu_mul", "rotary", "store_kv"}
+EXACT = {
+    "int8_matmul",
+    "grouped_int8_matmul",
+    "weight_only_matmul",
+    "quantize_activation",
+    "silu_mul",
+    "rotary",
+    "store_kv",
+}
 
 
 def main() -> int:
@@ -187,7 +195,7 @@ class Tuner:
         return not any(wrong for _, wrong in found)
 
     def workloads(self, operation: str, case: str) -> Iterator[Case]:
-        """What launches `case`: shapes of an 8B Llama and of those that the targets are set for."""
+        """What launches `case`: shapes of an 8B Llama, of mixtures of experts, and those that the targets are set for."""
         import torch
 
         tiny, where = self.tiny, (self.device, torch.float32 if self.tiny else torch.bfloat16)
@@ -201,6 +209,9 @@ class Tuner:
                         yield gpu_suite.matmul_case(m, n, k, *where)
                     else:
                         yield gpu_suite.weight_only_case(int(bits), m, n, k, *where)
+            case "grouped_int8_matmul", _:
+                for sizes in self.mixtures(kind):
+                    yield gpu_suite.grouped_matmul_case(*sizes, *where)
             case "paged_attention", "combine":
                 yield gpu_suite.attention_case(1, 1, 600 if tiny else 131072, True, *where, tiny)
             case "paged_attention", _:
@@ -217,6 +228,10 @@ class Tuner:
                 int8 = case.endswith("_int8") or formula != "keys"
                 for batch, context in [(2, 300)] if tiny else [(16, 32768), (1, 131072)]:
                     yield gpu_suite.sparse_case(batch, context, formula, *where, tiny, int(size), int8)
+            case "sparse_prompt", _:
+                size = int(next((part for part in case.split("_") if part.isdigit()), "128"))
+                for context in (400,) if tiny else (32768, 131072):
+                    yield gpu_suite.prompt_case(1, context, case.endswith("_int8"), *where, tiny, size)
             case "store_kv", _:
                 yield store_case(int(rest.removesuffix("_int8")), rest.endswith("_int8"), *where, tiny)
             case "rotary", _:
@@ -242,6 +257,14 @@ class Tuner:
         if rows is None:
             return [(256, 6144, 4096), (2048, 8192, 21760), (8192, 4096, 4096)]
         return [(rows, 6144, 4096), (rows, 28672, 4096), (rows, 4096, 14336)]
+
+    def mixtures(self, kind: str) -> list[tuple[int, int, int, int, int]]:
+        """(tokens, experts, of each token, N, K) of Mixtral 8x7B and Qwen3 30B-A3B."""
+        if self.tiny:
+            return [(3, 4, 2, 40, 64) if kind == "decode" else (80, 2, 2, 40, 64)]
+        if kind == "decode":
+            return [(1, 8, 2, 28672, 4096), (16, 8, 2, 28672, 4096), (16, 128, 8, 1536, 2048)]
+        return [(2048, 8, 2, 28672, 4096), (4096, 128, 8, 1536, 2048)]
 
 
 class Asked(dict):

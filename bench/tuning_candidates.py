@@ -58,11 +58,26 @@ def considered() -> Candidates:
         "128 256 64 8 8 4, 128 256 128 8 8 3, 256 128 64 8 8 4, 256 128 128 8 8 3, 128 128 128 8 8 3, "
         "128 128 128 16 8 4, 128 128 64 8 8 5, 128 128 64 8 4 5, 64 256 128 8 8 3, 64 128 128 8 4 4",
     )
+    add(
+        "grouped_int8_matmul",
+        "decode",
+        whole,
+        "16 64 128 8 4 5, 16 64 256 8 4 3, 16 128 128 8 4 4, 16 32 256 8 4 4, 16 64 256 1 4 4, 32 64 128 8 4 4",
+    )
+    add(
+        "grouped_int8_matmul",
+        "prefill",
+        whole,
+        "128 128 128 8 8 3, 128 128 64 8 8 5, 128 128 128 16 8 4, 64 128 128 8 4 4, 64 256 128 8 8 3",
+    )
     keys = "32 4 3, 32 4 4, 64 4 2, 64 4 4, 64 8 3, 128 4 2, 128 8 2, 128 8 3"
     prompt = "128 64 8 2, 128 64 8 3, 128 128 8 2, 128 128 8 3, 64 64 4 2, 64 64 4 3, 64 128 4 2, 128 64 4 2"
     wide = "128 32 8 2, 128 32 8 3, 64 32 4 2, 64 32 8 2, 64 64 8 2, 64 64 4 2, 128 64 8 2"
     listed = "32 4 3, 64 4 2, 64 4 3, 64 8 3, 128 4 2, 128 8 2"
     scores = "16 64 4 2, 16 128 4 2, 16 32 4 3, 16 64 8 2, 32 64 8 2"
+    masses = "128 16 8 2, 128 64 8 2, 128 32 8 3, 128 32 4 2, 64 32 4 2, 64 32 4 3"
+    large = "128 32 8 2, 64 32 8 2, 64 32 8 3, 64 16 8 2, 64 64 8 2"
+    cut = "128 64 8 2, 128 64 8 3, 128 32 8 2, 64 64 4 2, 64 64 4 3, 64 32 4 2"
     warps = "1 1, 2 1, 4 1, 8 1, 16 1"
 
     def heads(size: int) -> None:
@@ -78,6 +93,12 @@ def considered() -> Candidates:
             add("sparse_attention", f"attend_{size}{kind}", ("BLOCK_N",), listed)
         for formula in ("min_max", "mean_std"):
             add("sparse_attention", f"score_{formula}_{size}", ("BLOCK_G", "GRANULES"), scores)
+
+    def prompts(size: int) -> None:
+        for kind in ("_int8", ""):
+            add("sparse_prompt", f"score_{size}{kind}", ("BLOCK_M", "BLOCKS"), masses)
+            tiles = ("BLOCK_M", "BLOCK_N")
+            add("sparse_prompt", f"attend_{size}{kind}", tiles, large if size == 256 else cut)
 
     heads(128)
     for operation, case in (
@@ -108,10 +129,13 @@ def considered() -> Candidates:
         ("BLOCK_G",),
         "256 4 1, 512 4 1, 512 8 1, 1024 4 1, 1024 16 1, 2048 16 1",
     )
+    prompts(128)
+    add("sparse_prompt", "select", ("SHARES",), "2048 8 1, 4096 8 1, 4096 16 1, 8192 8 1, 16384 16 1")
     add("paged_attention", "combine", (), "1 1, 2 1, 8 1")
     for size in (64, 256):
         heads(size)
         sparse(size)
+        prompts(size)
     for operation in ("rms_norm", "silu_mul", "quantize_activation"):
         for case in ("block_1024", "block_2048", "block_4096", "block_8192", "pieces"):
             if (operation, case) not in found:

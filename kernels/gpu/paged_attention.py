@@ -21,7 +21,7 @@ from ..span import PAGE_SIZE
 from .arguments import FLOATS, require
 from .config import Config, arch_of, choose
 from .paged_batch import PagedBatch
-from .tunable import HEAD_SIZES, by_head
+from .tunable import HEAD_SIZES, by_head, head_size
 from .variant import Variant
 
 LOG2E = 1.4426950408889634
@@ -241,17 +241,17 @@ def decode_config(block_d: int, int8: bool, device: torch.device | None) -> Conf
 
 
 def default_decode(block_d: int, int8: bool) -> Config:
-    return DECODE[_size(block_d), int8]
+    return DECODE[head_size(block_d), int8]
 
 
 def prefill_config(block_d: int, int8: bool, arch: str, device: torch.device | None) -> Config:
     """How a prefill over pages of this kind is launched on `arch`."""
-    default = PREFILL["sm_90" if arch == "sm_90" else "sm_80"][_size(block_d), int8]
-    return choose("paged_attention", by_head("prefill", block_d, int8), default, device)
+    case = by_head("prefill", block_d, int8)
+    return choose("paged_attention", case, default_prefill(block_d, int8, arch), device)
 
 
-def _size(block_d: int) -> int:
-    return next((size for size in HEAD_SIZES if size >= block_d), HEAD_SIZES[-1])
+def default_prefill(block_d: int, int8: bool, arch: str) -> Config:
+    return PREFILL["sm_90" if arch == "sm_90" else "sm_80"][head_size(block_d), int8]
 
 
 @triton.jit

@@ -11,7 +11,8 @@ A block is computed alone and never in parts, so it depends neither on its batch
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
@@ -20,23 +21,23 @@ from torch import Tensor
 
 from ..span import PAGE_SIZE, PROMPT_BLOCK
 from .arguments import FLOATS, require
-from .config import Config, arch_of
-from .paged_attention import LOG2E, finish, prefill_config, step, store_result
+from .config import Config, arch_of, choose
+from .paged_attention import LOG2E, default_prefill, finish, step, store_result
 from .paged_batch import PagedBatch
 from .quantize_activation import scale_of, to_int8
+from .tunable import HEAD_SIZES, by_head, head_size
 from .variant import Variant
 
 RECENT_BLOCKS = 2
-# Rows that a program scores at once, of all heads of a group, and blocks of keys that one program goes through.
+# BLOCK_M: rows that a program scores at once, of all heads of a group; BLOCKS: of keys, that it goes through.
 SCORE = Config({"BLOCK_M": 128, "BLOCKS": 32}, num_warps=8, num_stages=2)
 # Attention is launched as a prefill is, but where that would spill: by chip, width of a head, and whether pages are INT8.
 ATTEND = {
     ("sm_80", 128, False): Config({"BLOCK_M": 128, "BLOCK_N": 32}, num_warps=8, num_stages=2),
     ("sm_80", 256, True): Config({"BLOCK_M": 32, "BLOCK_N": 16}, num_warps=4, num_stages=2),
 }
-# Shares that a program chooses among at a time, rows by blocks.
-CHOSEN_AT_A_TIME = 8192
-CHOOSING_WARPS = 16
+# SHARES: that a program chooses among at a time, rows by blocks.
+SELECT = Config({"SHARES": 8192}, num_warps=16, num_stages=1)
 # Bytes of the logarithms; blocks of queries beyond it go in another round of launches.
 WORKSPACE = 64 << 20
 SUMS = 4
@@ -108,10 +109,11 @@ def _some_blocks(
     block_d = max(16, triton.next_power_of_2(head_dim))
     log_masses = torch.empty(count, num_kv_heads, most, rows, device=query.device)
     strides = (query.stride(0), query.stride(1), batch.block_tables.stride(0), num_kv_heads, head_dim)
-    score_rows = min(SCORE.tiles["BLOCK_M"], rows)
-    _score_kernel[
-        (triton.cdiv(rows, score_rows) * triton.cdiv(most, SCORE.tiles["BLOCKS"]), num_kv_heads, count)
-    ](
+    block_r = triton.next_power_of_2(rows)
+    config = _score_config(block_d, scales is not None, query.device)
+    score_rows = min(config.tiles["BLOCK_M"], block_r)
+    tiles = triton.cdiv(rows, score_rows) * triton.cdiv(most, config.tiles["BLOCKS"])
+    _score_kernel[(tiles, num_kv_heads, count)](
         query,
         pages,
         scales,
@@ -126,15 +128,15 @@ def _some_blocks(
         BLOCK_D=block_d,
         PAGE=PAGE_SIZE,
         SOFTCAP=softcap is not None,
-        **{**SCORE.tiles, "BLOCK_M": score_rows},
-        num_warps=SCORE.num_warps,
-        num_stages=SCORE.num_stages,
+        **{**config.tiles, "BLOCK_M": score_rows},
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
     selection = BlockSelection(
         torch.empty(count, num_kv_heads, most, dtype=torch.int32, device=query.device),
         torch.empty(count, num_kv_heads, dtype=torch.int32, device=query.device),
     )
-    block_r = triton.next_power_of_2(rows)
+    config = choose("sparse_prompt", "select", SELECT, query.device)
     _select_kernel[(num_kv_heads, count)](
         log_masses,
         chosen,
@@ -148,11 +150,12 @@ def _some_blocks(
         PAGE=PAGE_SIZE,
         RECENT=RECENT_BLOCKS,
         BLOCK_R=block_r,
-        BLOCK_G=max(4, CHOSEN_AT_A_TIME // block_r),
-        num_warps=CHOOSING_WARPS,
+        **config.tiles,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
     config = _attend_config(block_d, scales is not None, arch_of(query.device), query.device)
-    attend_rows = min(config.tiles["BLOCK_M"], triton.next_power_of_2(rows))
+    attend_rows = min(config.tiles["BLOCK_M"], block_r)
     _attend_kernel[(triton.cdiv(rows, attend_rows), num_kv_heads, count)](
         query,
         pages,
@@ -171,17 +174,28 @@ def _some_blocks(
         PAGE=PAGE_SIZE,
         SOFTCAP=softcap is not None,
         EVEN_D=head_dim == block_d,
-        BLOCK_M=attend_rows,
-        BLOCK_N=min(config.tiles["BLOCK_N"], PAGE_SIZE),
+        **{**config.tiles, "BLOCK_M": attend_rows},
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
     return selection
 
 
+def _score_config(block_d: int, int8: bool, device: torch.device | None) -> Config:
+    return choose("sparse_prompt", by_head("score", block_d, int8), SCORE, device)
+
+
 def _attend_config(block_d: int, int8: bool, arch: str, device: torch.device | None) -> Config:
-    size = next((size for size in (64, 128) if size >= block_d), 256)
-    return ATTEND.get((arch, size, int8)) or prefill_config(block_d, int8, arch, device)
+    case = by_head("attend", block_d, int8)
+    return choose("sparse_prompt", case, default_attend(block_d, int8, arch), device)
+
+
+@cache
+def default_attend(block_d: int, int8: bool, arch: str) -> Config:
+    """A prefill's, its tile of keys cut to a page."""
+    chip = "sm_90" if arch == "sm_90" else "sm_80"
+    found = ATTEND.get((chip, head_size(block_d), int8)) or default_prefill(block_d, int8, chip)
+    return replace(found, tiles={**found.tiles, "BLOCK_N": min(found.tiles["BLOCK_N"], PAGE_SIZE)})
 
 
 @triton.jit
@@ -310,9 +324,10 @@ def _select_kernel(
     PAGE: tl.constexpr,
     RECENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
     """One program per block of queries and KV head."""
+    BLOCK_G: tl.constexpr = SHARES // BLOCK_R if SHARES > 4 * BLOCK_R else 4
     kv_head, number = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = PAGE * GROUP
     chosen = prompt_blocks + number * 4
@@ -481,13 +496,14 @@ def variants(arch: str) -> Iterator[Variant]:
     counts = {"num_kv_heads": "i32", "head_dim": "i32", "most": "i32"}
     unaligned = frozenset({"stride_table", "num_kv_heads", "most"})
     lists = {"tables": "*i32", "prompt_blocks": "*i32"}
-    for block_d in (64, 128, 256):
+    for block_d in HEAD_SIZES:
         for kind in ("bf16", "i8"):
             pools = {"query": "*bf16", "pages": f"*{kind}", **({"scales": "*fp32"} if kind == "i8" else {})}
             absent = {} if kind == "i8" else {"scales": None}
             shape = {"GROUP": 4, "BLOCK_D": block_d, "PAGE": PAGE_SIZE, "SOFTCAP": False}
+            config = _score_config(block_d, kind == "i8", None)
             yield Variant(
-                f"sparse_prompt score {kind} D={block_d} {SCORE.tiles['BLOCK_M']}x{PAGE_SIZE}",
+                f"sparse_prompt score {kind} D={block_d} {config.tiles['BLOCK_M']}x{PAGE_SIZE}",
                 _score_kernel,
                 {
                     **pools,
@@ -498,16 +514,17 @@ def variants(arch: str) -> Iterator[Variant]:
                     "scaling": "fp32",
                     "cap": "fp32",
                 },
-                {**absent, **shape, **SCORE.tiles},
-                SCORE.num_warps,
-                SCORE.num_stages,
+                {**absent, **shape, **config.tiles},
+                config.num_warps,
+                config.num_stages,
                 mma="s8" if kind == "i8" else "bf16",
                 unaligned=unaligned,
+                case=by_head("score", block_d, kind == "i8"),
             )
-            config = _attend_config(block_d, kind == "i8", "sm_90" if arch == "sm_90" else "sm_80", None)
-            rows, keys = config.tiles["BLOCK_M"], min(config.tiles["BLOCK_N"], PAGE_SIZE)
+            config = _attend_config(block_d, kind == "i8", arch, None)
+            tile = f"{config.tiles['BLOCK_M']}x{config.tiles['BLOCK_N']}"
             yield Variant(
-                f"sparse_prompt attend {kind} D={block_d} {rows}x{keys}",
+                f"sparse_prompt attend {kind} D={block_d} {tile}",
                 _attend_kernel,
                 {
                     **pools,
@@ -520,12 +537,14 @@ def variants(arch: str) -> Iterator[Variant]:
                     "scale": "fp32",
                     "cap": "fp32",
                 },
-                {**absent, **shape, "EVEN_D": True, "BLOCK_M": rows, "BLOCK_N": keys},
+                {**absent, **shape, "EVEN_D": True, **config.tiles},
                 config.num_warps,
                 config.num_stages,
                 mma="bf16",
                 unaligned=unaligned,
+                case=by_head("attend", block_d, kind == "i8"),
             )
+    config = choose("sparse_prompt", "select", SELECT, None)
     for group in (1, 4, 8):
         rows = PROMPT_BLOCK * group
         yield Variant(
@@ -546,10 +565,11 @@ def variants(arch: str) -> Iterator[Variant]:
                 "PAGE": PAGE_SIZE,
                 "RECENT": RECENT_BLOCKS,
                 "BLOCK_R": rows,
-                "BLOCK_G": CHOSEN_AT_A_TIME // rows,
+                **config.tiles,
             },
-            num_warps=CHOOSING_WARPS,
-            num_stages=1,
+            config.num_warps,
+            config.num_stages,
             unaligned=unaligned,
             wide_loads=False,
+            case="select",
         )

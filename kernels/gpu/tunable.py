@@ -2,11 +2,14 @@
 
 A row must have the same bits in any batch, so what would change them with the batch is no choice. How each kernel stands:
 
-- `int8_matmul` sums integers: every tile gives equal bits. A decode's program holds all of its rows.
+- `int8_matmul` and `grouped_int8_matmul` sum integers: every tile gives equal bits. A decode's program holds all of its
+  rows; experts' rows are cut into tiles in either case.
 - `weight_only_matmul` cuts K by the weight's shape and walks it in steps of one group, in every case: neither is a tile. Few
   rows and many must be summed by the same instruction, so all cases take at least the 64 channels and 4 warps of wgmma.
 - `paged_attention` and `sparse_attention` split keys every 512 positions and combine in order: neither is a tile. Other
   tiles of keys sum in another order, but a case depends on the model and the device alone. A decode's divide a split.
+- `sparse_prompt` likewise: a block of queries is computed alone, its tiles of keys divide a page, and a case depends on the
+  model and the device alone.
 - `rms_norm` and `sample` sum rows in an order that depends on warps; a case depends on a row's width alone.
 - `quantize_activation`, `silu_mul`, `rotary` and `store_kv` compute elements, and maxima, which have no order. (`store_kv`
   sums a granule of 16 tokens for mean/std, for which the case depends on the model alone.)
@@ -35,11 +38,15 @@ class Tunable:
     because: str = ""
 
 
+def head_size(block_d: int) -> int:
+    """The one of HEAD_SIZES whose configurations serve heads that are computed `block_d` wide."""
+    return next((size for size in HEAD_SIZES if size >= block_d), HEAD_SIZES[-1])
+
+
 @cache
 def by_head(case: str, block_d: int, int8: bool = False) -> str:
     """The name of `case` for heads that are computed `block_d` wide: "decode_128_int8"."""
-    size = next((size for size in HEAD_SIZES if size >= block_d), HEAD_SIZES[-1])
-    return f"{case}_{size}{'_int8' if int8 else ''}"
+    return f"{case}_{head_size(block_d)}{'_int8' if int8 else ''}"
 
 
 @cache
@@ -82,10 +89,16 @@ def _weight_only_matmul() -> dict[str, Tunable]:
 
 KEYS = Tunable({"BLOCK_N": _powers(16, 256)}, because="a tile of keys must divide a split of 512")
 SCORES = Tunable({"BLOCK_G": _powers(16, 64), "GRANULES": _powers(16, 512)})
+PAGES = Tunable(
+    {"BLOCK_M": _powers(16, 256), "BLOCK_N": _powers(16, 64)},
+    because="a tile of keys must divide a page of 64",
+)
+MASSES = Tunable({"BLOCK_M": _powers(16, 256), "BLOCKS": _powers(1, 256)})
 ROWS = {**{f"block_{size}": Tunable() for size in ROW_BLOCKS}, "pieces": Tunable()}
 
 TUNABLE: Mapping[str, Mapping[str, Tunable]] = {
     "int8_matmul": _int8_matmul(),
+    "grouped_int8_matmul": dict.fromkeys(("prefill", "decode"), _int8_matmul()["prefill"]),
     "weight_only_matmul": _weight_only_matmul(),
     "paged_attention": {
         **_heads("decode", KEYS),
@@ -98,6 +111,11 @@ TUNABLE: Mapping[str, Mapping[str, Tunable]] = {
         **_heads("score_mean_std", SCORES, (False,)),
         "select": Tunable({"BLOCK_G": _powers(128, 4096)}),
         **_heads("attend", KEYS),
+    },
+    "sparse_prompt": {
+        **_heads("score", MASSES),
+        "select": Tunable({"SHARES": _powers(1024, 16384)}),
+        **_heads("attend", PAGES),
     },
     "quantize_activation": ROWS,
     "rms_norm": ROWS,

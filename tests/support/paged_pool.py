@@ -11,7 +11,9 @@ from penstock.kernels.span import Span
 class PagedPool:
     """Two KV heads of sequences, (tokens stored before, new tokens) each, with the queries of their new tokens."""
 
-    def __init__(self, sequences, device, *, dim=64, int8=False, formula=None, group=2, sparse=False) -> None:
+    def __init__(
+        self, sequences, device, *, dim=64, int8=False, formula=None, group=2, sparse=False, prompts=False
+    ) -> None:
         needed = [-(-sum(sequence) // 64) for sequence in sequences]
         shape = (sum(needed) + 1, 2, 2, 64, dim)
         self.sequences, self.device, self.formula = sequences, device, formula
@@ -27,14 +29,14 @@ class PagedPool:
         self.tables = [part.tolist() for part in (torch.randperm(sum(needed)) + 1).split(needed)]
         self.kv = [torch.randn(2, sum(own), 2, dim, device=device) for own in sequences]
         self.queries = [torch.randn(own[1], 2 * group, dim, device=device) for own in sequences]
-        self.mass = 0.8 if sparse else None
+        self.mass, self.prompts = 0.8 if sparse else None, prompts
 
     def order(self, some: list[int]) -> list[int]:
         """As a step's batch has them: those of one token first."""
         return sorted(some, key=lambda row: self.sequences[row][1] > 1)
 
     def batch(self, some: list[int]) -> PagedBatch:
-        spans = [Span(self.tables[row], *self.sequences[row], self.mass) for row in some]
+        spans = [Span(self.tables[row], *self.sequences[row], self.mass, self.prompts) for row in some]
         return PagedBatch.build(spans, self.device)
 
     def store(self, spans: list[Span], rows: list[Tensor]) -> None:

@@ -12,6 +12,7 @@ from paged_pool import PagedPool
 from torch import Tensor
 
 from penstock.kernels.draw import Draw
+from penstock.kernels.gpu import grouped_int8_matmul as grouped
 from penstock.kernels.gpu import int8_matmul as matmul
 from penstock.kernels.gpu import paged_attention as attention
 from penstock.kernels.gpu import quantize_activation as quantize
@@ -23,7 +24,9 @@ from penstock.kernels.gpu.ahead_of_time import kernel_modules
 from penstock.kernels.gpu.config import Config
 from penstock.kernels.gpu.rotary import rotary
 from penstock.kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, sparse_attention
+from penstock.kernels.gpu.sparse_prompt import sparse_prompt
 from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
+from penstock.kernels.routing import Routing
 from penstock.kernels.span import Span
 
 
@@ -50,6 +53,26 @@ def int8_matmul(device, monkeypatch) -> Rows:
     return Rows(
         150, lambda some: by_row(matmul.int8_matmul(x[some], scale[some], weight, weight_scale, bias))
     )
+
+
+def grouped_int8_matmul(device, monkeypatch) -> Rows:
+    """From the launch for few rows of an expert to the one for many; rows keep their experts, and come in their order."""
+    count = 150
+    quantized = torch.randint(-127, 128, (count, 200), dtype=torch.int8, device=device)
+    scale = torch.rand(count, 1, device=device)
+    weight = torch.randint(-127, 128, (3, 70, 200), dtype=torch.int8, device=device)
+    weight_scale, bias = torch.rand(3, 70, device=device), torch.randn(3, 70, device=device)
+    experts = torch.randint(0, 3, (count, 1), device=device)
+    assert count > grouped.DECODE_ROWS * 3, "more than few rows"
+
+    def run(some: list[int]) -> list[list[Tensor]]:
+        routing = Routing.of(experts[some], 3)
+        found = grouped.grouped_int8_matmul(
+            quantized[some], scale[some], weight, weight_scale, routing.offsets, routing.tokens, bias
+        )
+        return by_row(found[routing.rows[:, 0]])
+
+    return Rows(count, run)
 
 
 def weight_only_matmul(bits: int) -> Callable[..., Rows]:
@@ -194,8 +217,36 @@ def sparse(formula: int, int8: bool) -> Callable[..., Rows]:
     return rows
 
 
+def sparse_prompts(**kinds) -> Callable[..., Rows]:
+    """Chunks that begin at a block, end within one, or are all of a prompt; and what was selected for them."""
+
+    def rows(device, monkeypatch) -> Rows:
+        sequences = [(0, 20), (256, 70), (320, 1)]
+        pool = PagedPool(sequences, device, sparse=True, prompts=True, **kinds).fill()
+
+        def run(some: list[int]) -> list[list[Tensor]]:
+            query = torch.cat([pool.queries[row] for row in some])
+            out = torch.empty_like(query)
+            batch = pool.batch(some)
+            (found,) = sparse_prompt(query, pool.pages, pool.scales, batch, out, scaling=0.5)
+            assert batch.prompt_blocks is not None
+            blocks: list[list[Tensor]] = [[] for _ in some]
+            listed = found.blocks.where(
+                torch.arange(found.blocks.shape[2], device=device) < found.counts[..., None], -1
+            )
+            for (sequence, *_, number), own in zip(batch.prompt_blocks.tolist(), listed, strict=True):
+                blocks[sequence].append(own[:, : number + 1].contiguous())
+            parts = out.split([sequences[row][1] for row in some])
+            return [[part, *own] for part, own in zip(parts, blocks, strict=True)]
+
+        return Rows(len(sequences), run)
+
+    return rows
+
+
 KERNELS: dict[str, Callable[..., Rows]] = {
     "int8_matmul": int8_matmul,
+    "grouped_int8_matmul": grouped_int8_matmul,
     "weight_only_matmul W8": weight_only_matmul(8),
     "weight_only_matmul W4": weight_only_matmul(4),
     "quantize_activation": quantize_activation(8192),
@@ -217,6 +268,8 @@ KERNELS: dict[str, Callable[..., Rows]] = {
     "sparse_attention by keys": sparse(KEYS, True),
     "sparse_attention by min/max": sparse(MIN_MAX, False),
     "sparse_attention by mean/std": sparse(MEAN_STD, True),
+    "sparse_prompt": sparse_prompts(),
+    "sparse_prompt int8": sparse_prompts(int8=True, dim=80, group=3),
     "sample": sample,
 }
 

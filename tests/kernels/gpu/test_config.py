@@ -14,6 +14,7 @@ from penstock.kernels.gpu.config import Config, as_json, check, choose, path_of,
 from penstock.kernels.gpu.paged_attention import SPLIT
 from penstock.kernels.gpu.tunable import TUNABLE
 from penstock.kernels.quantize_weight import GROUP
+from penstock.kernels.span import PAGE_SIZE
 
 HERE, ELSEWHERE = torch.device("cuda", 0), torch.device("cuda", 1)
 DEFAULT = Config({"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 256}, num_warps=4, num_stages=4)
@@ -119,6 +120,12 @@ def entry(**changes: object) -> dict[str, object]:
             entry(tiles={"BLOCK_N": 96}),
             "BLOCK_N of paged_attention decode_128 is 96; it must be 16 or 32 .*divide a split of 512",
         ),
+        (
+            "sparse_prompt",
+            "attend_128",
+            entry(tiles={"BLOCK_M": 128, "BLOCK_N": 128}),
+            "BLOCK_N of sparse_prompt attend_128 is 128; it must be 16 or 32 or 64 .*divide a page of 64",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_file_key_and_remedy(operation, case, said, message, folder):
@@ -204,12 +211,14 @@ def test_every_launch_says_on_which_device():
 
 
 def test_what_changes_answers_is_no_tile():
-    """Splits and steps are constants of the modules; every tile of keys divides a split, and no tile cuts K."""
-    assert SPLIT == 512 and GROUP == 128
+    """Splits and steps are constants of the modules; every tile of keys divides a split or a page, and no tile cuts K."""
+    assert SPLIT == 512 and GROUP == 128 and PAGE_SIZE == 64
     for operation in ("paged_attention", "sparse_attention"):
         for case, tunable in TUNABLE[operation].items():
             if not case.startswith("prefill"):
                 assert all(SPLIT % value == 0 for value in tunable.tiles.get("BLOCK_N", ()))
+    for tunable in TUNABLE["sparse_prompt"].values():
+        assert all(PAGE_SIZE % value == 0 for value in tunable.tiles.get("BLOCK_N", ()))
     for tunable in TUNABLE["weight_only_matmul"].values():
         assert set(tunable.tiles) == {"BLOCK_N", "BLOCK_M"} and min(tunable.tiles["BLOCK_N"]) == 64
         assert min(tunable.warps) == 4
