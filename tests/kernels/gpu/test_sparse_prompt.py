@@ -134,7 +134,7 @@ def test_keeps_and_attends_to_what_the_reference_says(options, device):
     assert kept < context and 0.69e6 * blocks < millionths < 1.001e6 * blocks
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 191, 192, 193, 257])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 192, 193, 257])
 def test_every_page_boundary(length, device):
     world = World([length], device)
     out, selected = world.attend([(0, 0, length, 0.8, True)])
@@ -149,14 +149,14 @@ def test_every_page_boundary(length, device):
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 def test_a_batch_of_all_kinds_is_what_each_is_alone(int8, device):
-    world = World([330, 400, 449, 300, 513], device, int8=int8)
+    world = World([130, 300, 321, 180, 321], device, int8=int8)
     spans = [
-        (0, 329, 330, None, False),
+        (0, 129, 130, None, False),
         (3, 100, 180, None, False),
-        (1, 0, 128, None, False),
-        (1, 128, 400, 0.6, True),
-        (4, 512, 513, 0.8, True),
-        (2, 320, 449, 0.7, True),
+        (1, 0, 64, None, False),
+        (1, 64, 300, 0.6, True),
+        (4, 320, 321, 0.8, True),
+        (2, 192, 321, 0.7, True),
     ]
     together, selected = world.attend(spans)
     assert not together.isnan().any()
@@ -165,19 +165,20 @@ def test_a_batch_of_all_kinds_is_what_each_is_alone(int8, device):
         alone, _ = world.attend([span])
         assert torch.equal(alone, together[row : row + len(alone)]), span
         row += len(alone)
-    assert len(selected) == 5 + 1 + 3
+    assert len(selected) == 4 + 1 + 3
 
 
 def test_blocks_are_the_same_however_the_prompt_is_cut_and_the_work_divided(device, monkeypatch):
-    world = World([600], device)
-    whole, selected = world.attend([(0, 128, 600, 0.7, True)])
-    for cut in (192, 384, 576):
+    world = World([450], device)
+    whole, selected = world.attend([(0, 128, 450, 0.7, True)])
+    for cut in (192, 384):
         first, one = world.attend([(0, 128, cut, 0.7, True)])
-        second, two = world.attend([(0, cut, 600, 0.7, True)])
+        second, two = world.attend([(0, cut, 450, 0.7, True)])
         assert torch.equal(torch.cat([first, second]), whole) and one + two == selected
-    monkeypatch.setattr(module, "WORKSPACE", 3 * 64 * 4 * 10 * 4)
-    rounds, again = world.attend([(0, 128, 600, 0.7, True)])
+    monkeypatch.setattr(module, "WORKSPACE", 4 * 64 * 4 * 8 * 4)
+    rounds, again = world.attend([(0, 128, 450, 0.7, True)])
     assert torch.equal(rounds, whole) and again == selected
+    assert any(len(listed) < number + 3 for number, block in enumerate(selected) for listed in block)
 
 
 def test_all_of_the_mass_is_dense_attention(device):
