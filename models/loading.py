@@ -131,7 +131,7 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         if isinstance(error, KeyError) and error.args == (attention_hook.NAME,):
             reason = "its architecture computes attention by itself, out of reach of Penstock's paged KV"
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
@@ -152,6 +152,8 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
 @torch.inference_mode()
 def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
     """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
+    name = type(module).__name__
+    _refuse_other_layers(name, config)
     probe = attention_hook.ProbeContext()
     try:
         module(
@@ -161,28 +163,47 @@ def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
             penstock=probe,
         )
     except TypeError as error:
-        raise ModelLoadError(
-            f"{type(module).__name__} does not pass our context down to attention: {error}"
-        ) from error
-    _refuse_wrong_windows(type(module).__name__, config, probe)
+        raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
+    except ModelLoadError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
+    _refuse_wrong_windows(name, config, probe)
     expected = config.num_hidden_layers
     if len(probe.layers) != expected:
         raise ModelLoadError(
-            f"{type(module).__name__} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
+            f"{name} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
             "layers with other state (recurrent, convolutional, shared KV) are not supported."
         )
     return probe.layers
 
 
-def _refuse_wrong_windows(name: str, config: Any, probe: attention_hook.ProbeContext) -> None:
-    """What a layer may see comes to us as an argument only for windows; other patterns are in masks we never get."""
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+def _refuse_other_layers(name: str, config: Any) -> None:
+    for kind in getattr(config, "layer_types", None) or ():
         if kind not in SERVED_LAYER_TYPES:
             raise ModelLoadError(
                 f"{name} has a layer of type {kind!r}; Penstock computes {' and '.join(SERVED_LAYER_TYPES)} only."
             )
+
+
+def _refuse_wrong_windows(name: str, config: Any, probe: attention_hook.ProbeContext) -> None:
+    """What a layer may see comes to us as an argument only for windows; other patterns are in masks we never get."""
+    kinds = getattr(config, "layer_types", None)
+    for layer, kind in enumerate(kinds or ()):
         if layer in probe.layers and kind == "sliding_attention" and layer not in probe.windowed:
             raise ModelLoadError(f"{name} does not tell attention about the sliding window of layer {layer}.")
+    window = getattr(config, "sliding_window", None)
+    # Phimoe has it in its mask, Moshi in its cache. One as long as the context is none.
+    if window and not kinds and not probe.windowed and window < _context_length(config):
+        raise ModelLoadError(
+            f"{name} has a sliding window of {window} tokens, of which it does not tell attention; "
+            f"it can be served where max_position_embeddings in its config.json is at most {window}."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _context_length(config: Any) -> int:
@@ -214,7 +235,7 @@ def _stated_length(config: Any) -> int:
 def _eos_token_ids(module: Any) -> list[int]:
     eos = module.generation_config.eos_token_id
     if eos is None:
-        eos = module.config.get_text_config().eos_token_id
+        eos = getattr(module.config.get_text_config(), "eos_token_id", None)
     if eos is None:
         return []
     return list(eos) if isinstance(eos, list | tuple) else [eos]
