@@ -18,7 +18,6 @@ import logging
 import multiprocessing
 import os
 import random
-import re
 import sys
 import tempfile
 import warnings
@@ -27,12 +26,13 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import msgspec
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from penstock.errors import ModelLoadError
-from penstock.models.loading import load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +107,8 @@ SMALL: dict[str, Any] = {
     "index_topk": WINDOW,
     "index_head_dim": 16,
     "index_n_heads": 2,
+    "index_block_size": 16,
+    "index_topk_blocks": 1,
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": VOCAB_SIZE,
     "word_embed_proj_dim": 32,
@@ -150,21 +152,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
         "laurel_rank": 8,
     },
+    # Published ones have both kinds of layers, unlike the defaults.
+    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
+    "LongcatFlashForCausalLM": {"head_dim": 8},
+    "MllamaForCausalLM": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     # Its own mask or cache applies a window that attention is not told of; published models have one of full length.
     "MoshiForCausalLM": {"sliding_window": 256},
     "PhimoeForCausalLM": {"sliding_window": 256},
     "XmodForCausalLM": {"default_language": "en_XX"},
     "ZayaForCausalLM": {"num_experts_per_tok": 1},
+    # After a comma: a row beside the defaults' for published models of other kinds.
+    "GraniteMoeHybridForCausalLM, attention only": {"layer_types": ["full_attention"] * 2},
 }
 
 
-def architectures() -> dict[str, type]:
-    """Every class that transformers offers for causal language modelling, by name."""
-    names: set[str] = set()
-    for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        names.update([value] if isinstance(value, str) else value)
-    return {name: getattr(transformers, name) for name in sorted(names)}
+def architectures() -> list[str]:
+    """The names of all rows: every class that transformers offers for causal language modelling, and the variants."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *OVERRIDES})
+
+
+def class_of(row: str) -> Any:
+    return getattr(transformers, row.partition(",")[0])
 
 
 def tiny_config(config_class: type, overrides: dict[str, Any]) -> Any:
@@ -177,7 +186,9 @@ def tiny_config(config_class: type, overrides: dict[str, Any]) -> Any:
         field = own_names.get(name, name)
         if field in fields:
             settings[field] = value
-    if "kv_lora_rank" in fields:  # keys and values come from one latent vector, so that every head has its own
+    if (
+        "kv_lora_rank" in fields
+    ):  # keys and values come from one latent vector, so that every head has its own
         settings["num_key_value_heads"] = SMALL["num_attention_heads"]
     kinds = {name: list(dict.fromkeys(_given(defaults, name) or [])) for name in KINDS if name in fields}
     num_layers = overrides.get("num_hidden_layers") or max(2, *(len(kind) for kind in kinds.values()), 0)
@@ -199,17 +210,29 @@ def _given(config: Any, name: str) -> Any:
         return None
 
 
-def make_model(model_class: Any, folder: Path, draw: int) -> Any:
-    """Save a random model of the class; returns it for reference, with eager attention."""
+def make_model(row: str, folder: Path, draw: int) -> Any:
+    """Save a random model for the row; returns it for reference, with eager attention."""
     torch.manual_seed(draw)
-    config = tiny_config(model_class.config_class, OVERRIDES.get(model_class.__name__, {}))
+    model_class = class_of(row)
+    config = tiny_config(model_class.config_class, OVERRIDES.get(row, {}))
     model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():  # those too that start as zeros or ones: norms, biases, sinks
             parameter.add_(torch.randn(parameter.shape) * 0.05)
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
+    if outer := _outer_config(model_class):
+        outer(text_config=config.to_dict(), architectures=[model_class.__name__]).save_pretrained(folder)
     return model.eval()
+
+
+def _outer_config(model_class: Any) -> Any:
+    """Published files of some text models are configured as a part of what also sees or hears; None for all others."""
+    types = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == model_class.__name__]
+    found = [CONFIG_MAPPING[kind] for kind in types]
+    if model_class.config_class in found:
+        return None
+    return next((outer for outer in found if "text_config" in outer.sub_configs), None)
 
 
 def prompts_for(rng: random.Random) -> list[list[int]]:
@@ -257,72 +280,95 @@ def serve(
     return [(mine, torch.tensor(theirs)) for mine, theirs in zip(tokens, logprobs, strict=True)]
 
 
-def try_model(name: str) -> dict[str, str]:
-    """The row of one architecture: its `result`, and a `note` of why, or of what took part."""
-    model_class = architectures()[name]
-    rng = random.Random(name)
+def try_model(row: str) -> dict[str, str]:
+    """The `result` of a row, and a `note` of why, or of what took part."""
+    rng = random.Random(row)
     prompts = prompts_for(rng)
     for draw in range(DRAWS):
         with tempfile.TemporaryDirectory() as folder:
-            row = _try_draw(model_class, Path(folder), draw, prompts, rng)
-        if row is not None:
-            return row
+            outcome = _try_draw(row, Path(folder), draw, prompts, rng)
+        if outcome is not None:
+            return {"result": outcome[0], "note": outcome[1]}
     return {"result": UNTRIED, "note": "random weights only repeat themselves"}
 
 
 def _try_draw(
-    model_class: Any, folder: Path, draw: int, prompts: list[list[int]], rng: random.Random
-) -> dict[str, str] | None:
+    row: str, folder: Path, draw: int, prompts: list[list[int]], rng: random.Random
+) -> tuple[str, str] | None:
     """None if these weights show nothing."""
     try:
-        reference = make_model(model_class, folder, draw)
+        reference = make_model(row, folder, draw)
     except Exception as error:
-        if not model_class._supports_attention_backend:  # what the loader asks of it
-            return {"result": REFUSED, "note": f"{model_class.__name__} computes attention by itself (seen from its class)"}
-        return {"result": UNTRIED, "note": f"no tiny model: {_first_line(error)}"}
+        if not class_of(row)._supports_attention_backend:  # what the loader asks of it
+            return REFUSED, f"{row} computes attention by itself (no tiny model was made; its class says so)."
+        return UNTRIED, f"no tiny model: {_first_line(error)}"
+    settings = EngineConfig(
+        model=str(folder),
+        quantize="none",
+        max_model_len=MAX_MODEL_LEN,
+        kv_cache_tokens=MAX_MODEL_LEN,  # a single sequence of full length, and three want to run
+        block_size=16,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+    )
     try:
-        engine = Engine(
-            EngineConfig(
-                model=str(folder),
-                max_model_len=MAX_MODEL_LEN,
-                kv_cache_tokens=MAX_MODEL_LEN,  # a single sequence of full length, and three want to run
-                block_size=16,
-                max_num_seqs=4,
-                max_num_batched_tokens=64,
-            )
-        )
+        engine = Engine(settings)
     except ModelLoadError as error:
-        return {"result": REFUSED, "note": str(error).replace(str(folder), "The model")}
+        return REFUSED, str(error).replace(str(folder), "The model")
     except Exception as error:
-        return {"result": FAILS, "note": f"at load: {_first_line(error)}"}
+        return FAILS, f"at load: {_first_line(error)}"
     try:
         wanted = [expected(reference, prompt) for prompt in prompts]
     except Exception as error:
-        return {"result": UNTRIED, "note": f"transformers' generate fails: {_first_line(error)}"}
+        return UNTRIED, f"transformers' generate fails: {_first_line(error)}"
     if max(len(set(tokens)) for tokens, _ in wanted) < DISTINCT_TOKENS:
         return None
     try:
+        seen = _watch(engine)
         for _ in range(2):  # the second time over prefix hits
             for got, want in zip(serve(engine, prompts, rng), wanted, strict=True):
-                if got[0] != want[0]:
-                    same = next(at for at, pair in enumerate(zip(got[0], want[0], strict=True)) if len({*pair}) > 1)
-                    return {"result": DIFFERS, "note": f"from token {same} on"}
-                if not (got[1] - want[1]).abs().max() <= LOGPROB_TOLERANCE:
-                    return {"result": DIFFERS, "note": f"log-probabilities by {(got[1] - want[1]).abs().max():.2g}"}
+                if difference := _difference(got, want):
+                    return DIFFERS, difference
+        if not (engine.stats.preemptions and engine.stats.prefix_hits):
+            return FAILS, "nothing was preempted, or nothing found in the prefix cache"
+        return WORKS, ", ".join(sorted(seen) + _quantized(settings, prompts))
     except Exception as error:
-        return {"result": FAILS, "note": _first_line(error)}
-    if not (engine.stats.preemptions and engine.stats.prefix_hits):
-        return {"result": FAILS, "note": "nothing was preempted, or nothing found in the prefix cache"}
-    return {"result": WORKS, "note": ", ".join(_features(engine, folder))}
+        return FAILS, _first_line(error)
 
 
-def _features(engine: Engine, folder: Path) -> list[str]:
-    """What of the model's attention and experts took part."""
-    from penstock.models.attention_hook import ProbeContext
-    from penstock.models.loading import _probe_layers
+def _difference(got: tuple[list[int], torch.Tensor], want: tuple[list[int], torch.Tensor]) -> str:
+    if got[0] != want[0]:
+        return f"from token {[a == b for a, b in zip(got[0], want[0], strict=True)].index(False)} on"
+    error = float((got[1] - want[1]).abs().max())
+    return "" if error <= LOGPROB_TOLERANCE else f"log-probabilities by {error:.2g}"
 
-    del ProbeContext, _probe_layers
-    return []
+
+def _watch(engine: Engine) -> set[str]:
+    """A set that fills with what attention is asked for from now on."""
+    cache, seen = engine.runner.kv_cache, set()
+    attend = cache.attend
+
+    def watched(layer: int, query: Any, key: Any, value: Any, batch: Any, **asked: Any) -> Any:
+        if asked["sliding_window"]:
+            seen.add("sliding window")
+        if asked["softcap"]:
+            seen.add("soft cap")
+        if asked["sinks"] is not None:
+            seen.add("sinks")
+        if key.shape[-1] != value.shape[-1]:
+            seen.add("keys and values of different size")
+        return attend(layer, query, key, value, batch, **asked)
+
+    cache.attend = watched
+    return seen
+
+
+def _quantized(settings: EngineConfig, prompts: list[list[int]]) -> list[str]:
+    """What the experts become in W8A8, if there are any; raises if that cannot be served at all."""
+    engine = Engine(msgspec.structs.replace(settings, quantize="w8a8"))
+    serve(engine, prompts, random.Random(0))
+    experts = engine.runner.model.experts
+    return [f"experts in {'floats' if kernel == 'torch' else 'INT8'} with w8a8" for kernel in sorted(experts)]
 
 
 def _first_line(error: BaseException) -> str:
@@ -330,22 +376,60 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:240]
 
 
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """docs/models.md"""
+    classes = {row: found["result"] for row, found in rows.items() if "," not in row}
+    backed = [row for row in classes if class_of(row)._supports_attention_backend]
+    counts = {
+        result: list(classes.values()).count(result) for result in (WORKS, REFUSED, UNTRIED, DIFFERS, FAILS)
+    }
+    lines = [
+        HEAD.format(version=transformers.__version__, classes=len(classes), backed=len(backed), **counts)
+    ]
+    lines += [table_line(row, found) for row, found in sorted(rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def table_line(row: str, found: dict[str, str]) -> str:
+    note = found["note"].replace("|", "\\|").replace("<", "`<").replace(">", ">`")
+    return f"| {row} | {found['result']} | {note} |"
+
+
+HEAD = """# Models
+
+Of the {classes} causal language models that transformers {version} defines, {backed} let another function compute their
+attention. **{works} are served with the greedy tokens of their own eager attention**; {refused} are refused at load, by
+name and with the reason; {differs} load and differ, {fails} fail otherwise; {untried} could not be tried.
+
+This page is written by `python bench/model_sweep.py`, which makes each of them tiny and random, in float32, with one layer
+of every kind that its configuration has by default, and serves it with chunked prompts, batch-mates, preemption and prefix
+hits. Notes say what took part. What no default configuration has is not tried, nor are other modalities than text.
+
+| Architecture | Result | Note |
+|---|---|---|"""
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=120, help="limit of each architecture")
-    parser.add_argument("--write-table", action="store_true")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows to try anew")
+    parser.add_argument("--seconds", type=float, default=120, help="limit of each row")
+    parser.add_argument("--write-table", action="store_true", help="try nothing")
     args = parser.parse_args()
     rows: dict[str, dict[str, str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if not args.write_table:
-        known = architectures()
-        if unknown := [name for name in args.only if name not in known]:
-            parser.error(f"--only names {unknown[0]}, which transformers {transformers.__version__} does not offer")
-        for name in args.only or [name for name in known if name not in rows]:
-            rows[name] = _in_a_process(name, args.seconds)
-            print(f"{name:44} {rows[name]['result']:8} {rows[name]['note']}", flush=True)
-            RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
-    return 0
+    known = architectures()
+    if unknown := [name for name in args.only if name not in known]:
+        parser.error(
+            f"--only names {unknown[0]!r}; transformers {transformers.__version__} has no such model."
+        )
+    missing = [] if args.write_table else [name for name in known if name not in rows]
+    for name in args.only or missing:
+        rows[name] = _in_a_process(name, args.seconds)
+        print(f"{name:44} {rows[name]['result']:8} {rows[name]['note']}", flush=True)
+        RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+    TABLE.write_text(table(rows))
+    return int(any(found["result"] in (DIFFERS, FAILS) for found in rows.values()))
 
 
 def _in_a_process(name: str, seconds: float) -> dict[str, str]:
