@@ -5,6 +5,7 @@ as the keyword `penstock`, which transformers hands down to the function untouch
 serving, so transformers builds no mask; a probe asks for the rules that masks would be made by.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,6 +70,31 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attention_forward)
+
+
+def carry(model: nn.Module) -> int:
+    """Hand the context that `model` is called with to its attention modules, past layers that drop keyword arguments.
+
+    Returns how many get it. For a model that one thread calls at a time.
+    """
+    held: dict[str, Any] = {}
+
+    def hold(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        held["penstock"] = kwargs.get("penstock")
+
+    def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, held | kwargs
+
+    attentions = [module for module in model.modules() if _takes_any_keyword(module)]
+    model.register_forward_pre_hook(hold, with_kwargs=True)
+    for module in attentions:
+        module.register_forward_pre_hook(give, with_kwargs=True)
+    return len(attentions)
+
+
+def _takes_any_keyword(module: nn.Module) -> bool:
+    kinds = (parameter.kind for parameter in inspect.signature(module.forward).parameters.values())
+    return isinstance(getattr(module, "layer_idx", None), int) and inspect.Parameter.VAR_KEYWORD in kinds
 
 
 @contextmanager

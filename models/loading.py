@@ -157,17 +157,18 @@ def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, La
     _refuse_other_layers(name, config)
     probe = attention_hook.ProbeContext()
     try:
-        with attention_hook.masks_with_rules():
-            module(
-                input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
-                position_ids=torch.arange(2, device=module.device)[None],
-                use_cache=False,
-                penstock=probe,
-            )
-    except TypeError as error:
-        raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
+        try:
+            _compute_two_tokens(module, probe)
+        except TypeError as error:
+            # Nemotron's layers give their attention no more than they know.
+            if "penstock" not in str(error) or not attention_hook.carry(module):
+                raise
+            probe = attention_hook.ProbeContext()
+            _compute_two_tokens(module, probe)
     except ModelLoadError:
         raise
+    except TypeError as error:
+        raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
     except Exception as error:  # whatever the model's own code raises
         raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
     _refuse_wrong_windows(name, config, context_length, probe)
@@ -179,6 +180,16 @@ def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, La
             "layers with other state (recurrent, convolutional, shared KV) are not supported."
         )
     return probe.layers
+
+
+def _compute_two_tokens(module: Any, probe: attention_hook.ProbeContext) -> None:
+    with attention_hook.masks_with_rules():
+        module(
+            input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
+            position_ids=torch.arange(2, device=module.device)[None],
+            use_cache=False,
+            penstock=probe,
+        )
 
 
 def _refuse_other_layers(name: str, config: Any) -> None:

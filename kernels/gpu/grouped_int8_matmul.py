@@ -111,9 +111,11 @@ def grouped_int8_matmul(
     if not out.numel():
         return out
     if rows <= DECODE_ROWS * experts:
-        config = choose("grouped_int8_matmul", "decode", DECODE)
+        config = choose("grouped_int8_matmul", "decode", DECODE, quantized.device)
     else:
-        config = choose("grouped_int8_matmul", "prefill", PREFILL[arch_of(quantized.device)])
+        config = choose(
+            "grouped_int8_matmul", "prefill", PREFILL[arch_of(quantized.device)], quantized.device
+        )
     tiles_m = most_tiles(rows, experts, config.tiles["BLOCK_M"])
     _kernel[(tiles_m * triton.cdiv(n, config.tiles["BLOCK_N"]),)](
         quantized,
@@ -227,7 +229,7 @@ def variants(arch: str) -> Iterator[Variant]:
     names = ("N", "K", "tiles_m", "stride_quantized", "stride_expert", "stride_weight")
     sizes = dict.fromkeys(names, "i32")
     for case, default in (("prefill", PREFILL[arch]), ("decode", DECODE)):
-        config = choose("grouped_int8_matmul", case, default)
+        config = choose("grouped_int8_matmul", case, default, None)
         tile = "x".join(str(config.tiles[f"BLOCK_{axis}"]) for axis in "MNK")
         for gathers, even in ((True, True), (False, True), (True, False)):
             yield Variant(

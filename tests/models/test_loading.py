@@ -73,7 +73,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "sliding window of 24 tokens.*does not tell",
     ),
     "xmod": ({"is_decoder": True}, "XmodForCausalLM cannot compute two tokens: Input language unknown"),
-    "nemotron": ({}, "NemotronForCausalLM does not pass"),
 }
 
 

@@ -13,6 +13,7 @@ AGAIN = [
     "Gemma4ForCausalLM",  # heads of several sizes
     "LongcatFlashForCausalLM",  # two attentions in a layer, each with a place of its own
     "MiMoV2FlashForCausalLM",  # windows with sinks, other heads for other layers
+    "NemotronForCausalLM",  # layers that hand nothing down to attention
     "RobertaForCausalLM",  # positions counted from the padding's
     "MllamaForCausalLM",  # refused: layers without a KV cache
     "HYV4ForCausalLM",  # refused: sparse attention
