@@ -301,7 +301,7 @@ def _try_draw(
     except Exception as error:
         if not class_of(row)._supports_attention_backend:  # what the loader asks of it
             return REFUSED, f"{row} computes attention by itself (no tiny model was made; its class says so)."
-        return UNTRIED, f"no tiny model: {_first_line(error)}"
+        return UNTRIED, f"no tiny model: {_in_a_line(error)}"
     settings = EngineConfig(
         model=str(folder),
         quantize="none",
@@ -316,11 +316,11 @@ def _try_draw(
     except ModelLoadError as error:
         return REFUSED, str(error).replace(str(folder), "The model")
     except Exception as error:
-        return FAILS, f"at load: {_first_line(error)}"
+        return FAILS, f"at load: {_in_a_line(error)}"
     try:
         wanted = [expected(reference, prompt) for prompt in prompts]
     except Exception as error:
-        return UNTRIED, f"transformers' generate fails: {_first_line(error)}"
+        return UNTRIED, f"transformers' generate fails: {_in_a_line(error)}"
     if max(len(set(tokens)) for tokens, _ in wanted) < DISTINCT_TOKENS:
         return None
     try:
@@ -333,7 +333,7 @@ def _try_draw(
             return FAILS, "nothing was preempted, or nothing found in the prefix cache"
         return WORKS, ", ".join(sorted(seen) + _quantized(settings, prompts))
     except Exception as error:
-        return FAILS, _first_line(error)
+        return FAILS, _in_a_line(error)
 
 
 def _difference(got: tuple[list[int], torch.Tensor], want: tuple[list[int], torch.Tensor]) -> str:
@@ -371,9 +371,8 @@ def _quantized(settings: EngineConfig, prompts: list[list[int]]) -> list[str]:
     return [f"experts in {'floats' if kernel == 'torch' else 'INT8'} with w8a8" for kernel in sorted(experts)]
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:240]
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:

@@ -80,6 +80,7 @@ def load_model(
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()
+    _refuse_other_layers(type(module).__name__, config)
     num_parameters = module.num_parameters()
     experts: dict[str, int] = {}
     if precision != "none":
@@ -154,7 +155,6 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
 def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, LayerShape]:
     """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
     name = type(module).__name__
-    _refuse_other_layers(name, config)
     probe = attention_hook.ProbeContext()
     try:
         try:

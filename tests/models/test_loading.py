@@ -92,6 +92,7 @@ CAUSAL: dict[str, tuple[Callable[..., Any], int | None]] = {
     "causal": (lambda b, h, q, k: k <= q, None),
     "window": (lambda b, h, q, k: (k <= q) & (k > q - 24), 24),
     "window beyond the context": (lambda b, h, q, k: (k <= q) & (k > q - 1000), None),
+    "of two given tokens": (lambda b, h, q, k: (k <= q) & torch.tensor([True, True])[k], None),
 }
 OTHERWISE: dict[str, tuple[Callable[..., Any], int | None]] = {
     "sees what follows": (lambda b, h, q, k: k <= q + 1, None),
@@ -102,7 +103,7 @@ OTHERWISE: dict[str, tuple[Callable[..., Any], int | None]] = {
     "chunks": (lambda b, h, q, k: (k <= q) & (k // 24 == q // 24), None),
     "chunks as a window": (lambda b, h, q, k: (k <= q) & (k // 24 == q // 24), 24),
     "prefix": (lambda b, h, q, k: (k <= q) | (k < 300), None),
-    "of two given tokens": (lambda b, h, q, k: (k <= q) & torch.tensor([True, True])[k], None),
+    "of two given tokens, other": (lambda b, h, q, k: (k <= q) & torch.tensor([True, False])[k], None),
 }
 
 
