@@ -383,7 +383,14 @@ def table(rows: dict[str, dict[str, str]]) -> str:
         result: list(classes.values()).count(result) for result in (WORKS, REFUSED, UNTRIED, DIFFERS, FAILS)
     }
     lines = [
-        HEAD.format(version=transformers.__version__, classes=len(classes), backed=len(backed), **counts)
+        HEAD.format(
+            version=transformers.__version__,
+            classes=len(classes),
+            backed=len(backed),
+            tokens=NEW_TOKENS,
+            tolerance=LOGPROB_TOLERANCE,
+            **counts,
+        )
     ]
     lines += [table_line(row, found) for row, found in sorted(rows.items())]
     return "\n".join(lines) + "\n"
@@ -401,8 +408,9 @@ attention. **{works} are served with the greedy tokens of their own eager attent
 name and with the reason; {differs} load and differ, {fails} fail otherwise; {untried} could not be tried.
 
 This page is written by `python bench/model_sweep.py`, which makes each of them tiny and random, in float32, with one layer
-of every kind that its configuration has by default, and serves it with chunked prompts, batch-mates, preemption and prefix
-hits. Notes say what took part. What no default configuration has is not tried, nor are other modalities than text.
+of every kind that its configuration has by default, windows included, and serves it with chunked prompts, batch-mates,
+preemption and prefix hits: three prompts twice, {tokens} tokens each, log-probabilities within {tolerance:g}. Notes say
+what took part. What no default configuration has is not tried, nor are other modalities than text.
 
 | Architecture | Result | Note |
 |---|---|---|"""
