@@ -1,10 +1,13 @@
 """The one place where transformers' models call our attention.
 
 transformers looks an attention function up by name; ours is "penstock". Every forward pass carries a `StepContext`
-as the keyword `penstock`, which transformers hands down to the function untouched. No mask function is registered, so
-transformers builds no mask.
+as the keyword `penstock`, which transformers hands down to the function untouched. No mask function is registered while
+serving, so transformers builds no mask; a probe asks for the rules that masks would be made by.
 """
 
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +41,10 @@ NEUTRAL_KWARGS = frozenset(
 )
 
 
+# (batch, head, position of the query, position of the key) -> whether it is seen.
+MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
 @dataclass(slots=True)
 class StepContext:
     """What attention needs to know of one forward pass: the cache, and what its `prepare` gave."""
@@ -51,13 +58,89 @@ class ProbeContext:
     """Stands in for a `StepContext` at load: records what each layer stores, and computes plain causal attention."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
-    windowed: set[int] = field(default_factory=set)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    rules: dict[int, MaskRule] = field(default_factory=dict)
+
+    @property
+    def windowed(self) -> set[int]:
+        return {layer for layer, window in self.windows.items() if window is not None}
 
 
 def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attention_forward)
+
+
+def carry(model: nn.Module) -> int:
+    """Hand the context that `model` is called with to its attention modules, past layers that drop keyword arguments.
+
+    Returns how many get it. For a model that one thread calls at a time.
+    """
+    held: dict[str, Any] = {}
+
+    def hold(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        held["penstock"] = kwargs.get("penstock")
+
+    def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, held | kwargs
+
+    attentions = [module for module in model.modules() if _takes_any_keyword(module)]
+    model.register_forward_pre_hook(hold, with_kwargs=True)
+    for module in attentions:
+        module.register_forward_pre_hook(give, with_kwargs=True)
+    return len(attentions)
+
+
+def _takes_any_keyword(module: nn.Module) -> bool:
+    kinds = (parameter.kind for parameter in inspect.signature(module.forward).parameters.values())
+    return isinstance(getattr(module, "layer_idx", None), int) and inspect.Parameter.VAR_KEYWORD in kinds
+
+
+@contextmanager
+def masks_with_rules() -> Iterator[None]:
+    """Inside, transformers' masks for our attention are of two tokens, and carry the rule that they would be made by."""
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(NAME, _mask_with_rule)
+    try:
+        yield
+    finally:
+        AttentionMaskInterface._global_mapping.pop(NAME, None)  # there is no public way back
+
+
+def _mask_with_rule(*, q_length: int, kv_length: int, mask_function: MaskRule, **kwargs: Any) -> Tensor:
+    mask = torch.ones(1, 1, q_length, kv_length, dtype=torch.bool, device=kwargs.get("device")).tril()
+    mask.rule = mask_function  # type: ignore[attr-defined]  # lost in whatever a model computes of it, as it should be
+    return mask
+
+
+def is_computed(rule: MaskRule, window: int | None, context_length: int) -> bool:
+    """Whether `rule` is what attention computes for `window`: no key after the query, none that is `window` or more before.
+
+    Tried at both ends of the window and between, for queries all over the context.
+    """
+    last = context_length - 1
+    queries = torch.linspace(0, last, 65).long()
+    distances = torch.cat([torch.linspace(0, last, 65).long(), torch.tensor([-1, 1, 2])])
+    if window is not None:
+        distances = torch.cat([distances, torch.tensor([window - 1, window, window + 1])])
+    q = queries.repeat_interleave(len(distances))
+    k = q - distances.repeat(len(queries))
+    q, k = q[(k >= 0) & (k <= last)], k[(k >= 0) & (k <= last)]
+    seen = k <= q
+    if window is not None:
+        seen &= k > q - window
+    try:
+        return _agrees(rule, q, k, seen)
+    except IndexError:  # overlays for images look at the tokens that there are: the probe's
+        q, k = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+        return _agrees(rule, q, k, (k <= q) & (q - k < (window or 2)))
+
+
+def _agrees(rule: MaskRule, q: Tensor, k: Tensor, seen: Tensor) -> bool:
+    zeros = torch.zeros_like(q)
+    return torch.equal(rule(zeros, zeros, q, k).expand_as(seen).cpu(), seen)
 
 
 def attention_forward(
@@ -83,13 +166,15 @@ def attention_forward(
     if scaling is None:
         scaling = float(query.shape[-1]) ** -0.5
     if isinstance(penstock, ProbeContext):
-        _refuse_unknown(module, attention_mask, is_causal, kwargs)
+        rule = getattr(attention_mask, "rule", None)
+        _refuse_unknown(module, attention_mask if rule is None else None, is_causal, kwargs)
         if layer in penstock.layers:
             raise ModelLoadError(
                 f"{type(module).__name__} attends twice in layer {layer}, which has one place for keys and values."
             )
-        if sliding_window is not None:
-            penstock.windowed.add(layer)
+        penstock.windows[layer] = sliding_window
+        if rule is not None:
+            penstock.rules[layer] = rule
         penstock.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True

@@ -80,6 +80,7 @@ def load_model(
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()
+    _refuse_other_layers(type(module).__name__, config)
     num_parameters = module.num_parameters()
     experts: dict[str, int] = {}
     if precision != "none":
@@ -91,15 +92,16 @@ def load_model(
         make_steady(module)
     module.to(backend.device).eval()
     fused = fuse(module, backend)
+    context_length = _context_length(config)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
         path=path,
         architecture=type(module).__name__,
         fingerprint=digest.result(),
-        layers=_probe_layers(module, config),
+        layers=_probe_layers(module, config, context_length),
         dtype=compute_dtype,
-        max_model_len=_context_length(config),
+        max_model_len=context_length,
         vocab_size=config.vocab_size,
         eos_token_ids=_eos_token_ids(module),
         precision=precision,
@@ -131,7 +133,7 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         if isinstance(error, KeyError) and error.args == (attention_hook.NAME,):
             reason = "its architecture computes attention by itself, out of reach of Penstock's paged KV"
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
@@ -150,39 +152,85 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
 
 
 @torch.inference_mode()
-def _probe_layers(module: Any, config: Any) -> dict[int, LayerShape]:
+def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, LayerShape]:
     """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
+    name = type(module).__name__
     probe = attention_hook.ProbeContext()
     try:
+        try:
+            _compute_two_tokens(module, probe)
+        except TypeError as error:
+            # Nemotron's layers give their attention no more than they know.
+            if "penstock" not in str(error) or not attention_hook.carry(module):
+                raise
+            probe = attention_hook.ProbeContext()
+            _compute_two_tokens(module, probe)
+    except ModelLoadError:
+        raise
+    except TypeError as error:
+        raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
+    except Exception as error:  # whatever the model's own code raises
+        raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
+    _refuse_wrong_windows(name, config, context_length, probe)
+    _refuse_wrong_masks(name, context_length, probe)
+    expected = config.num_hidden_layers
+    if len(probe.layers) != expected:
+        raise ModelLoadError(
+            f"{name} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
+            "layers with other state (recurrent, convolutional, shared KV) are not supported."
+        )
+    return probe.layers
+
+
+def _compute_two_tokens(module: Any, probe: attention_hook.ProbeContext) -> None:
+    with attention_hook.masks_with_rules():
         module(
             input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
             position_ids=torch.arange(2, device=module.device)[None],
             use_cache=False,
             penstock=probe,
         )
-    except TypeError as error:
-        raise ModelLoadError(
-            f"{type(module).__name__} does not pass our context down to attention: {error}"
-        ) from error
-    _refuse_wrong_windows(type(module).__name__, config, probe)
-    expected = config.num_hidden_layers
-    if len(probe.layers) != expected:
-        raise ModelLoadError(
-            f"{type(module).__name__} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
-            "layers with other state (recurrent, convolutional, shared KV) are not supported."
-        )
-    return probe.layers
 
 
-def _refuse_wrong_windows(name: str, config: Any, probe: attention_hook.ProbeContext) -> None:
-    """What a layer may see comes to us as an argument only for windows; other patterns are in masks we never get."""
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+def _refuse_other_layers(name: str, config: Any) -> None:
+    for kind in getattr(config, "layer_types", None) or ():
         if kind not in SERVED_LAYER_TYPES:
             raise ModelLoadError(
                 f"{name} has a layer of type {kind!r}; Penstock computes {' and '.join(SERVED_LAYER_TYPES)} only."
             )
+
+
+def _refuse_wrong_windows(
+    name: str, config: Any, context_length: int, probe: attention_hook.ProbeContext
+) -> None:
+    """What a layer may see comes to us as an argument for windows only."""
+    kinds = getattr(config, "layer_types", None)
+    for layer, kind in enumerate(kinds or ()):
         if layer in probe.layers and kind == "sliding_attention" and layer not in probe.windowed:
             raise ModelLoadError(f"{name} does not tell attention about the sliding window of layer {layer}.")
+    window = getattr(config, "sliding_window", None)
+    # Phimoe has it in its mask, Moshi in its cache. One as long as the context is none.
+    if window and not kinds and not probe.windowed and window < context_length:
+        raise ModelLoadError(
+            f"{name} has a sliding window of {window} tokens, of which it does not tell attention; "
+            f"it can be served where max_position_embeddings in its config.json is at most {window}."
+        )
+
+
+def _refuse_wrong_masks(name: str, context_length: int, probe: attention_hook.ProbeContext) -> None:
+    for layer, rule in probe.rules.items():
+        window = probe.windows[layer]
+        if not attention_hook.is_computed(rule, window, context_length):
+            told = "no sliding window" if window is None else f"a sliding window of {window} tokens"
+            raise ModelLoadError(
+                f"{name} masks what layer {layer} sees by another rule than attention is told, {told}; "
+                "serve this model with another engine."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _context_length(config: Any) -> int:
@@ -214,7 +262,7 @@ def _stated_length(config: Any) -> int:
 def _eos_token_ids(module: Any) -> list[int]:
     eos = module.generation_config.eos_token_id
     if eos is None:
-        eos = module.config.get_text_config().eos_token_id
+        eos = getattr(module.config.get_text_config(), "eos_token_id", None)
     if eos is None:
         return []
     return list(eos) if isinstance(eos, list | tuple) else [eos]

@@ -116,7 +116,10 @@ def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str)
     # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     swapped = 0
+    inside_routers = {id(inside) for router in routers(model) for inside in router.modules()}
     for parent in list(model.modules()):
+        if id(parent) in inside_routers:
+            continue
         linears = {
             name: child
             for name, child in parent.named_children()
@@ -152,6 +155,10 @@ def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str)
                     parameter.data = parameter.data.float()
         embedding.register_forward_hook(_to_float32)
     return swapped
+
+
+def routers(model: nn.Module) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTER_NAMES]
 
 
 def pack_linears(model: nn.Module) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .quantized_linear import routers
+
 # For each thread, since threads share out the rows.
 MIN_ROWS = 8
 COLUMNS = 16
@@ -23,9 +25,12 @@ TILE = 256
 def make_steady(model: nn.Module) -> int:
     """Have every module with a float matrix, but embeddings, compute its products by `steady_linear`; returns how many."""
     made = 0
+    reaching = {
+        id(router) for router in routers(model)
+    }  # some multiply by the weight of a linear inside themselves
     for module in model.modules():
         matrices = (p for p in module.parameters(recurse=False) if p.dim() == 2 and p.is_floating_point())
-        if not isinstance(module, nn.Embedding) and any(True for _ in matrices):
+        if not isinstance(module, nn.Embedding) and (id(module) in reaching or any(True for _ in matrices)):
             module.forward = partial(_steadily, module.forward)
             made += 1
     return made

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.mistral import modeling_mistral
 
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.kernels.dispatch import choose_backend
-from penstock.models.attention_hook import ProbeContext, attention_forward
+from penstock.models.attention_hook import ProbeContext, attention_forward, is_computed
 from penstock.models.fingerprint import fingerprint
 from penstock.models.loading import load_model
 from penstock.models.quantized_linear import QuantizedLinear, quantize_linears
@@ -66,7 +67,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv'"),
     "recurrent_gemma": ({}, "RecurrentGemmaForCausalLM"),
-    "nemotron": ({}, "NemotronForCausalLM does not pass"),
+    "phimoe": ({"sliding_window": 24, "num_local_experts": 2}, "sliding window of 24 tokens.*does not tell"),
+    "moshi": (
+        {"sliding_window": 24, "ffn_dim": 48, "head_dim": 8},
+        "sliding window of 24 tokens.*does not tell",
+    ),
+    "xmod": ({"is_decoder": True}, "XmodForCausalLM cannot compute two tokens: Input language unknown"),
 }
 
 
@@ -75,6 +81,65 @@ def test_an_architecture_out_of_reach_is_refused_by_name(kind: str, tmp_path: Pa
     settings, message = REFUSED[kind]
     with pytest.raises(ModelLoadError, match=message):
         load_model(str(save(kind, tmp_path, **settings)))
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path):
+    folder = save("phimoe", tmp_path, sliding_window=128, num_local_experts=2)
+    assert load_model(str(folder)).max_model_len == 128
+
+
+CAUSAL: dict[str, tuple[Callable[..., Any], int | None]] = {
+    "causal": (lambda b, h, q, k: k <= q, None),
+    "window": (lambda b, h, q, k: (k <= q) & (k > q - 24), 24),
+    "window beyond the context": (lambda b, h, q, k: (k <= q) & (k > q - 1000), None),
+    "of two given tokens": (lambda b, h, q, k: (k <= q) & torch.tensor([True, True])[k], None),
+}
+OTHERWISE: dict[str, tuple[Callable[..., Any], int | None]] = {
+    "sees what follows": (lambda b, h, q, k: k <= q + 1, None),
+    "window not told": (lambda b, h, q, k: (k <= q) & (k > q - 999), None),
+    "window told only": (lambda b, h, q, k: k <= q, 24),
+    "one more": (lambda b, h, q, k: (k <= q) & (k >= q - 24), 24),
+    "one less": (lambda b, h, q, k: (k <= q) & (k > q - 23), 24),
+    "chunks": (lambda b, h, q, k: (k <= q) & (k // 24 == q // 24), None),
+    "chunks as a window": (lambda b, h, q, k: (k <= q) & (k // 24 == q // 24), 24),
+    "prefix": (lambda b, h, q, k: (k <= q) | (k < 300), None),
+    "of two given tokens, other": (lambda b, h, q, k: (k <= q) & torch.tensor([True, False])[k], None),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_mask_that_attention_computes_is_known(name: str):
+    assert is_computed(*CAUSAL[name], context_length=1000)
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_mask_by_another_rule_is_noticed(name: str):
+    assert not is_computed(*OTHERWISE[name], context_length=1000)
+
+
+def test_a_model_that_masks_by_another_rule_is_refused(tmp_path: Path):
+    """As if a model had a longer window than it tells attention of."""
+    folder = save("mistral", tmp_path, sliding_window=24)
+    create = modeling_mistral.create_sliding_window_causal_mask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            modeling_mistral,
+            "create_sliding_window_causal_mask",
+            lambda config, **given: create(config=LongerWindow(config), **given),
+        )
+        with pytest.raises(ModelLoadError, match=r"masks what layer 0 sees.*a sliding window of 24 tokens"):
+            load_model(str(folder))
+    load_model(str(folder))
+
+
+class LongerWindow:
+    sliding_window = 25
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
 
 
 def test_an_unknown_attention_argument_is_refused_by_name():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from penstock.kernels.dispatch import choose_backend
+from penstock.models.quantized_linear import quantize_linears
 from penstock.models.steady_linear import make_steady, steady_linear
 
 BATCHES = [(0, 1), (1, 2), (7, 9), (3, 8), (5, 21), (0, 33), (30, 47), (100, 300), (299, 300)]
@@ -53,3 +55,31 @@ def test_modules_compute_their_products_so():
     whole = model[0](x)
     torch.testing.assert_close(whole, plain, atol=1e-4, rtol=1e-5)
     assert torch.equal(model[0](x[:1]), whole[:1]) and torch.equal(model[0](x[3:9]), whole[3:9])
+
+
+def test_routers_that_reach_into_a_linear_compute_so_and_stay_in_floats():
+    class Reaching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(512, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.classifier.weight)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.fc, self.embed = Reaching(), nn.Linear(16, 8), nn.Embedding(2, 4)
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.embed
+
+    torch.manual_seed(0)
+    model = Model()
+    x = torch.randn(40, 512)
+    assert not torch.equal(model.router(x[:1]), model.router(x)[:1]), "or this test shows nothing"
+    assert quantize_linears(model, choose_backend("cpu"), "w8a8") == 1
+    make_steady(model)
+    whole = model.router(x)
+    torch.testing.assert_close(whole, x @ model.router.classifier.weight.T, atol=1e-4, rtol=1e-5)
+    assert torch.equal(model.router(x[:1]), whole[:1]) and torch.equal(model.router(x[3:9]), whole[3:9])
