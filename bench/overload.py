@@ -32,7 +32,7 @@ class Load:
     def __init__(self, engine: AsyncEngine, seed: int = 0) -> None:
         self.engine = engine
         self._rng = random.Random(seed)
-        self._times: dict[asyncio.Task | None, list[float]] = {}
+        self._times: dict[asyncio.Task | None, list[float]] = {}  # of those that `stop` may end
 
     def prompt(self, num_tokens: int) -> list[int]:
         return [self._rng.randrange(10, 4000) for _ in range(num_tokens)]
@@ -47,7 +47,12 @@ class Load:
         self._times[asyncio.current_task()] = times
         async for chunk in self.engine.generate(self.prompt(num_prompt), params, tenant=tenant):
             times += [time.perf_counter() - start] * len(chunk.token_ids)
+        del self._times[asyncio.current_task()]
         return times
+
+    def forget(self) -> None:
+        """The current task's request was refused."""
+        del self._times[asyncio.current_task()]
 
     async def stop(self, task: asyncio.Task) -> list[float]:
         """End a request of `one` early; its tokens so far."""
@@ -144,6 +149,7 @@ async def flood(load: Load, requests: int, factor: float) -> dict[str, float]:
             await load.one()
             finished[0] += 1
         except OverloadedError:
+            load.forget()
             refused.append(time.perf_counter() - start)
 
     tasks: set[asyncio.Task[None]] = set()

@@ -8,6 +8,7 @@ from played_scheduler import Machine
 
 from penstock import Engine, EngineConfig, InvalidRequestError, OverloadedError, SamplingParams
 from penstock.errors import ConfigError
+from penstock.scheduler.scheduler import LEAST_PROMPT_ROOM
 from penstock.scheduler.sequence import Status
 from penstock.scheduler.step_times import StepTimes
 from penstock.scheduler.tenant_shares import MAX_IDLE, TenantShares
@@ -130,7 +131,7 @@ def test_a_long_prompt_lets_streams_go_on():
     assert alone is not None
     num_tokens = [machine.step().num_tokens for _ in range(40)]
     longest = max(times.seconds(num) or 0.0 for num in num_tokens)
-    assert min(num_tokens) >= 8 + 16 and alone < longest <= 2 * alone
+    assert min(num_tokens) >= 8 + LEAST_PROMPT_ROOM and alone < longest <= 2 * alone
 
 
 def test_many_that_wait_are_not_kept_waiting_for_few_that_run():

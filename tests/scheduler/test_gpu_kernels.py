@@ -28,7 +28,7 @@ def complete(
 
 
 def generate(model: Path, device: str, **settings: object) -> list[list[int]]:
-    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     return [completion.token_ids for completion in complete(model, params, device=device, **settings)]
 
 
