@@ -19,7 +19,7 @@ setup(
     include_package_data=False,
     package_data={
         "penstock.kernels": ["tuned/*.json"],
-        "penstock.kernels.cpu": ["*.c"],
+        "penstock.kernels.cpu.native": ["*.c", "*.h"],
         "penstock.models": ["builtin/*.json", "builtin/*.safetensors", "builtin/*.jinja", "builtin/*.md"],
     },
 )

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from .cpu.native.library import library
 from .cpu.sample import sample as on_cpu
 from .draw import Draw
 from .gpu.config import load as load_configurations
@@ -134,7 +135,9 @@ def describe(
             f", experts of {layers} layers {kernel} ({'as stored' if kernel == 'torch' else precision})"
         )
     if backend.kind == "cpu":
-        return f"CPU kernels: attention paged_attention, {linears}"
+        by = "torch's operators" if library() is None else "C"
+        whole = f", {fused['layers']} whole layers" if "layers" in fused else ""
+        return f"CPU kernels in {by}: attention paged_attention, {linears}{whole}"
     import triton
 
     where = "the interpreter"

@@ -53,17 +53,27 @@ class StepContext:
     batch: Any
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """How a layer calls attention, its tensors apart."""
+
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    has_sinks: bool
+
+
 @dataclass(slots=True)
 class ProbeContext:
     """Stands in for a `StepContext` at load: records what each layer stores, and computes plain causal attention."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
-    windows: dict[int, int | None] = field(default_factory=dict)
+    calls: dict[int, AttentionCall] = field(default_factory=dict)
     rules: dict[int, MaskRule] = field(default_factory=dict)
 
     @property
     def windowed(self) -> set[int]:
-        return {layer for layer, window in self.windows.items() if window is not None}
+        return {layer for layer, call in self.calls.items() if call.sliding_window is not None}
 
 
 def register() -> None:
@@ -172,7 +182,7 @@ def attention_forward(
             raise ModelLoadError(
                 f"{type(module).__name__} attends twice in layer {layer}, which has one place for keys and values."
             )
-        penstock.windows[layer] = sliding_window
+        penstock.calls[layer] = AttentionCall(scaling, sliding_window, softcap, s_aux is not None)
         if rule is not None:
             penstock.rules[layer] = rule
         penstock.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])

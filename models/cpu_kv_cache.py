@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu.attention_batch import attention_batch, fresh_blocks
+from ..kernels.cpu.native.attention import can_attend
 from ..kernels.cpu.paged_attention import KEY_TILE, AttentionMetadata, paged_attention, store_kv
 from ..kernels.cpu.sparse_attention import GRANULE, KeySketch, SparseTelemetry
 from ..kernels.span import Span
@@ -49,6 +50,8 @@ class CpuKVCache:
             )
         num_slots = num_blocks * block_size + KEY_TILE
         self.block_size = block_size
+        widest = max((max(shape.key_dim, shape.value_dim) for shape in shapes.values()), default=0)
+        self._native = can_attend(dtype, widest)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             index: (
                 _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
@@ -70,7 +73,7 @@ class CpuKVCache:
     def prepare(self, spans: Sequence[Span]) -> AttentionMetadata:
         # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
         self._clear(fresh_blocks(spans, self.block_size))
-        return attention_batch(spans, self.block_size)
+        return attention_batch(spans, self.block_size, native=self._native)
 
     def attend(
         self,
@@ -87,6 +90,31 @@ class CpuKVCache:
     ) -> Tensor:
         keys, values = self.layers[layer]
         store_kv(key, value, keys, values, batch.slot_mapping)
+        return self.attend_stored(
+            layer,
+            query,
+            key,
+            batch,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+
+    def attend_stored(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        batch: AttentionMetadata,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """`attend` for rows whose K and V are in the pool already."""
+        keys, values = self.layers[layer]
         sketch = self.sketches.get(layer)
         if sketch is not None:
             sketch.store(key, batch.slot_mapping)

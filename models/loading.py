@@ -15,6 +15,7 @@ from .fingerprint import fingerprint
 from .fusion import fuse
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .native_layers import stack_layers
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
 from .steady_linear import make_steady
@@ -93,13 +94,20 @@ def load_model(
     module.to(backend.device).eval()
     fused = fuse(module, backend)
     context_length = _context_length(config)
+    probe = _probe_layers(module, config, context_length)
+    if (
+        precision == "w8a8"
+        and backend.kind == "cpu"
+        and (stacked := stack_layers(module, probe.calls, probe.layers))
+    ):
+        fused["layers"] = stacked
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
         path=path,
         architecture=type(module).__name__,
         fingerprint=digest.result(),
-        layers=_probe_layers(module, config, context_length),
+        layers=probe.layers,
         dtype=compute_dtype,
         max_model_len=context_length,
         vocab_size=config.vocab_size,
@@ -152,7 +160,7 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
 
 
 @torch.inference_mode()
-def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, LayerShape]:
+def _probe_layers(module: Any, config: Any, context_length: int) -> attention_hook.ProbeContext:
     """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
     name = type(module).__name__
     probe = attention_hook.ProbeContext()
@@ -179,7 +187,7 @@ def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, La
             f"{name} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
             "layers with other state (recurrent, convolutional, shared KV) are not supported."
         )
-    return probe.layers
+    return probe
 
 
 def _compute_two_tokens(module: Any, probe: attention_hook.ProbeContext) -> None:
@@ -219,7 +227,7 @@ def _refuse_wrong_windows(
 
 def _refuse_wrong_masks(name: str, context_length: int, probe: attention_hook.ProbeContext) -> None:
     for layer, rule in probe.rules.items():
-        window = probe.windows[layer]
+        window = probe.calls[layer].sliding_window
         if not attention_hook.is_computed(rule, window, context_length):
             told = "no sliding window" if window is None else f"a sliding window of {window} tokens"
             raise ModelLoadError(

@@ -202,5 +202,6 @@ def test_the_wheel_holds_what_runs_and_nothing_else(tmp_path):
     assert {str(Path(name).with_suffix("")).removesuffix("/__init__") for name in python} == wanted
     builtin = {f"penstock/models/builtin/{file.name}" for file in (ROOT / "models/builtin").glob("*.*")}
     tuned = {f"penstock/kernels/tuned/{file.name}" for file in (source / "kernels/tuned").glob("*.json")}
-    assert held - python == builtin | tuned | {"penstock/kernels/cpu/int8_rows.c"}
+    native = {f"penstock/kernels/cpu/native/{path.name}" for path in ROOT.glob("kernels/cpu/native/*.[ch]")}
+    assert held - python == builtin | tuned | native
     assert not [name for name in held if "recipe" in name or "tests" in name or "bench" in name]

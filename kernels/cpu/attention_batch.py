@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..span import NULL_BLOCK, PROMPT_BLOCK, Span
+from .native.attention import native_spans
 from .paged_attention import (
     IN_PLACE_KEYS,
     AttentionMetadata,
@@ -18,20 +19,30 @@ from .paged_attention import (
 MOST_PADDED = 4
 
 
-def attention_batch(spans: Sequence[Span], block_size: int) -> AttentionMetadata:
-    """`spans` in the order of their rows: first the decodes, by context length, then the others."""
+def attention_batch(spans: Sequence[Span], block_size: int, *, native: bool = False) -> AttentionMetadata:
+    """`spans` in the order of their rows: first the decodes, by context length, then the others.
+
+    `native`: the C library attends to what is dense.
+    """
     slots: list[int] = []
+    rows: list[tuple[int, Span]] = []
     for span in spans:
+        rows.append((len(slots), span))
         table = span.block_table
         slots += [
             table[position // block_size] * block_size + position % block_size
             for position in range(span.first_position, span.context_len)
         ]
-    num_decodes = next((i for i, span in enumerate(spans) if not span.is_decode), len(spans))
+    dense = None
+    if native:
+        dense = native_spans([(row, span) for row, span in rows if span.sparse_mass is None], block_size)
+        rows = [(row, span) for row, span in rows if span.sparse_mass is not None]
+    num_decodes = next((i for i, (_, span) in enumerate(rows) if not span.is_decode), len(rows))
     return AttentionMetadata(
         slot_mapping=torch.tensor(slots),
-        decodes=_decode_groups(spans[:num_decodes], block_size),
-        prefills=_prefill_spans(spans[num_decodes:], num_decodes, block_size),
+        dense=dense,
+        decodes=_decode_groups(rows[:num_decodes], block_size),
+        prefills=_prefill_spans(rows[num_decodes:], block_size),
         block_size=block_size,
     )
 
@@ -46,23 +57,21 @@ def fresh_blocks(spans: Sequence[Span], block_size: int) -> list[int]:
     ]
 
 
-def _decode_groups(decodes: Sequence[Span], block_size: int) -> list[DecodeGroup]:
+def _decode_groups(decodes: Sequence[tuple[int, Span]], block_size: int) -> list[DecodeGroup]:
     """Neighbours in length share one gathered, padded product; a long contiguous context stands alone, unread twice."""
     groups: list[DecodeGroup] = []
     members: list[Span] = []
     start = 0
 
     def close() -> None:
-        nonlocal start
         if not members:
             return
         lens = torch.tensor([span.context_len for span in members])
         keys = _key_span(members, padded_keys(members[-1].context_len), block_size)
         groups.append(DecodeGroup(start, len(members), lens, keys, members[0].sparse_mass))
-        start += len(members)
         members.clear()
 
-    for span in decodes:
+    for row, span in decodes:
         num_keys = padded_keys(span.context_len)
         in_place = num_keys >= IN_PLACE_KEYS and _is_contiguous(span.block_table)
         alone = in_place or span.sparse_mass is not None
@@ -72,6 +81,8 @@ def _decode_groups(decodes: Sequence[Span], block_size: int) -> list[DecodeGroup
             longer and (len(members) > MOST_PADDED or num_keys > 2 * padded_keys(members[0].context_len))
         ):
             close()
+        if not members:
+            start = row
         members.append(span)
         if alone:
             close()
@@ -79,16 +90,15 @@ def _decode_groups(decodes: Sequence[Span], block_size: int) -> list[DecodeGroup
     return groups
 
 
-def _prefill_spans(prefills: Sequence[Span], row: int, block_size: int) -> list[PrefillSpan]:
+def _prefill_spans(prefills: Sequence[tuple[int, Span]], block_size: int) -> list[PrefillSpan]:
     spans = []
-    for span in prefills:
+    for row, span in prefills:
         keys = _key_span([span], padded_keys(span.context_len), block_size)
         mass = None
         if span.is_sparse_prompt:
             assert span.first_position % PROMPT_BLOCK == 0, "a block of a sparse prompt is cut"
             mass = span.sparse_mass
         spans.append(PrefillSpan(row, span.num_tokens, span.first_position, keys, mass))
-        row += span.num_tokens
     return spans
 
 

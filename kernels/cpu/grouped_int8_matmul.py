@@ -28,6 +28,8 @@ class GroupedInt8Weight:
 
     def matmul(self, x: Tensor, routing: Routing, bias: Tensor | None = None) -> Tensor:
         """[T, K] float, bias [E, N] float32 -> [S, N] float32; within a routing T is S."""
+        if self.experts[0].native is not None:
+            return self._matmul_natively(routing.of_rows(x), routing, bias)
         quantized, act_scale = quantize_activation(x)  # once, however many experts read it
         quantized, act_scale = routing.of_rows(quantized), routing.of_rows(act_scale)
         out = torch.empty(quantized.shape[0], self.experts[0].out_features)
@@ -36,4 +38,11 @@ class GroupedInt8Weight:
             out[rows] = int8_matmul_quantized(
                 quantized[rows], act_scale[rows], self.experts[expert], own_bias
             )
+        return out
+
+    def _matmul_natively(self, x: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
+        """[S, K] -> [S, N]"""
+        out = torch.empty(x.shape[0], self.experts[0].out_features)
+        for expert, rows in routing.shares():
+            out[rows] = self.experts[expert].matmul(x[rows], None if bias is None else bias[expert])
         return out

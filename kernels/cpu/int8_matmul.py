@@ -11,18 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .native import int8_rows
+from .native.library import PackedWeight, library
 
 INT8_MAX = 127
 U8_ZERO_POINT = 128
 # Up to this many weights `torch._int_mm` on the plain form is at least as fast as oneDNN at every number of rows: its
 # call costs about 25 us less (measured on a 2-core Zen 5: 7 against 29 us for one row at 896x896).
 SMALL_WEIGHT = 1 << 20
-# From this many weights few rows are bound by memory. Ours is then at least as fast as oneDNN at any number of rows; without
-# it the packed form is the faster one for a single row too. One form is kept.
+# From this many weights few rows are bound by memory, and the packed form is the faster one for a single row too.
 LARGE_WEIGHT = 1 << 25
-# Up to this many rows ours is the faster one (measured: 91 against 136 us for one at 9728x896, 275 against 570 for eight).
-NATIVE_ROWS = 8
 QUANTIZE_ELEMENTS = 1 << 20
 # |acc| <= K * 127 * 127 must stay inside int32.
 MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * INT8_MAX)
@@ -30,13 +27,13 @@ MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * INT8_MAX)
 
 @dataclass(slots=True)
 class Int8Weight:
-    """A weight matrix ready to multiply, in one or both of two forms; the product is the same with either.
+    """A weight matrix ready to multiply; the product is the same in whatever form it is kept.
 
     Attributes:
-        plain: [N, K] int8: the faster form for one row, at any number of rows for a small matrix.
+        native: our own form, and then the only one.
+        plain: [N, K] int8, for torch: the faster form for one row, at any number of rows for a small matrix.
         packed: oneDNN's blocked form: the faster one for several rows of a large matrix. Made by `pack`.
         weight_scale: [N] float32.
-        offsets: [N] int32, what `int8_rows.c` takes off its sums; None where that does not serve.
     """
 
     plain: Tensor | None
@@ -45,7 +42,7 @@ class Int8Weight:
     zero_points: Tensor
     out_features: int
     in_features: int
-    offsets: Tensor | None = None
+    native: PackedWeight | None = None
 
     @classmethod
     def quantize(cls, weight: Tensor) -> "Int8Weight":
@@ -70,10 +67,11 @@ class Int8Weight:
         if in_features > MAX_REDUCTION:
             raise ValueError(f"K is {in_features}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
         zero_points = torch.zeros(out_features, dtype=torch.int32)
-        offsets = None
-        if int8_rows() is not None:
-            offsets = plain.sum(dim=1, dtype=torch.int32).mul_(U8_ZERO_POINT)
-        return cls(plain, None, weight_scale, zero_points, out_features, in_features, offsets)
+        found = library()
+        if found is None:
+            return cls(plain, None, weight_scale, zero_points, out_features, in_features)
+        native = PackedWeight(found, plain, weight_scale)
+        return cls(None, None, weight_scale, zero_points, out_features, in_features, native)
 
     def pack(self, *, keep_plain: bool) -> None:
         """Make the packed form where it is of use: not for a small matrix, nor where oneDNN is not exact.
@@ -82,8 +80,6 @@ class Int8Weight:
         is what decoding one stream is made of. May run in a thread beside `int8_matmul`.
         """
         if self.plain is None or self.plain.numel() <= SMALL_WEIGHT or not _onednn_is_exact():
-            return
-        if self.offsets is not None and self.plain.numel() >= LARGE_WEIGHT:
             return
         self.packed = torch.ops.onednn.qlinear_prepack(self.plain, None)
         if not keep_plain or self.plain.numel() >= LARGE_WEIGHT:
@@ -115,18 +111,15 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_matmul(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """[M, K] float -> [M, N] float32; `bias` is [N] float32."""
-    plain, native = weight.plain, int8_rows()
-    if native is not None and plain is not None and weight.offsets is not None:
-        is_large = weight.packed is None and plain.numel() >= LARGE_WEIGHT
-        if x.shape[0] <= NATIVE_ROWS or is_large:
-            return native(x.float().contiguous(), plain, weight.offsets, weight.weight_scale, bias)
+    if weight.native is not None:
+        return weight.native.matmul(x, bias)
     return int8_matmul_quantized(*quantize_activation(x), weight, bias)
 
 
 def int8_matmul_quantized(
     quantized: Tensor, act_scale: Tensor, weight: Int8Weight, bias: Tensor | None = None
 ) -> Tensor:
-    """The same for what `quantize_activation` makes, [M, K] int8 and [M, 1] float32. May overwrite the integers."""
+    """The same by torch's operators, for what `quantize_activation` makes: [M, K] int8, and may overwrite, and [M, 1]."""
     plain, packed = weight.plain, weight.packed
     if packed is None or (quantized.shape[0] == 1 and plain is not None):
         assert plain is not None

@@ -1,6 +1,7 @@
 """Attention over paged KV on a CPU: ragged prefill and decode of one flat batch in one call.
 
-Built so that a token's result is the same whatever it is computed with:
+Dense rows go to the C library where it serves (`native/attention.c`). What follows is sparse attention, and everything for
+other machines and types, by torch's operators, built so that a token's result is the same whatever it is computed with:
   * keys are visited in tiles of KEY_TILE absolute positions, and P @ V is one product per tile, added in order. BLAS
     splits a long reduction by its length (MKL: at 192, and in halves below 384), so one product over all keys would
     round differently in another chunk; a tile is never split;
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..span import PROMPT_BLOCK
+from .native.attention import NativeSpans, attend
 from .sparse_attention import (
     GRANULE,
     SAMPLE_EVERY,
@@ -85,10 +87,12 @@ class AttentionMetadata:
 
     Attributes:
         slot_mapping: [T] int64, where each token's K and V are written.
-        decodes, prefills: cover all T rows.
+        dense: the rows that the C library attends to, None where it does not serve.
+        decodes, prefills: the others, or all.
     """
 
     slot_mapping: Tensor
+    dense: NativeSpans | None
     decodes: list[DecodeGroup]
     prefills: list[PrefillSpan]
     block_size: int
@@ -135,9 +139,23 @@ def paged_attention(
     num_kv_heads = key_pool.shape[0]
     groups = num_heads // num_kv_heads
     window = sliding_window or 0
+    out = query.new_empty(num_tokens, num_heads, value_pool.shape[2])
+    if metadata.dense is not None:
+        attend(
+            query,
+            key_pool,
+            value_pool,
+            metadata.dense,
+            out,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        if not metadata.decodes and not metadata.prefills:
+            return out
     query = (query * scaling).view(num_kv_heads, groups, num_tokens, head_dim)
     head_sinks = None if sinks is None else sinks.float().view(num_kv_heads, groups, 1)
-    out = query.new_empty(num_tokens, num_heads, value_pool.shape[2])
 
     for group in metadata.decodes:
         stop = group.start + group.count

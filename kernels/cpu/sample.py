@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..draw import GOLDEN, MIX_1, MIX_2, Draw, noise_key
+from .native.library import argmax
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
@@ -19,7 +20,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     for row, draw in enumerate(draws):
         if not draw.is_greedy:
             _prepare(logits[row], draw)
-    best, token_ids = logits.max(dim=-1)
+    best, token_ids = argmax(logits)
     return token_ids, best
 
 

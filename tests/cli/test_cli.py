@@ -134,7 +134,9 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stdout is not None
     announcement = process.stdout.readline()
     kernels, hint = process.stdout.readline(), process.stdout.readline()
-    assert kernels.startswith("CPU kernels: attention paged_attention, linears "), kernels
+    assert kernels.startswith(
+        ("CPU kernels in C: attention paged_attention, linears ", "CPU kernels in torch's ")
+    ), kernels
     assert hint.startswith("Try:  curl "), announcement
     return process, announcement.split(" at ")[-1].strip()
 

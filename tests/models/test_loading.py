@@ -13,7 +13,9 @@ from transformers.models.mistral import modeling_mistral
 
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.kernels.dispatch import choose_backend
-from penstock.models.attention_hook import ProbeContext, attention_forward, is_computed
+from penstock.kernels.span import Span
+from penstock.models.attention_hook import ProbeContext, StepContext, attention_forward, is_computed
+from penstock.models.cpu_kv_cache import CpuKVCache
 from penstock.models.fingerprint import fingerprint
 from penstock.models.loading import load_model
 from penstock.models.quantized_linear import QuantizedLinear, quantize_linears
@@ -346,13 +348,14 @@ def test_a_quantized_model_answers_nearly_as_before(
     """GPT-2's Conv1D, stored transposed, and tied heads too."""
     folder = save(kind, tmp_path, **settings)
     ids, positions = torch.arange(20)[None] * 3, torch.arange(20)[None]
-    with torch.inference_mode():
-        logits = [
-            load_model(str(folder), dtype=dtype, quantize=quantize)
-            .module(input_ids=ids, position_ids=positions, use_cache=False, penstock=ProbeContext())
-            .logits.float()
-            for quantize in ("none", "w8a8")
-        ]
+    logits = []
+    for quantize in ("none", "w8a8"):
+        model = load_model(str(folder), dtype=dtype, quantize=quantize)
+        cache = CpuKVCache(model.layers, 1, 32, model.dtype)
+        context = StepContext(cache, cache.prepare([Span([0], 0, 20)]))
+        with torch.inference_mode():
+            result = model.module(input_ids=ids, position_ids=positions, use_cache=False, penstock=context)
+        logits.append(result.logits.float())
     error = (logits[0] - logits[1]).norm() / logits[0].norm()
     assert error < 0.12, error.item()
 

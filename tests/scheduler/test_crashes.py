@@ -112,7 +112,7 @@ async def test_who_comes_while_the_engine_is_away_is_served_when_it_is_back(engi
     await until(lambda: not engine.healthy)
     late = asyncio.ensure_future(answer(engine, [5, 6, 7], params))
     gone = asyncio.ensure_future(answer(engine, [5, 6, 7], params))
-    hasty = asyncio.ensure_future(answer(engine, [5], params, urgency=Urgency(deadline=0.01)))
+    hasty = asyncio.ensure_future(answer(engine, [5], params, urgency=Urgency(deadline=1e-4)))
     await asyncio.sleep(0)
     gone.cancel()
     assert await late == expected

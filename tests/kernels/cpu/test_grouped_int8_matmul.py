@@ -3,11 +3,21 @@
 import pytest
 import torch
 
+from penstock.kernels.cpu import int8_matmul as kernel
 from penstock.kernels.cpu.grouped_int8_matmul import GroupedInt8Weight
-from penstock.kernels.cpu.int8_matmul import int8_matmul, quantize_activation
+from penstock.kernels.cpu.int8_matmul import int8_matmul, quantize_activation, quantize_weight
 from penstock.kernels.per_expert import PerExpertWeight
 from penstock.kernels.reference.grouped_int8_matmul import grouped_int8_matmul_reference
 from penstock.kernels.routing import Routing, combine
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our library where it can be had, and by torch's operators."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernel, "library", lambda: None)
+    elif kernel.library() is None:
+        pytest.skip("no compiler, or no AVX-512 VNNI")
 
 
 def choices_of(kind: str, num_tokens: int, num_experts: int, top_k: int) -> torch.Tensor:
@@ -23,8 +33,7 @@ def test_equals_the_reference(kind: str, num_tokens: int, shape: tuple[int, int]
     torch.manual_seed(num_tokens)
     weight, bias = torch.randn(5, *shape), torch.randn(5, shape[0])
     grouped = GroupedInt8Weight.quantize(weight)
-    plain = torch.stack([own.plain for own in grouped.experts])
-    scale = torch.stack([own.weight_scale for own in grouped.experts])
+    plain, scale = (torch.stack(parts) for parts in zip(*map(quantize_weight, weight), strict=True))
     for own in grouped.experts:
         own.pack(keep_plain=False)  # the large one has another form from here on
     x = torch.randn(num_tokens, shape[1]) * 7

@@ -19,6 +19,16 @@ ROWS = [1, 2, 3, 4, 5, 7, 16, 17, 33, 64]
 LARGE = (1030, 1031)  # above SMALL_WEIGHT: the packed form, at odd sizes
 
 
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By our library where it can be had, and by torch's operators."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernel, "library", lambda: None)
+    elif kernel.library() is None:
+        pytest.skip("no compiler, or no AVX-512 VNNI")
+    return request.param
+
+
 def pack_weight(plain: torch.Tensor, scale: torch.Tensor, *, keep_plain: bool) -> Int8Weight:
     weight = Int8Weight.of(plain, scale)
     weight.pack(keep_plain=keep_plain)
@@ -47,11 +57,12 @@ def test_equals_the_reference_exactly(shape: tuple[int, int], with_bias: bool):
 
 @pytest.mark.parametrize("keep_plain", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_the_reference_in_every_kept_form(keep_plain: bool, with_bias: bool):
+def test_equals_the_reference_in_every_kept_form(keep_plain: bool, with_bias: bool, served_by: str):
     torch.manual_seed(0)
     plain, scale, weight = weight_of(LARGE, keep_plain=keep_plain)
     assert plain.numel() > SMALL_WEIGHT
-    if kernel._onednn_is_exact():
+    assert (weight.native is not None) == (served_by == "native")
+    if weight.native is None and kernel._onednn_is_exact():
         assert weight.packed is not None and (weight.plain is not None) == keep_plain
     bias = torch.randn(LARGE[0]) if with_bias else None
     for rows in (1, 2, 5, 33, 130):

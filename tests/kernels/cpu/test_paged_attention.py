@@ -1,4 +1,4 @@
-"""Paged attention agrees with float64, and gives a row the same bits whatever it is computed with."""
+"""Paged attention with torch's operators agrees with float64, and gives a row the same bits whatever it is computed with."""
 
 import itertools
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def prefill(pool: Pool, query: torch.Tensor, seq: int, first: int, last: int, *,
     """Rows [first, last) of a sequence as one chunk; `query` is [H, length, D] -> [last - first, H, Dv]."""
     num_keys = padded_keys(last)
     span = PrefillSpan(0, last - first, first, pool.span([seq], num_keys, in_place=in_place))
-    metadata = AttentionMetadata(torch.empty(0, dtype=torch.long), [], [span], BLOCK)
+    metadata = AttentionMetadata(torch.empty(0, dtype=torch.long), None, [], [span], BLOCK)
     return paged_attention(query[:, first:last], pool.keys, pool.values, metadata, **kwargs)
 
 
@@ -97,7 +97,7 @@ def decode(
     """One row per sequence, of these context lengths, as one group; `query` is [H, B, D] -> [B, H, Dv]."""
     num_keys = padded_keys(max(lens))
     group = DecodeGroup(0, len(seqs), torch.tensor(lens), pool.span(seqs, num_keys, in_place=in_place))
-    metadata = AttentionMetadata(torch.empty(0, dtype=torch.long), [group], [], BLOCK)
+    metadata = AttentionMetadata(torch.empty(0, dtype=torch.long), None, [group], [], BLOCK)
     return paged_attention(query, pool.keys, pool.values, metadata, **kwargs)
 
 
@@ -243,6 +243,7 @@ def test_a_mixed_batch_fills_every_row():
     flat = torch.cat([queries[0][:, -1:], queries[1][:, -1:], queries[2][:, 100:]], dim=1)
     metadata = AttentionMetadata(
         torch.empty(0, dtype=torch.long),
+        None,
         [DecodeGroup(0, 2, torch.tensor([40, 7]), pool.span([0, 1], KEY_TILE, in_place=False))],
         [PrefillSpan(2, 100, 100, pool.span([2], padded_keys(200), in_place=False))],
         BLOCK,

@@ -1,0 +1,221 @@
+/* Causal attention over paged KV in float32, for ragged prompts and decodes alike.
+ *
+ * A row visits the keys of its context in tiles from fixed positions, in order, and keeps a running maximum; so its result is
+ * the same in whatever chunk or batch it is computed. Keys past its own position are never read, only those that a later
+ * row of the same piece needs; for this row their weights are zeros, which change nothing.
+ */
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "penstock.h"
+#include "vector.h"
+
+/* Rows of a piece, which read the keys once for all: those of one KV head, by position, then by head. */
+enum { MOST_ROWS = 64, VECTORS = KEY_TILE / LANES };
+
+struct piece {
+    const struct span *span;
+    long kv_head, first, count;
+};
+
+struct work {
+    const struct attention *attention;
+    const struct piece *pieces;
+};
+
+static long at_most(long value, long limit) { return value < limit ? value : limit; }
+
+/* `count` keys -> [key_dim, KEY_TILE]; columns past them are anything but what is not numbers. */
+static void load_keys(const float *const rows[KEY_TILE], long count, long dim, float *out) {
+    for (long first = 0; first < count; first += LANES)
+        for (long at = 0; at < dim; at += LANES) {
+            __m512i block[16];
+            for (int i = 0; i < LANES; i++)
+                block[i] = first + i < count ? _mm512_maskz_loadu_epi32(lanes(dim - at), rows[first + i] + at)
+                                             : _mm512_setzero_si512();
+            transpose(block);
+            for (int i = 0; i < at_most(dim - at, LANES); i++)
+                _mm512_store_si512(out + (at + i) * KEY_TILE + first, block[i]);
+        }
+}
+
+static inline __attribute__((always_inline)) void score_rows(const int m, const float *q, const float *keys, long dim, float *out) {
+    __m512 sums[4][VECTORS];
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_ps();
+    for (long d = 0; d < dim; d++) {
+        __m512 key[VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) key[j] = _mm512_load_ps(keys + d * KEY_TILE + j * LANES);
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) {
+            __m512 value = _mm512_set1_ps(q[i * dim + d]);
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(value, key[j], sums[i][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) _mm512_store_ps(out + i * KEY_TILE + j * LANES, sums[i][j]);
+}
+
+/* out[m, dim] = out * factor + weights[m, KEY_TILE] @ the first `count` of `rows` [count, dim]. */
+static inline __attribute__((always_inline)) void add_rows(
+    const int m, const float *weights, const float *factor, const float *const rows[KEY_TILE], long count, long dim, float *out) {
+    for (long at = 0; at < dim; at += KEY_TILE) {
+        __mmask16 inside[VECTORS];
+        __m512 sums[4][VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) inside[j] = lanes(dim - at - j * LANES);
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) {
+                __m512 before = _mm512_maskz_loadu_ps(inside[j], out + i * dim + at + j * LANES);
+                sums[i][j] = _mm512_mul_ps(before, _mm512_set1_ps(factor[i]));
+            }
+        for (long key = 0; key < count; key++) {
+            __m512 value[VECTORS];
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) value[j] = _mm512_maskz_loadu_ps(inside[j], rows[key] + at + j * LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < m; i++) {
+                __m512 weight = _mm512_set1_ps(weights[i * KEY_TILE + key]);
+#pragma GCC unroll 4
+                for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, value[j], sums[i][j]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) _mm512_mask_storeu_ps(out + i * dim + at + j * LANES, inside[j], sums[i][j]);
+    }
+}
+
+/* Scores of one row and tile become weights against its highest score so far; returns what the sums so far shrink by.
+ * Of the tile's keys those from `from` to `to` are seen. */
+static float weigh(float *scores, long from, long to, float softcap, float *highest, float *sum) {
+    __m512 score[VECTORS], tile_highest = _mm512_set1_ps(-INFINITY), hidden = _mm512_set1_ps(-INFINITY);
+    int is_number = 1;
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) {
+        __mmask16 seen = lanes(to - j * LANES) & ~lanes(from - j * LANES);
+        __m512 value = _mm512_load_ps(scores + j * LANES);
+        if (softcap != 0) {
+            __m512 cap = _mm512_set1_ps(softcap);
+            value = _mm512_mul_ps(hyperbolic_tangent(_mm512_div_ps(value, cap)), cap);
+        }
+        score[j] = _mm512_mask_blend_ps(seen, hidden, value);
+        is_number &= !_mm512_cmp_ps_mask(score[j], score[j], _CMP_UNORD_Q);
+        tile_highest = _mm512_max_ps(tile_highest, score[j]);
+    }
+    float best = is_number ? _mm512_reduce_max_ps(tile_highest) : NAN;
+    best = *highest > best ? *highest : best; /* NaN once is NaN for good */
+    float factor = 1.0f;
+    __m512 total = _mm512_setzero_ps();
+    if (best == -INFINITY) {
+        /* Nothing is seen yet. */
+        memset(scores, 0, KEY_TILE * sizeof *scores);
+        return factor;
+    }
+    if (best != *highest) factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(*highest - best)));
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) {
+        __m512 weight = exponential(_mm512_sub_ps(score[j], _mm512_set1_ps(best)));
+        _mm512_store_ps(scores + j * LANES, weight);
+        total = _mm512_add_ps(total, weight);
+    }
+    *highest = best;
+    *sum = *sum * factor + _mm512_reduce_add_ps(total);
+    return factor;
+}
+
+static void attend_piece(const void *context, long index) {
+    const struct work *work = context;
+    const struct attention *a = work->attention;
+    const struct piece *piece = work->pieces + index;
+    const struct span *span = piece->span;
+    const long dim = a->key_dim, value_dim = a->value_dim, count = piece->count, groups = a->heads / a->kv_heads;
+    float queries[MOST_ROWS * MOST_HEAD_DIM], sums[MOST_ROWS * MOST_HEAD_DIM];
+    float keys[MOST_HEAD_DIM * KEY_TILE] __attribute__((aligned(64))), scores[MOST_ROWS * KEY_TILE] __attribute__((aligned(64)));
+    float highest[MOST_ROWS], sum[MOST_ROWS], factor[MOST_ROWS];
+    long position[MOST_ROWS], seen[MOST_ROWS];
+
+    for (long r = 0; r < count; r++) {
+        long row = (piece->first + r) / groups, head = piece->kv_head * groups + (piece->first + r) % groups;
+        const float *query = a->query + (span->row + row) * a->query_row + head * a->query_head;
+        for (long d = 0; d < dim; d++) queries[r * dim + d] = query[d] * a->scaling;
+        position[r] = span->first_position + row;
+        highest[r] = a->sinks ? a->sinks[head] : -INFINITY;
+        sum[r] = a->sinks ? 1.0f : 0.0f;
+    }
+    memset(sums, 0, count * value_dim * sizeof *sums);
+    memset(keys, 0, dim * KEY_TILE * sizeof *keys);
+
+    long start = a->window && position[0] >= a->window ? (position[0] - a->window + 1) / KEY_TILE * KEY_TILE : 0;
+    for (long tile = start; tile <= position[count - 1]; tile += KEY_TILE) {
+        long num_keys = at_most(position[count - 1] + 1 - tile, KEY_TILE);
+        const float *key_rows[KEY_TILE], *value_rows[KEY_TILE];
+        for (long i = 0; i < num_keys; i++) {
+            long slot = span->block_table[(tile + i) / a->block_size] * a->block_size + (tile + i) % a->block_size;
+            key_rows[i] = a->keys + (piece->kv_head * a->slots + slot) * dim;
+            value_rows[i] = a->values + (piece->kv_head * a->slots + slot) * value_dim;
+        }
+        load_keys(key_rows, num_keys, dim, keys);
+        for (long r = 0; r < count; r += 4) {
+            const float *q = queries + r * dim;
+            float *out = scores + r * KEY_TILE;
+            switch (at_most(count - r, 4)) {
+                case 1: score_rows(1, q, keys, dim, out); break;
+                case 2: score_rows(2, q, keys, dim, out); break;
+                case 3: score_rows(3, q, keys, dim, out); break;
+                case 4: score_rows(4, q, keys, dim, out); break;
+            }
+        }
+        for (long r = 0; r < count; r++) {
+            seen[r] = position[r] + 1 <= tile ? 0 : at_most(position[r] + 1 - tile, KEY_TILE);
+            long from = a->window ? position[r] + 1 - a->window - tile : 0;
+            factor[r] = weigh(scores + r * KEY_TILE, from, seen[r], a->softcap, highest + r, sum + r);
+        }
+        for (long r = 0; r < count; r += 4) {
+            long m = at_most(count - r, 4), most = seen[r + m - 1];
+            const float *weights = scores + r * KEY_TILE;
+            float *out = sums + r * value_dim;
+            switch (m) {
+                case 1: add_rows(1, weights, factor + r, value_rows, most, value_dim, out); break;
+                case 2: add_rows(2, weights, factor + r, value_rows, most, value_dim, out); break;
+                case 3: add_rows(3, weights, factor + r, value_rows, most, value_dim, out); break;
+                case 4: add_rows(4, weights, factor + r, value_rows, most, value_dim, out); break;
+            }
+        }
+    }
+    for (long r = 0; r < count; r++) {
+        long row = (piece->first + r) / groups, head = piece->kv_head * groups + (piece->first + r) % groups;
+        float *out = a->out + (span->row + row) * a->out_row + head * value_dim;
+        for (long d = 0; d < value_dim; d++) out[d] = sums[r * value_dim + d] / sum[r];
+    }
+}
+
+void attend(const struct attention *a, int threads) {
+    long groups = a->heads / a->kv_heads, num_pieces = 0;
+    for (long i = 0; i < a->num_spans; i++)
+        num_pieces += (a->spans[i].count * groups + MOST_ROWS - 1) / MOST_ROWS * a->kv_heads;
+    struct piece *pieces = malloc((num_pieces + 1) * sizeof *pieces), *next = pieces;
+    if (!pieces) abort();
+    for (long i = 0; i < a->num_spans; i++) {
+        long rows = a->spans[i].count * groups;
+        for (long head = 0; head < a->kv_heads; head++)
+            for (long first = 0; first < rows; first += MOST_ROWS)
+                *next++ = (struct piece){a->spans + i, head, first, at_most(rows - first, MOST_ROWS)};
+    }
+    struct work work = {a, pieces};
+    run_parallel(attend_piece, &work, num_pieces, threads);
+    free(pieces);
+}
+
+void penstock_attend(const struct attention *attention, int threads) { attend(attention, threads); }

@@ -1,0 +1,185 @@
+/* W8A8 products with AVX-512 VNNI. Bit for bit what `int8_matmul.py` computes with torch's operators: the sums are exact
+ * integers, and every float operation is the same one in the same order, compiled without contraction.
+ *
+ * VNNI multiplies unsigned by signed bytes, so a weight is stored with 128 added, and 128 times the sum of a row of activations is
+ * taken off again. Sums may wrap around in between: the true one fits.
+ */
+
+#include <string.h>
+
+#include "penstock.h"
+#include "vector.h"
+
+/* Rows that share what is loaded of a weight: 6 by 4 sums, 4 weights and an activation are 29 of 32 registers. */
+enum { MOST_ROWS = 6, VECTORS = PANEL / LANES };
+/* Rows of one piece of work; more are several pieces. */
+enum { PIECE_ROWS = 96 };
+
+static long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
+static long steps_of(long k) { return (k + STEP - 1) / STEP; }
+static long at_most(long value, long limit) { return value < limit ? value : limit; }
+
+struct packing {
+    const int8_t *weight;
+    uint8_t *packed;
+    long n, k;
+};
+
+/* One panel: the bytes 4s to 4s + 3 of its 64 rows stand side by side, for each step s in turn. */
+static void pack_panel(const void *context, long panel) {
+    const struct packing *p = context;
+    long steps = steps_of(p->k);
+    __m512i high = _mm512_set1_epi8((char)0x80);
+    for (int part = 0; part < VECTORS; part++) {
+        long first = panel * PANEL + part * LANES;
+        for (long s = 0; s < steps; s += LANES) {
+            long bytes = at_most(p->k - s * STEP, 64);
+            __mmask64 inside = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
+            __m512i rows[16];
+            for (int i = 0; i < LANES; i++) {
+                int exists = first + i < p->n;
+                const int8_t *from = p->weight + (first + i) * p->k + s * STEP;
+                rows[i] = exists ? _mm512_maskz_loadu_epi8(inside, from) : _mm512_setzero_si512();
+                rows[i] = _mm512_xor_si512(rows[i], high);
+            }
+            transpose(rows);
+            uint8_t *to = p->packed + (panel * steps + s) * PANEL * STEP + part * 64;
+            for (int i = 0; i < at_most(steps - s, LANES); i++) _mm512_store_si512(to + i * PANEL * STEP, rows[i]);
+        }
+    }
+}
+
+/* weight [n, k] int8 -> `packed`: n rounded up to PANEL times k rounded up to STEP bytes, aligned to 64. */
+void penstock_pack(const int8_t *weight, long n, long k, uint8_t *packed, int threads) {
+    struct packing packing = {weight, packed, n, k};
+    run_parallel(pack_panel, &packing, panels_of(n), threads);
+}
+
+void quantize_row(const float *x, long k, const struct activations *out, long row) {
+    int8_t *to = out->values + row * out->stride;
+    __m512 highest = _mm512_setzero_ps(), finite = _mm512_setzero_ps();
+    for (long at = 0; at < k; at += LANES) {
+        __m512 value = _mm512_maskz_loadu_ps(lanes(k - at), x + at);
+        highest = _mm512_max_ps(highest, _mm512_abs_ps(value));
+        finite = _mm512_add_ps(finite, _mm512_mul_ps(value, _mm512_setzero_ps()));
+    }
+    float absmax = _mm512_reduce_max_ps(highest);
+    float scale = (absmax > 1e-12f ? absmax : 1e-12f) / 127.0f;
+    __m512 divisor = _mm512_set1_ps(scale);
+    __m512i sum = _mm512_setzero_si512();
+    for (long at = 0; at < out->stride; at += LANES) {
+        __mmask16 inside = lanes(k - at);
+        __m512i rounded = _mm512_maskz_cvtps_epi32(inside, _mm512_div_ps(_mm512_maskz_loadu_ps(inside, x + at), divisor));
+        sum = _mm512_add_epi32(sum, rounded);
+        _mm_store_si128((__m128i *)(to + at), _mm512_cvtepi32_epi8(rounded));
+    }
+    /* A row with NaN or infinity is NaN, as its products are. */
+    out->scale[row] = scale + _mm512_reduce_add_ps(finite);
+    out->sum[row] = _mm512_reduce_add_epi32(sum);
+}
+
+/* sums += four products of a weight's unsigned bytes and an activation's signed ones. As the intrinsic, GCC 12 copies every sum
+ * to and fro, and stores it, at each step. */
+static inline __attribute__((always_inline)) void add_products(__m512i *sums, __m512i weights, __m512i activation) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sums) : "v"(weights), "v"(activation));
+}
+
+struct product {
+    const struct activations *x;
+    const struct matrix *weight;
+    const float *residual;
+    float *y;
+    long rows, row_pieces;
+};
+
+/* `m` rows, a compile-time constant, by one panel. */
+static inline __attribute__((always_inline)) void multiply_rows(const int m, const struct product *p, long row, long panel) {
+    const struct matrix *w = p->weight;
+    long steps = steps_of(w->k), stride = p->x->stride;
+    const uint8_t *weights = w->packed + panel * steps * PANEL * STEP;
+    const int8_t *x = p->x->values + row * stride;
+    __m512i sums[MOST_ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_si512();
+    for (long s = 0; s < steps; s++) {
+        __m512i values[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) values[j] = _mm512_load_si512(weights + s * PANEL * STEP + j * 64);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+            int32_t four;
+            memcpy(&four, x + i * stride + s * STEP, sizeof four);
+            __m512i activation = _mm512_set1_epi32(four);
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; j++) add_products(&sums[i][j], values[j], activation);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+        __m512i offset = _mm512_set1_epi32((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
+        __m512 act_scale = _mm512_set1_ps(p->x->scale[row + i]);
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) {
+            long column = panel * PANEL + j * LANES, at = (row + i) * w->n + column;
+            __mmask16 inside = lanes(w->n - column);
+            __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i][j], offset));
+            value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(inside, w->scale + column));
+            value = _mm512_mul_ps(value, act_scale);
+            if (w->bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, w->bias + column));
+            if (p->residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, p->residual + at));
+            _mm512_mask_storeu_ps(p->y + at, inside, value);
+        }
+    }
+}
+
+static void multiply_piece(const void *context, long index) {
+    const struct product *p = context;
+    long panel = index / p->row_pieces, row = index % p->row_pieces * PIECE_ROWS;
+    long stop = at_most(row + PIECE_ROWS, p->rows);
+    while (row < stop) {
+        /* Blocks of nearly equal size: 8 rows are 4 and 4, not 6 and 2. */
+        long blocks = (stop - row + MOST_ROWS - 1) / MOST_ROWS, m = (stop - row + blocks - 1) / blocks;
+        switch (m) {
+            case 1: multiply_rows(1, p, row, panel); break;
+            case 2: multiply_rows(2, p, row, panel); break;
+            case 3: multiply_rows(3, p, row, panel); break;
+            case 4: multiply_rows(4, p, row, panel); break;
+            case 5: multiply_rows(5, p, row, panel); break;
+            case 6: multiply_rows(6, p, row, panel); break;
+        }
+        row += m;
+    }
+}
+
+void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
+              int threads) {
+    struct product product = {x, weight, residual, y, rows, (rows + PIECE_ROWS - 1) / PIECE_ROWS};
+    run_parallel(multiply_piece, &product, panels_of(weight->n) * product.row_pieces, threads);
+}
+
+struct rows {
+    const float *x;
+    long k;
+    const struct activations *out;
+};
+
+static void quantize_piece(const void *context, long row) {
+    const struct rows *rows = context;
+    quantize_row(rows->x + row * rows->k, rows->k, rows->out, row);
+}
+
+/* x [rows, k] float, bias [n] or null -> y [rows, n] float. `scratch`: rows times (k rounded up to 64, plus 8) bytes, aligned
+ * to 64. */
+void penstock_int8_matmul(const float *x, long rows, const struct matrix *weight, const float *bias, float *y, int8_t *scratch,
+                          int threads) {
+    struct matrix with_bias = *weight;
+    with_bias.bias = bias;
+    long stride = (weight->k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+    float *scale = (float *)(scratch + rows * stride);
+    struct activations activations = {scratch, stride, scale, (int32_t *)(scale + rows)};
+    struct rows context = {x, weight->k, &activations};
+    run_parallel(quantize_piece, &context, rows, rows * weight->k < 1 << 15 ? 1 : threads);
+    multiply(&activations, rows, &with_bias, 0, y, threads);
+}

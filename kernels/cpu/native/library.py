@@ -1,0 +1,188 @@
+"""The compiled library and the structures that it reads: `penstock.h` and `layers.c`, field by field."""
+
+import ctypes
+import functools
+import logging
+import subprocess
+
+import torch
+from torch import Tensor
+
+from .build import chip_has_vnni, compiled
+
+log = logging.getLogger(__name__)
+
+PANEL, STEP, ROW_ALIGNMENT = 64, 4, 64
+MOST_HEAD_DIM = 256
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("n", ctypes.c_long),
+        ("k", ctypes.c_long),
+    )
+
+
+class Attention(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("query_row", ctypes.c_long),
+        ("query_head", ctypes.c_long),
+        ("out", ctypes.c_void_p),
+        ("out_row", ctypes.c_long),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("slots", ctypes.c_long),
+        ("sinks", ctypes.c_void_p),
+        ("heads", ctypes.c_long),
+        ("kv_heads", ctypes.c_long),
+        ("key_dim", ctypes.c_long),
+        ("value_dim", ctypes.c_long),
+        ("block_size", ctypes.c_long),
+        ("window", ctypes.c_long),
+        ("scaling", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("spans", ctypes.c_void_p),
+        ("num_spans", ctypes.c_long),
+    )
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("window", ctypes.c_long),
+    )
+
+
+class Stack(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        ("hidden", ctypes.c_long),
+        ("heads", ctypes.c_long),
+        ("kv_heads", ctypes.c_long),
+        ("head_dim", ctypes.c_long),
+        ("intermediate", ctypes.c_long),
+        ("rotary_dim", ctypes.c_long),
+        ("slots", ctypes.c_long),
+        ("block_size", ctypes.c_long),
+        ("eps", ctypes.c_float),
+        ("scaling", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("activation", ctypes.c_int),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("spans", ctypes.c_void_p),
+        ("rows", ctypes.c_long),
+        ("num_spans", ctypes.c_long),
+        ("qkv", ctypes.c_void_p),
+        ("attended", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("threads", ctypes.c_int),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, its functions declared; None where it cannot be had."""
+    if not chip_has_vnni():
+        return None
+    try:
+        found = ctypes.CDLL(str(compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("the CPU's C kernels are not compiled (%s); torch's operators serve instead", error)
+        return None
+    pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    signatures = {
+        "penstock_pack": (pointer, long, long, pointer, integer),
+        "penstock_int8_matmul": (pointer, long, pointer, pointer, pointer, pointer, integer),
+        "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
+        "penstock_attend": (pointer, integer),
+        "penstock_layers": (pointer, pointer, long, long, integer),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    found.penstock_scratch.argtypes, found.penstock_scratch.restype = (pointer, long), long
+    if not _is_exact(found):
+        log.warning(
+            "what the CPU's C kernels multiply is not what torch does; torch's operators serve instead"
+        )
+        return None
+    return found
+
+
+def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, N] float32 -> the largest of each row [M], NaN where there is one, and where it first stands [M] int64."""
+    found = library()
+    if found is None or not x.is_contiguous():
+        best, where = x.max(dim=-1)
+        return best, where
+    best, where = x.new_empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
+    found.penstock_argmax(x.data_ptr(), *x.shape, best.data_ptr(), where.data_ptr(), torch.get_num_threads())
+    return best, where
+
+
+class PackedWeight:
+    """An INT8 weight in the order that the library reads; its product with any rows is exact."""
+
+    __slots__ = ("_library", "_packed", "_scale", "in_features", "matrix", "out_features")
+
+    def __init__(self, found: ctypes.CDLL, plain: Tensor, scale: Tensor) -> None:
+        """plain [N, K] int8, scale [N] float32."""
+        n, k = plain.shape
+        plain = plain.contiguous()
+        self._library = found
+        self._packed = torch.empty(-(-n // PANEL) * PANEL * -(-k // STEP) * STEP, dtype=torch.uint8)
+        self._scale = scale.contiguous()
+        self.out_features, self.in_features = n, k
+        self.matrix = Matrix(self._packed.data_ptr(), self._scale.data_ptr(), None, n, k)
+        found.penstock_pack(plain.data_ptr(), n, k, self._packed.data_ptr(), torch.get_num_threads())
+
+    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[M, K] float, bias [N] float32 -> [M, N] float32."""
+        x = x.float().contiguous()
+        rows = x.shape[0]
+        out = torch.empty(rows, self.out_features)
+        scratch = torch.empty(
+            rows * (-(-self.in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT + 8), dtype=torch.int8
+        )
+        self._library.penstock_int8_matmul(
+            x.data_ptr(),
+            rows,
+            ctypes.byref(self.matrix),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            scratch.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def _is_exact(found: ctypes.CDLL) -> bool:
+    """Tried once, on rows that need every part of a product."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randint(-127, 128, (70, 201), generator=generator, dtype=torch.int8)
+    x, scale, bias = (torch.randn(size, generator=generator) for size in ((7, 201), (70,), (70,)))
+    act_scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12).div_(127)
+    sums = torch._int_mm(torch.div(x, act_scale).round_().to(torch.int8), plain.t())
+    expected = sums.float().mul_(scale).mul_(act_scale).add_(bias)
+    return torch.equal(PackedWeight(found, plain, scale).matmul(x, bias), expected)

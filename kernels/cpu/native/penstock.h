@@ -1,0 +1,64 @@
+/* What the parts of the library share: shapes are row-major, strides count elements, every function is a pure one of its
+ * arguments, and a row's result never depends on the rows beside it. */
+
+#ifndef PENSTOCK_H
+#define PENSTOCK_H
+
+#include <stdint.h>
+
+/* Columns of a weight that are multiplied together, and the bytes of a row that one instruction multiplies. */
+enum { PANEL = 64, STEP = 4 };
+/* Bytes to which rows of quantized activations are padded with zeros. */
+enum { ROW_ALIGNMENT = 64 };
+/* Keys that attention visits together, from positions that are multiples of it. */
+enum { KEY_TILE = 64 };
+enum { MOST_HEAD_DIM = 256 };
+
+/* An INT8 weight [n, k] with a scale for each row, packed by `penstock_pack`. */
+struct matrix {
+    const uint8_t *packed;
+    const float *scale; /* [n] */
+    const float *bias;  /* [n] or null */
+    long n, k;
+};
+
+/* Quantized rows: [rows, stride] int8, what an integer stands for in each row, and the sum of its integers. */
+struct activations {
+    int8_t *values;
+    long stride;
+    float *scale;
+    int32_t *sum;
+};
+
+/* Rows of one sequence: `count` from `row` on, at consecutive positions from `first_position`. */
+struct span {
+    long row, count, first_position;
+    const int32_t *block_table;
+};
+
+struct attention {
+    const float *query; /* row r, head h: at r * query_row + h * query_head */
+    long query_row, query_head;
+    float *out; /* row r, head h: at r * out_row + h * value_dim */
+    long out_row;
+    const float *keys, *values; /* [kv_heads, slots, key_dim or value_dim] */
+    long slots;
+    const float *sinks; /* [heads] or null */
+    long heads, kv_heads, key_dim, value_dim, block_size, window; /* window 0: none */
+    float scaling, softcap; /* softcap 0: none */
+    const struct span *spans;
+    long num_spans;
+};
+
+/* task(context, i) for every i below `count`, on up to `threads` threads; returns when all are done. */
+void run_parallel(void (*task)(const void *context, long index), const void *context, long count, int threads);
+
+void quantize_row(const float *x, long k, const struct activations *out, long row);
+
+/* y[rows, n] at a stride of n: x @ weight^T, scaled, plus bias, plus `residual` of the same shape, which may be y. */
+void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
+              int threads);
+
+void attend(const struct attention *attention, int threads);
+
+#endif
