@@ -225,7 +225,7 @@ class Engine:
             if item.seq.queue_seconds is None:
                 item.seq.queue_seconds = now - item.seq.arrived
         sampled = self.runner.execute(output)
-        self.step_times.record(output.num_tokens, self.clock() - now)
+        self.step_times.record(output.num_tokens, self.clock() - now, output.num_keys)
         self._steps += 1
         for item in output.scheduled:
             # Of the tokens just computed, those of the prompt; the rest are outputs being fed back.

@@ -45,9 +45,10 @@ class Forecast:
         prompts = [seq for seq in scheduler.running if seq.num_uncomputed_tokens > 1]
         tokens = sum(seq.num_uncomputed_tokens for seq in prompts)
         tokens += most + sum(min(most, other) for other in others.values())
-        num_decodes = len(scheduler.running) - len(prompts)
-        room = scheduler.prompt_room(num_decodes, len(prompts) + len(ahead) + 1)
-        step = self._times.seconds(num_decodes + min(room, tokens))
+        decodes = [seq for seq in scheduler.running if seq.num_uncomputed_tokens == 1]
+        context = max((seq.num_computed_tokens for seq in prompts), default=0)
+        room = scheduler.prompt_room(decodes, len(prompts) + len(ahead) + 1, context)
+        step = self._times.seconds(len(decodes) + min(room, tokens))
         if step is None:
             return None
         seconds = step * max(1.0, tokens / room)

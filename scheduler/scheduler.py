@@ -52,6 +52,11 @@ class SchedulerOutput:
         """Rows of the step, drafts included."""
         return sum(item.num_rows for item in self.scheduled)
 
+    @property
+    def num_keys(self) -> int:
+        """Keys that its rows attend to, counted for each row, and for a chunk as if its last row stood for all."""
+        return sum(item.num_rows * (item.seq.num_computed_tokens + item.num_rows) for item in self.scheduled)
+
 
 class Scheduler:
     """Decodes first, then prompts, whoever is most urgent and has had the least, within a token budget.
@@ -126,28 +131,39 @@ class Scheduler:
         for seq in [seq for seq in self.running if seq.num_uncomputed_tokens == 1]:
             if step.budget and seq.status is Status.RUNNING:  # not preempted for another in this very step
                 self._continue(seq, 1, step)
-        num_decodes = len(step.chosen)
-        num_prompts = len(self.running) - num_decodes + len(self.waiting)
-        self._compute_prompts(step, min(step.budget, self.prompt_room(num_decodes, num_prompts)))
+        decodes = list(step.chosen)
+        prompts = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
+        context = max((seq.num_computed_tokens for seq in prompts), default=0)
+        room = self.prompt_room(decodes, len(prompts) + len(self.waiting), context)
+        self._compute_prompts(step, min(step.budget, room))
         for seq, num_new in step.chosen.items():
             self._shares.charge(seq.tenant, num_new, is_output=seq.num_output_tokens > 0)
         self._speculate(step)
         ordered = sorted(step.chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
         return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered])
 
-    def prompt_room(self, num_decodes: int, num_prompts: int) -> int:
-        """How many tokens of prompts a step may take on beside so many decodes.
+    def prompt_room(self, decodes: list[Sequence], num_prompts: int, context: int) -> int:
+        """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.
 
         Streams notice a step that takes PROMPT_STRETCH times as long as without prompts; where more sequences wait for
         their first token than for their next one, it may take that many times longer.
         """
+        num_decodes, num_keys = len(decodes), sum(seq.num_tokens for seq in decodes)
         most = self.max_num_batched_tokens - num_decodes
-        alone = self._times.seconds(num_decodes) if num_decodes else None
+        alone = self._times.seconds(num_decodes, num_keys) if num_decodes else None
         if alone is None or most <= LEAST_PROMPT_ROOM:
             return most
         allowed = alone * PROMPT_STRETCH * max(1.0, num_prompts / num_decodes)
-        least = num_decodes + LEAST_PROMPT_ROOM
-        return self._times.most_tokens(allowed, least, num_decodes + most) - num_decodes
+        low, high = LEAST_PROMPT_ROOM, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            keys = num_keys + middle * (context + middle)
+            expected = self._times.seconds(num_decodes + middle, keys)
+            if expected is None or expected <= allowed:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _compute_prompts(self, step: "_Step", room: int) -> None:
         """Go on with running prompts, and move waiting sequences to running while tokens, places and blocks last."""

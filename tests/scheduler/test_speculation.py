@@ -62,7 +62,33 @@ def test_steps_of_unknown_size_are_taken_to_lie_between_their_neighbours():
     assert times.seconds(1) == pytest.approx(0.010) and times.seconds(100) == pytest.approx(0.109)
     assert times.seconds(50) == pytest.approx(0.059)
     assert times.seconds(200) == pytest.approx(0.209)
-    assert times.most_tokens(0.0595, 1, 512) == 50 and times.most_tokens(0.001, 16, 512) == 16
+
+
+def test_what_a_key_costs_is_learnt_from_steps_of_one_size():
+    """Beside a prompt that grows: the same tokens, more keys at each step, and noise."""
+    times, rng = StepTimes(), random.Random(0)
+
+    def took(keys: int) -> float:
+        return 0.010 + 5e-7 * keys + rng.uniform(-0.0005, 0.0005)
+
+    for _ in range(50):
+        times.record(8, took(800), 800)
+    assert times.seconds(8) == times.seconds(8, 800) == pytest.approx(0.0104, rel=0.05)
+    for step in range(300):
+        keys = 800 + 16 * (16 * step)
+        times.record(24, took(keys), keys)
+    assert times.seconds_per_key == pytest.approx(5e-7, rel=0.2)
+    # Of a size that had few keys only, too.
+    assert times.seconds(8, 60_800) == pytest.approx(0.0404, rel=0.2)
+    assert times.seconds(24, 0) == pytest.approx(0.010, rel=0.4)
+
+
+def test_noise_makes_no_keys_expensive():
+    times, rng = StepTimes(), random.Random(1)
+    for step in range(2000):
+        times.record(8, 0.001 + rng.uniform(-0.0003, 0.0003), 8 * (100 + step))
+    many = times.seconds(8, 100_000)
+    assert many is not None and many < 0.002
 
 
 def test_a_step_that_was_interrupted_is_not_believed():
