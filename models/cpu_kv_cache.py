@@ -71,8 +71,9 @@ class CpuKVCache:
         self.sparse_telemetry = SparseTelemetry()
 
     def prepare(self, spans: Sequence[Span]) -> AttentionMetadata:
-        # Whole tiles are read, and a former owner may have left NaN behind in what is not written yet.
-        self._clear(fresh_blocks(spans, self.block_size))
+        if self.sketches or not self._native:
+            # Torch's operators read whole tiles, and a former owner may have left NaN in what is not written yet.
+            self._clear(fresh_blocks(spans, self.block_size))
         return attention_batch(spans, self.block_size, native=self._native)
 
     def attend(

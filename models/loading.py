@@ -1,12 +1,15 @@
 """From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ModelLoadError
 from ..kernels.dispatch import Backend, choose_backend
@@ -15,6 +18,7 @@ from .fingerprint import fingerprint
 from .fusion import fuse
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .native_forward import forward_of
 from .native_layers import stack_layers
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
@@ -23,6 +27,8 @@ from .steady_linear import make_steady
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# input_ids and positions [1, T], the rows [S] whose logits are wanted, and the step's context -> [S, V].
+Forward = Callable[[Tensor, Tensor, Tensor, attention_hook.StepContext], Tensor]
 SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -32,6 +38,7 @@ class LoadedModel:
 
     Attributes:
         module: the transformers model, in eval mode, on its device, with our attention and our linears.
+        forward: a step through it, with whatever of it is computed by other means.
         layers: what each attention layer stores per token, by layer index.
         dtype: of activations and KV.
         max_model_len: positions the model was made for.
@@ -42,6 +49,7 @@ class LoadedModel:
     """
 
     module: Any
+    forward: Forward
     path: Path
     architecture: str
     fingerprint: str
@@ -95,15 +103,15 @@ def load_model(
     fused = fuse(module, backend)
     context_length = _context_length(config)
     probe = _probe_layers(module, config, context_length)
-    if (
-        precision == "w8a8"
-        and backend.kind == "cpu"
-        and (stacked := stack_layers(module, probe.calls, probe.layers))
-    ):
+    forward: Forward | None = None
+    on_cpu = precision == "w8a8" and backend.kind == "cpu"
+    if on_cpu and (stacked := stack_layers(module, probe.calls, probe.layers)):
         fused["layers"] = stacked
+        forward = forward_of(module, probe.layers)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
+        forward=forward or partial(_compute, module),
         path=path,
         architecture=type(module).__name__,
         fingerprint=digest.result(),
@@ -118,6 +126,19 @@ def load_model(
         fused=fused,
         experts=experts,
     )
+
+
+def _compute(
+    module: Any, input_ids: Tensor, positions: Tensor, rows: Tensor, context: attention_hook.StepContext
+) -> Tensor:
+    logits: Tensor = module(
+        input_ids=input_ids,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=rows,
+        penstock=context,
+    ).logits
+    return logits[0]
 
 
 def _from_pretrained(path: Path, dtype: str) -> Any:

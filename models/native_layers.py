@@ -82,30 +82,37 @@ class NativeLayers(nn.Module):
         self, hidden_states: Tensor, *, position_embeddings: Any, penstock: StepContext, **kwargs: object
     ) -> Tensor:
         """hidden_states [1, T, H] float32, changed in place."""
-        return self.compute(0, len(self._parts), hidden_states, position_embeddings, penstock)
+        angles = [part[0] for part in position_embeddings]
+        rows = torch.arange(hidden_states.shape[1])
+        return self.compute(0, len(self), hidden_states, angles, rows, penstock)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
     def compute(
         self,
         first: int,
         last: int,
         hidden_states: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Any,
+        positions: Tensor,
         context: StepContext,
     ) -> Tensor:
-        """The layers from `first` to before `last`."""
+        """The layers from `first` to before `last`; `angles`: cosines and sines [P, D], `positions` [T] which are whose."""
         cache, batch = context.kv_cache, context.batch
         assert isinstance(cache, CpuKVCache)
         if cache is not self._cache:
             self._bind(cache)
         x = hidden_states[0].float().contiguous()
         rows = x.shape[0]
-        cos, sin = (part[0].float().contiguous() for part in angles)
+        cos, sin = (part.float().contiguous() for part in angles)
         self._stack.rotary_dim = cos.shape[-1]
         self._make_room(rows)
         step = native.Step(
             x=x.data_ptr(),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
+            positions=positions.data_ptr(),
             slots=batch.slot_mapping.data_ptr(),
             spans=batch.dense.address,
             rows=rows,
@@ -113,7 +120,7 @@ class NativeLayers(nn.Module):
             qkv=self._qkv.data_ptr(),
             attended=self._attended.data_ptr(),
             scratch=self._scratch.data_ptr(),
-            threads=torch.get_num_threads(),
+            threads=native.num_threads(),
         )
         if cache.sketches:
             self._layer_by_layer(first, last, step, rows, cache, batch)
@@ -218,7 +225,7 @@ def _take_apart(layer: nn.Module) -> _Parts | None:
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     if "q_norm" in inside:
         norms += [attention.q_norm, attention.k_norm]  # type: ignore[union-attr]
-    weighed = [_norm_weight(norm) for norm in norms]
+    weighed = [norm_weight(norm) for norm in norms]
     eps = {own[1] for own in weighed if own is not None}
     if None in weighed or len(eps) != 1 or activation is None:
         return None
@@ -265,7 +272,7 @@ def _is_native(linear: Any) -> bool:
     )
 
 
-def _norm_weight(norm: Any) -> tuple[Tensor, float] | None:
+def norm_weight(norm: Any) -> tuple[Tensor, float] | None:
     """What an RMS norm multiplies by, and its epsilon; None where it computes anything else."""
     weight = dict(norm.named_parameters()).get("weight")
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -332,8 +339,10 @@ def _agree(
                 penstock=contexts[0],
             )
             theirs = theirs if isinstance(theirs, Tensor) else theirs[0]
-            mine = ours.compute(number, number + 1, x.clone(), angles, contexts[1])
-            if not _is_close(mine - x, theirs - x):
+            mine = ours.compute(
+                number, number + 1, x.clone(), [part[0] for part in angles], positions[0], contexts[1]
+            )
+            if not is_close(mine - x, theirs - x):
                 return False
             x = torch.randn(x.shape, generator=generator)
     except (AttributeError, TypeError, RuntimeError, ValueError):  # takes or makes something else
@@ -341,5 +350,5 @@ def _agree(
     return True
 
 
-def _is_close(mine: Tensor, theirs: Tensor) -> bool:
+def is_close(mine: Tensor, theirs: Tensor) -> bool:
     return float((mine - theirs).norm()) <= LARGEST_DIFFERENCE * float(theirs.norm())

@@ -112,6 +112,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
     max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512
     max_waiting: Annotated[int, About("engine", "most requests that wait; more are refused")] = 1024
+    trust_max_tokens: Annotated[
+        bool, About("engine", "admit a request only when KV for all its max_tokens is sure to be there")
+    ] = False
     kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
     kv_cache_dtype: Annotated[
         Literal["auto", "int8"], About("engine", "KV as computed, or INT8 (on a GPU)")

@@ -97,6 +97,7 @@ class Engine:
             times=self.step_times,
             shares=TenantShares(config.tenant_weights),
             speculator=self.speculator,
+            trust_max_tokens=config.trust_max_tokens,
         )
         self.info = ModelInfo(
             name=config.model if config.model == "builtin" else model.path.name,

@@ -24,6 +24,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_num_seqs: most sequences computed in one step.
         max_num_batched_tokens: most tokens computed in one step.
         max_waiting: most requests that wait; beyond it they are refused with `OverloadedError`.
+        trust_max_tokens: whether answers are about as long as max_tokens allows: a request is then admitted only where KV
+            for all of it is sure to be there, and (drafts apart) none is preempted. Else as many are as have room now.
         tenant_weights: shares of the engine by tenant, where several want more than there is; 1 for who is not named.
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
         kv_cache_dtype: "auto" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU).
@@ -45,6 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_waiting: int = 1024
+    trust_max_tokens: bool = False
     tenant_weights: dict[str, float] = {}
     kv_cache_tokens: int | None = None
     kv_cache_dtype: KVCacheDtype = "auto"

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ..errors import ModelLoadError
+from ..kernels.cpu.native.library import use_threads
 from ..kernels.dispatch import sampler_of
 from ..models.attention_hook import StepContext
 from ..models.kv_cache import bytes_per_token, default_block_size, make_kv_cache
@@ -68,18 +69,16 @@ class ModelRunner:
         batch = build_batch(output, self.backend.device, drafts_as_decodes=self.backend.kind == "triton")
         if self.backend.kind == "cpu":
             short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
-            torch.set_num_threads(self._few_threads if short else self._threads)
-        result = self.model.module(
-            input_ids=batch.input_ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.sample_rows,
-            penstock=StepContext(self.kv_cache, self.kv_cache.prepare(batch.spans)),
-        )
+            threads = self._few_threads if short else self._threads
+            use_threads(threads)
+            # What torch has to do beside our layers is over before another thread is awake.
+            torch.set_num_threads(1 if "layers" in self.model.fused else threads)
+        context = StepContext(self.kv_cache, self.kv_cache.prepare(batch.spans))
+        logits = self.model.forward(batch.input_ids, batch.positions, batch.sample_rows, context)
         if not batch.due:
             return []
         places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
-        tokens = iter(sample(result.logits[0], places, self.model.eos_token_ids, self._sampler))
+        tokens = iter(sample(logits, places, self.model.eos_token_ids, self._sampler))
         return [(item, [next(tokens) for _ in range(len(item.draft) + 1)]) for item in batch.due]
 
 

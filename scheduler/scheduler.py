@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..kernels.span import PROMPT_BLOCK
 from .block_manager import Block, BlockManager
 from .outputs import FinishReason
+from .peak_kv import peak_blocks
 from .sequence import Sequence, Status
 from .speculation import Speculator
 from .step_times import StepTimes
@@ -72,6 +73,8 @@ class Scheduler:
         times: what steps have taken; None where nothing is measured, and prompts get all of the budget.
         shares: what tenants have had.
         speculator: None where nobody guesses.
+        trust_max_tokens: who would not fit beside the others, all at the length they may reach, waits instead of being
+            preempted later.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Scheduler:
         times: StepTimes | None = None,
         shares: TenantShares | None = None,
         speculator: Speculator | None = None,
+        trust_max_tokens: bool = False,
     ) -> None:
         # A step must have room for every running sequence's next token.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
@@ -91,6 +95,7 @@ class Scheduler:
         self._times = times or StepTimes()
         self._shares = shares or TenantShares()
         self._speculator = speculator
+        self._trusts_max_tokens = trust_max_tokens
         self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
         self.held: dict[Sequence, None] = {}
@@ -133,9 +138,10 @@ class Scheduler:
                 self._continue(seq, 1, step)
         decodes = list(step.chosen)
         prompts = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
-        context = max((seq.num_computed_tokens for seq in prompts), default=0)
-        room = self.prompt_room(decodes, len(prompts) + len(self.waiting), context)
-        self._compute_prompts(step, min(step.budget, room))
+        if num_prompts := len(prompts) + len(self.waiting):
+            context = max((seq.num_computed_tokens for seq in prompts), default=0)
+            room = self.prompt_room(decodes, num_prompts, context)
+            self._compute_prompts(step, min(step.budget, room))
         for seq, num_new in step.chosen.items():
             self._shares.charge(seq.tenant, num_new, is_output=seq.num_output_tokens > 0)
         self._speculate(step)
@@ -219,7 +225,12 @@ class Scheduler:
         return seq.urgency.priority, self._shares.had(seq.tenant)
 
     def _has_place(self, seq: Sequence, prefix: list[Block]) -> bool:
-        return len(self.running) < self.max_num_seqs and self.block_manager.can_admit(seq, prefix)
+        if len(self.running) >= self.max_num_seqs or not self.block_manager.can_admit(seq, prefix):
+            return False
+        if not (self._trusts_max_tokens and self.running):
+            return True
+        manager = self.block_manager
+        return peak_blocks([*self.running, seq], manager.block_size) <= manager.num_usable_blocks
 
     def _admit(self, seq: Sequence, prefix: list[Block]) -> None:
         self.block_manager.admit(seq, prefix)

@@ -32,6 +32,7 @@ class Machine:
     prefix_caching: bool = True
     times: StepTimes = field(default_factory=StepTimes)
     weights: dict[str, float] = field(default_factory=dict)
+    trust_max_tokens: bool = False
     live: list[Sequence] = field(default_factory=list)
     ended: dict[str, int] = field(default_factory=dict)
 
@@ -46,6 +47,7 @@ class Machine:
             times=self.times,
             shares=self.shares,
             speculator=self.speculator,
+            trust_max_tokens=self.trust_max_tokens,
         )
         # What was written to a slot: all tokens up to and including its own, which is what its KV depends on.
         self.slots: dict[int, tuple[int, ...]] = {}

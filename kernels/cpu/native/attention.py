@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...span import Span
-from .library import MOST_HEAD_DIM, Attention, library
+from .library import MOST_HEAD_DIM, Attention, library, num_threads
 
 
 @dataclass(slots=True)
@@ -96,4 +96,4 @@ def attend(
         spans=spans.address,
         num_spans=len(spans),
     )
-    found.penstock_attend(ctypes.byref(attention), torch.get_num_threads())
+    found.penstock_attend(ctypes.byref(attention), num_threads())

@@ -31,9 +31,10 @@ struct stack {
 };
 
 struct step {
-    float *x;               /* [rows, hidden], what goes in and comes out */
-    const float *cos, *sin; /* [rows, rotary_dim] */
-    const int64_t *slots;   /* [rows], where K and V go */
+    float *x;                 /* [rows, hidden], what goes in and comes out */
+    const float *cos, *sin;   /* [positions, rotary_dim] */
+    const int64_t *positions; /* [rows] */
+    const int64_t *slots;     /* [rows], where K and V go */
     const struct span *spans;
     long rows, num_spans;
     float *qkv;      /* [rows, (heads + 2 kv_heads) * head_dim] */
@@ -143,7 +144,8 @@ static void rotate_row(const void *context, long row) {
     const struct layer *layer = r->layer;
     const long dim = s->head_dim;
     float *heads = r->step->qkv + row * (s->heads + 2 * s->kv_heads) * dim;
-    const float *cos = r->step->cos + row * s->rotary_dim, *sin = r->step->sin + row * s->rotary_dim;
+    const long angle = r->step->positions[row] * s->rotary_dim;
+    const float *cos = r->step->cos + angle, *sin = r->step->sin + angle;
     for (long head = 0; head < s->heads + s->kv_heads; head++) {
         const float *norm = head < s->heads ? layer->query_norm : layer->key_norm;
         if (norm) normalize(heads + head * dim, norm, dim, s->eps, heads + head * dim);
@@ -211,4 +213,17 @@ void penstock_layers(const struct stack *stack, const struct step *step, long fi
         if (parts & ATTENTION) attention(stack, layer, step);
         if (parts & AFTER_ATTENTION) after_attention(stack, layer, step);
     }
+}
+
+/* The rows `which` of x [.., hidden], normalized, times the vocabulary's weight -> y [count, n]. `scratch` as for
+ * `penstock_int8_matmul`. */
+void penstock_head(const float *x, const int64_t *which, long count, const float *norm, float eps, const struct matrix *weight,
+                   float *y, char *scratch, int threads) {
+    struct activations in = activations_in(scratch, count, weight->k);
+    for (long row = 0; row < count; row++) {
+        float out[weight->k];
+        normalize(x + which[row] * weight->k, norm, weight->k, eps, out);
+        quantize_row(out, weight->k, &in, row);
+    }
+    multiply(&in, count, weight, 0, y, threads);
 }

@@ -89,6 +89,7 @@ class Step(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
         ("slots", ctypes.c_void_p),
         ("spans", ctypes.c_void_p),
         ("rows", ctypes.c_long),
@@ -117,6 +118,17 @@ def library() -> ctypes.CDLL | None:
         "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
         "penstock_attend": (pointer, integer),
         "penstock_layers": (pointer, pointer, long, long, integer),
+        "penstock_head": (
+            pointer,
+            pointer,
+            long,
+            pointer,
+            ctypes.c_float,
+            pointer,
+            pointer,
+            pointer,
+            integer,
+        ),
     }
     for name, arguments in signatures.items():
         function = getattr(found, name)
@@ -130,6 +142,19 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+_threads: int | None = None
+
+
+def use_threads(count: int | None) -> None:
+    """How many threads the library works on from here on; None for as many as torch."""
+    global _threads
+    _threads = count
+
+
+def num_threads() -> int:
+    return _threads or torch.get_num_threads()
+
+
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     """[M, N] float32 -> the largest of each row [M], NaN where there is one, and where it first stands [M] int64."""
     found = library()
@@ -137,7 +162,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
         best, where = x.max(dim=-1)
         return best, where
     best, where = x.new_empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
-    found.penstock_argmax(x.data_ptr(), *x.shape, best.data_ptr(), where.data_ptr(), torch.get_num_threads())
+    found.penstock_argmax(x.data_ptr(), *x.shape, best.data_ptr(), where.data_ptr(), num_threads())
     return best, where
 
 
@@ -155,16 +180,19 @@ class PackedWeight:
         self._scale = scale.contiguous()
         self.out_features, self.in_features = n, k
         self.matrix = Matrix(self._packed.data_ptr(), self._scale.data_ptr(), None, n, k)
-        found.penstock_pack(plain.data_ptr(), n, k, self._packed.data_ptr(), torch.get_num_threads())
+        found.penstock_pack(plain.data_ptr(), n, k, self._packed.data_ptr(), num_threads())
+
+    def scratch(self, rows: int) -> Tensor:
+        """What the library needs to quantize so many rows into."""
+        width = -(-self.in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        return torch.empty(rows * (width + 8), dtype=torch.int8)
 
     def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""
         x = x.float().contiguous()
         rows = x.shape[0]
         out = torch.empty(rows, self.out_features)
-        scratch = torch.empty(
-            rows * (-(-self.in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT + 8), dtype=torch.int8
-        )
+        scratch = self.scratch(rows)
         self._library.penstock_int8_matmul(
             x.data_ptr(),
             rows,
@@ -172,7 +200,7 @@ class PackedWeight:
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             scratch.data_ptr(),
-            torch.get_num_threads(),
+            num_threads(),
         )
         return out
 
