@@ -46,6 +46,8 @@ class SampledToken:
     logprob: TokenLogprob | None = None
 
 
+# Looks at nothing but the logits; drafts make hundreds of rows of a step, which need no draw of their own.
+GREEDY = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 Sampler = Callable[[Tensor, Rows[Draw]], tuple[Tensor, Tensor]]
 
 
@@ -67,7 +69,8 @@ def sample(
     logits = logits.float()
     logprobs = _log_softmax_where_asked(logits, places)
     for row, place in enumerate(places):
-        _adjust(logits[row], place, eos_token_ids)
+        if place.seq.params.changes_logits:
+            _adjust(logits[row], place, eos_token_ids)
     _forbid_what_no_grammar_takes(logits, places)
     token_ids, best = sampler(logits, [_draw(place) for place in places])
     finite = torch.isfinite(best).tolist()
@@ -113,9 +116,9 @@ def _forbid_what_no_grammar_takes(logits: Tensor, places: list[Place]) -> None:
 
 def _draw(place: Place) -> Draw:
     params = place.seq.params
-    temperature = params.temperature
-    if not params.is_greedy:
-        temperature = min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    if params.is_greedy:
+        return GREEDY
+    temperature = min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
     return Draw(temperature, params.top_k, params.top_p, params.min_p, place.seq.seed, place.num_tokens)
 
 

@@ -105,6 +105,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a penalty, a bias or a least length has a say beside the model."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.min_tokens
+        )
+
 
 _TYPES = get_type_hints(SamplingParams)
 _MACHINE_INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
