@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .native import library as native
 from .native.library import PackedWeight, library
 
 INT8_MAX = 127
@@ -88,6 +89,8 @@ class Int8Weight:
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric round-to-nearest per output channel: [N, K] float -> ([N, K] int8, [N] float32 scale)."""
+    if (natively := native.quantize_weight(weight)) is not None:
+        return natively
     quantized = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(weight.shape[0])
     # A slice at a time: float32 copies of a whole vocabulary head would be the peak of the process's memory.

@@ -55,6 +55,49 @@ void penstock_pack(const int8_t *weight, long n, long k, uint8_t *packed, int th
     run_parallel(pack_panel, &packing, panels_of(n), threads);
 }
 
+struct quantizing {
+    const void *weight;
+    int is_bfloat16;
+    long n, k;
+    int8_t *out;
+    float *scale;
+};
+
+/* Sixteen weights from element `at` on. */
+static inline __m512 load_weights(const struct quantizing *q, __mmask16 inside, long at) {
+    if (!q->is_bfloat16) return _mm512_maskz_loadu_ps(inside, (const float *)q->weight + at);
+    __m256i halves = _mm256_maskz_loadu_epi16(inside, (const uint16_t *)q->weight + at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+static void quantize_weight_rows(const void *context, long piece) {
+    const struct quantizing *q = context;
+    for (long row = piece * PANEL; row < at_most(piece * PANEL + PANEL, q->n); row++) {
+        __m512 highest = _mm512_setzero_ps(), finite = _mm512_setzero_ps();
+        for (long at = 0; at < q->k; at += LANES) {
+            __m512 value = load_weights(q, lanes(q->k - at), row * q->k + at);
+            highest = _mm512_max_ps(highest, _mm512_abs_ps(value));
+            finite = _mm512_add_ps(finite, _mm512_mul_ps(value, _mm512_setzero_ps()));
+        }
+        float absmax = _mm512_reduce_max_ps(highest);
+        float scale = (absmax > 1e-12f ? absmax : 1e-12f) / 127.0f;
+        __m512 divisor = _mm512_set1_ps(scale);
+        for (long at = 0; at < q->k; at += LANES) {
+            __mmask16 inside = lanes(q->k - at);
+            __m512 value = load_weights(q, inside, row * q->k + at);
+            __m512i rounded = _mm512_cvtps_epi32(_mm512_div_ps(value, divisor));
+            _mm_mask_storeu_epi8(q->out + row * q->k + at, inside, _mm512_cvtepi32_epi8(rounded));
+        }
+        q->scale[row] = scale + _mm512_reduce_add_ps(finite); /* NaN for a broken row */
+    }
+}
+
+/* weight [n, k] float32 or bfloat16 -> out [n, k] int8, scale [n]: symmetric, to the nearest. */
+void penstock_quantize_weight(const void *weight, int is_bfloat16, long n, long k, int8_t *out, float *scale, int threads) {
+    struct quantizing quantizing = {weight, is_bfloat16, n, k, out, scale};
+    run_parallel(quantize_weight_rows, &quantizing, panels_of(n), threads);
+}
+
 void quantize_row(const float *x, long k, const struct activations *out, long row) {
     int8_t *to = out->values + row * out->stride;
     __m512 highest = _mm512_setzero_ps(), finite = _mm512_setzero_ps();

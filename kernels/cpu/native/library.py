@@ -113,6 +113,7 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     signatures = {
+        "penstock_quantize_weight": (pointer, integer, long, long, pointer, pointer, integer),
         "penstock_pack": (pointer, long, long, pointer, integer),
         "penstock_int8_matmul": (pointer, long, pointer, pointer, pointer, pointer, integer),
         "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
@@ -164,6 +165,20 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     best, where = x.new_empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
     found.penstock_argmax(x.data_ptr(), *x.shape, best.data_ptr(), where.data_ptr(), num_threads())
     return best, where
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Of float32 or bfloat16 [N, K], what `int8_matmul.quantize_weight` gives; None where the library does not serve."""
+    found = library()
+    if found is None or weight.dtype not in (torch.float32, torch.bfloat16) or not weight.is_contiguous():
+        return None
+    n, k = weight.shape
+    quantized, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    is_bfloat16 = weight.dtype is torch.bfloat16
+    found.penstock_quantize_weight(
+        weight.data_ptr(), is_bfloat16, n, k, quantized.data_ptr(), scale.data_ptr(), num_threads()
+    )
+    return quantized, scale
 
 
 class PackedWeight:

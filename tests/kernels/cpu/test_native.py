@@ -62,6 +62,26 @@ def test_extremes_are_exact():
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_weights_are_quantized_as_by_torch(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(sum(shape))
+    weight = (torch.randn(shape) * torch.rand(shape[0], 1) * 10).to(dtype)
+    weight[0] = 0
+    weight[-1] = (torch.arange(shape[1]) % 255 - 127) * 0.5  # halves, where the scale is 0.5
+    weight[-1, 0] = 63.5
+    quantized, scale = quantize_weight(weight)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "quantize_weight", lambda weight: None)
+        by_torch = quantize_weight(weight)
+    assert torch.equal(quantized, by_torch[0]) and torch.equal(scale, by_torch[1])
+    weight[0, -1] = float("nan")
+    assert torch.isnan(quantize_weight(weight)[1][0])
+
+
+@compiled
 def test_other_types_and_strides_are_taken():
     weight = packed(*quantize_weight(torch.randn(24, 100)))
     x = torch.randn(100, 4).t()
