@@ -23,6 +23,7 @@ struct piece {
 struct work {
     const struct attention *attention;
     const struct piece *pieces;
+    long num_pieces, threads;
 };
 
 static long at_most(long value, long limit) { return value < limit ? value : limit; }
@@ -41,13 +42,52 @@ static void load_keys(const float *const rows[KEY_TILE], long count, long dim, f
         }
 }
 
-static inline __attribute__((always_inline)) void score_rows(const int m, const float *q, const float *keys, long dim, float *out) {
+/* Where the keys and values of a tile lie. */
+struct tile {
+    const float *keys[KEY_TILE], *values[KEY_TILE];
+    long count, fetched;
+};
+
+static long last_position(const struct attention *a, const struct piece *piece) {
+    return piece->span->first_position + (piece->first + piece->count - 1) / (a->heads / a->kv_heads);
+}
+
+/* The beginning of the first tile that a piece sees. */
+static long first_tile(const struct attention *a, const struct piece *piece) {
+    long position = piece->span->first_position + piece->first / (a->heads / a->kv_heads);
+    return a->window && position >= a->window ? (position - a->window + 1) / KEY_TILE * KEY_TILE : 0;
+}
+
+static void find_tile(const struct attention *a, const struct piece *piece, long start, struct tile *tile) {
+    const int32_t *table = piece->span->block_table;
+    tile->count = at_most(last_position(a, piece) + 1 - start, KEY_TILE);
+    tile->fetched = 0;
+    for (long i = 0; i < tile->count; i++) {
+        long position = start + i, slot = table[position / a->block_size] * a->block_size + position % a->block_size;
+        tile->keys[i] = a->keys + (piece->kv_head * a->slots + slot) * a->key_dim;
+        tile->values[i] = a->values + (piece->kv_head * a->slots + slot) * a->value_dim;
+    }
+}
+
+/* Have one more row of a tile on its way, between products: the machine foresees no page of the pool, and all at once they would
+ * wait for each other. */
+static inline void fetch_row(const struct attention *a, struct tile *tile) {
+    if (tile->fetched >= tile->count) return;
+    const float *key = tile->keys[tile->fetched], *value = tile->values[tile->fetched++];
+    for (long at = 0; at < a->key_dim; at += LANES) _mm_prefetch((const char *)(key + at), _MM_HINT_T0);
+    for (long at = 0; at < a->value_dim; at += LANES) _mm_prefetch((const char *)(value + at), _MM_HINT_T0);
+}
+
+static inline __attribute__((always_inline)) void score_rows(const int m, const struct attention *a, const float *q,
+                                                             const float *keys, float *out, struct tile *next) {
+    const long dim = a->key_dim;
     __m512 sums[4][VECTORS];
 #pragma GCC unroll 4
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_ps();
     for (long d = 0; d < dim; d++) {
+        fetch_row(a, next);
         __m512 key[VECTORS];
 #pragma GCC unroll 4
         for (int j = 0; j < VECTORS; j++) key[j] = _mm512_load_ps(keys + d * KEY_TILE + j * LANES);
@@ -157,29 +197,32 @@ static void attend_piece(const void *context, long index) {
     memset(sums, 0, count * value_dim * sizeof *sums);
     memset(keys, 0, dim * KEY_TILE * sizeof *keys);
 
-    long start = a->window && position[0] >= a->window ? (position[0] - a->window + 1) / KEY_TILE * KEY_TILE : 0;
-    for (long tile = start; tile <= position[count - 1]; tile += KEY_TILE) {
-        long num_keys = at_most(position[count - 1] + 1 - tile, KEY_TILE);
-        const float *key_rows[KEY_TILE], *value_rows[KEY_TILE];
-        for (long i = 0; i < num_keys; i++) {
-            long slot = span->block_table[(tile + i) / a->block_size] * a->block_size + (tile + i) % a->block_size;
-            key_rows[i] = a->keys + (piece->kv_head * a->slots + slot) * dim;
-            value_rows[i] = a->values + (piece->kv_head * a->slots + slot) * value_dim;
+    struct tile tiles[2], *tile = tiles, *next = tiles + 1;
+    find_tile(a, piece, first_tile(a, piece), next);
+    for (long start = first_tile(a, piece); start <= position[count - 1]; start += KEY_TILE) {
+        struct tile *done = tile;
+        tile = next;
+        next = done;
+        next->count = 0;
+        if (start + KEY_TILE <= position[count - 1]) {
+            find_tile(a, piece, start + KEY_TILE, next);
+        } else if (index + work->threads < work->num_pieces) {
+            find_tile(a, piece + work->threads, first_tile(a, piece + work->threads), next);
         }
-        load_keys(key_rows, num_keys, dim, keys);
+        load_keys(tile->keys, tile->count, dim, keys);
         for (long r = 0; r < count; r += 4) {
             const float *q = queries + r * dim;
             float *out = scores + r * KEY_TILE;
             switch (at_most(count - r, 4)) {
-                case 1: score_rows(1, q, keys, dim, out); break;
-                case 2: score_rows(2, q, keys, dim, out); break;
-                case 3: score_rows(3, q, keys, dim, out); break;
-                case 4: score_rows(4, q, keys, dim, out); break;
+                case 1: score_rows(1, a, q, keys, out, next); break;
+                case 2: score_rows(2, a, q, keys, out, next); break;
+                case 3: score_rows(3, a, q, keys, out, next); break;
+                case 4: score_rows(4, a, q, keys, out, next); break;
             }
         }
         for (long r = 0; r < count; r++) {
-            seen[r] = position[r] + 1 <= tile ? 0 : at_most(position[r] + 1 - tile, KEY_TILE);
-            long from = a->window ? position[r] + 1 - a->window - tile : 0;
+            seen[r] = position[r] + 1 <= start ? 0 : at_most(position[r] + 1 - start, KEY_TILE);
+            long from = a->window ? position[r] + 1 - a->window - start : 0;
             factor[r] = weigh(scores + r * KEY_TILE, from, seen[r], a->softcap, highest + r, sum + r);
         }
         for (long r = 0; r < count; r += 4) {
@@ -187,10 +230,10 @@ static void attend_piece(const void *context, long index) {
             const float *weights = scores + r * KEY_TILE;
             float *out = sums + r * value_dim;
             switch (m) {
-                case 1: add_rows(1, weights, factor + r, value_rows, most, value_dim, out); break;
-                case 2: add_rows(2, weights, factor + r, value_rows, most, value_dim, out); break;
-                case 3: add_rows(3, weights, factor + r, value_rows, most, value_dim, out); break;
-                case 4: add_rows(4, weights, factor + r, value_rows, most, value_dim, out); break;
+                case 1: add_rows(1, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 2: add_rows(2, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 3: add_rows(3, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 4: add_rows(4, weights, factor + r, tile->values, most, value_dim, out); break;
             }
         }
     }
@@ -213,7 +256,7 @@ void attend(const struct attention *a, int threads) {
             for (long first = 0; first < rows; first += MOST_ROWS)
                 *next++ = (struct piece){a->spans + i, head, first, at_most(rows - first, MOST_ROWS)};
     }
-    struct work work = {a, pieces};
+    struct work work = {a, pieces, num_pieces, threads};
     run_parallel(attend_piece, &work, num_pieces, threads);
     free(pieces);
 }
