@@ -24,9 +24,7 @@ async def tokenize(request: web.Request) -> web.Response:
     tokenizer = context.backend.tokenizer
     special = asked.add_special_tokens
     if asked.messages is not None:
-        messages = template_messages(
-            asked.messages, template=tokenizer.chat_template, policy=FieldPolicy("refuse")
-        )
+        messages = template_messages(asked.messages, tokenizer=tokenizer, policy=FieldPolicy("refuse"))
         text = tokenizer.render_chat(
             messages,
             add_generation_prompt=asked.add_generation_prompt,
