@@ -170,10 +170,15 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def as_chat(self) -> ChatRequest:
+        """The chat request whose prompt is counted."""
+        return ChatRequest(model=self.model or "", messages=self.messages or [], tools=self.tools)
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

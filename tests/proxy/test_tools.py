@@ -262,6 +262,10 @@ async def test_the_next_turn_begins_with_what_the_model_wrote(family: RunningSer
         **asked(family, messages=again, tool_choice="none", max_tokens=4, seed=1)
     )
     assert second.usage and second.usage.prompt_tokens > reply.usage.total_tokens
+    counted = await client.with_options(base_url=family.url).post(
+        "/tokenize", body={"messages": again, "tools": TOOLS}, cast_to=object
+    )
+    assert counted["count"] == second.usage.prompt_tokens  # type: ignore[index]
     if b'"id"' not in raw and b"[CALL_ID]" not in raw:  # an id is ours, not the model's
         details = second.usage.prompt_tokens_details
         assert details and details.cached_tokens
