@@ -6,7 +6,8 @@ import neither torch nor transformers. Only folders without one go through trans
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ..errors import InvalidRequestError, ModelLoadError
 from .chat_template import ChatTemplate
 from .json_file import read_json_object
 from .location import TOKENIZER_FILES, resolve_model
+from .thinking import Thinking
+from .tool_format import ToolFormat, mentions_tools, probed_format
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -28,22 +31,40 @@ class Tokenizer:
         vocab_size: number of ids, added tokens included.
         eos_token_id: the id that ends a text, None when the folder names none.
         chat_template: its Jinja source, None when the model has none.
+        thinking: how the template marks thoughts, None where it does not.
+        markers: added tokens, by their text, that grammars know as tokens only.
         fingerprint: hex digest of all that turns text into ids: changes whenever a prompt's ids could.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], template: str | None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: dict[str, Any],
+        template: str | None,
+        tool_template: str | None = None,
+    ) -> None:
         # Files often carry the training run's own truncation or padding; neither has a place when serving.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._special_tokens = _special_tokens(config)
         self._template = None if template is None else ChatTemplate(template, self._special_tokens)
+        self._tool_template = (
+            self._template if tool_template is None else ChatTemplate(tool_template, self._special_tokens)
+        )
         description = backend.to_str()
         self._bytes_of = _bytes_of(json.loads(description).get("decoder"))
-        self._added = {
-            token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()
+        added = backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        # llguidance's rule; the others are text like any to it.
+        self.markers = {
+            text: token_id
+            for token_id, text in self._added.items()
+            if token_id in self._special_ids or (text.startswith("<") and text.endswith(">"))
         }
         self.chat_template = template
+        self.thinking = None if template is None else Thinking.of(template)
         self.fingerprint = blake2b(description.encode(), digest_size=16).hexdigest()
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.bos_token_id = self._id_of("bos_token")
@@ -65,7 +86,8 @@ class Tokenizer:
             raise
         except Exception as error:  # `tokenizers` raises plain Exception for every fault of the file
             raise ModelLoadError(f"{file} is not a tokenizer this version can read: {error}.") from error
-        return cls(backend, config, _chat_template(folder, config))
+        template, tool_template = _chat_templates(folder, config)
+        return cls(backend, config, template, tool_template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         # As a batch of one: it lets go of the GIL (a text of 2 MB held it for 1.5 s, now for 30 ms), and is faster.
@@ -73,7 +95,18 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> str:
+        """`shown`: special tokens that are written although the others are skipped."""
+        if shown and skip_special_tokens:
+            hidden = self._special_ids - shown
+            token_ids = [token_id for token_id in token_ids if token_id not in hidden]
+            skip_special_tokens = False
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -91,11 +124,32 @@ class Tokenizer:
         """Raises InvalidRequestError when the model has no chat template or its template refuses the
         messages.
         """
-        if self._template is None:
+        template = self._tool_template if template_kwargs.get("tools") else self._template
+        if template is None:
             raise InvalidRequestError(
                 "This model has no chat template; send a plain prompt to /v1/completions.", param="messages"
             )
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **template_kwargs)
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **template_kwargs)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | str | None:
+        """How the model writes tool calls; why that cannot be read; None where its template knows of no tools."""
+        template = self._tool_template
+        if template is None or not mentions_tools(template.source):
+            return None
+        found = probed_format(
+            lambda messages, tools: template.render(messages, add_generation_prompt=False, tools=tools),
+            self.markers,
+            self._special_tokens.get("eos_token"),
+        )
+        if isinstance(found, ToolFormat) and self.thinking and self.thinking.open in found.trigger:
+            return "it puts thoughts before every call"
+        return found
+
+    def special_ids_in(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The special tokens that occur in the texts."""
+        special = ((token_id, self._added[token_id]) for token_id in sorted(self._special_ids))
+        return tuple(token_id for token_id, content in special if any(content in text for text in texts))
 
     def encode_chat(
         self, messages: list[dict[str, object]], *, add_generation_prompt: bool = True, **template_kwargs: Any
@@ -123,14 +177,18 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+def _chat_templates(folder: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The template, and the one for requests with tools where that is another."""
+    own = folder / "additional_chat_templates" / "tool_use.jinja"
+    for_tools = own.read_text(encoding="utf-8") if own.is_file() else None
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8"), for_tools
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones: [{"name": "default", "template": "..."}]
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template if isinstance(template, str) else None
+        named = {entry["name"]: entry["template"] for entry in template}
+        template, for_tools = named.get("default"), for_tools or named.get("tool_use")
+    return template if isinstance(template, str) else None, for_tools
 
 
 def _from_transformers(folder: Path) -> tokenizers.Tokenizer:

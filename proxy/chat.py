@@ -1,30 +1,31 @@
 """Chat messages as clients write them -> messages as chat templates read them. Text only.
 
 Roles are those of every template: system, user, assistant; OpenAI's `developer` is the same thing as `system`
-and becomes it, unless the template knows it by name.
+and becomes it, unless the template knows it by name. Calls of tools and their results: past_calls.py.
 """
 
 import re
 from typing import Any
 
 from ..errors import InvalidRequestError, UnsupportedParameterError
+from ..models.tokenizer import Tokenizer
+from ..models.tool_format import ToolFormat
 from .compat import FieldPolicy
+from .past_calls import PastCalls
 
 _RESERVED = frozenset({"self", "messages", "tools", "documents", "add_generation_prompt"})
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _READS_NAME = re.compile(r"""message(\.name\b|\[\s*['"]name['"]\s*\])""")
 
 
 def template_messages(
-    messages: list[dict[str, Any]], *, template: str | None, policy: FieldPolicy
+    messages: list[dict[str, Any]], *, tokenizer: Tokenizer, policy: FieldPolicy
 ) -> list[dict[str, object]]:
     """Raises InvalidRequestError or UnsupportedParameterError naming the message and the field."""
     if not messages:
         raise InvalidRequestError("messages is empty; send at least one message.", param="messages")
-    return [
-        _template_message(f"messages[{place}]", message, template or "", policy)
-        for place, message in enumerate(messages)
-    ]
+    reader = _MessageReader(tokenizer, policy)
+    return [reader.read(f"messages[{place}]", message) for place, message in enumerate(messages)]
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
@@ -42,36 +43,74 @@ def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
     return given or {}
 
 
-def _template_message(
-    where: str, message: dict[str, Any], template: str, policy: FieldPolicy
-) -> dict[str, object]:
-    role = message.get("role")
-    if role in ("tool", "function"):
-        raise UnsupportedParameterError(
-            f"{where}.role is {role!r}; tools are not supported by this server.", param=f"{where}.role"
-        )
-    if role not in ROLES:
-        raise InvalidRequestError(
-            f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role"
-        )
-    if role == "developer" and "developer" not in template:
-        role = "system"
-    result: dict[str, object] = {"role": role, "content": _text(where, message.get("content"))}
-    for field, value in message.items():
-        if field in ("role", "content") or value is None:
-            continue
-        if field == "name":
-            if _READS_NAME.search(template):
-                result["name"] = value
+class _MessageReader:
+    """Reads one conversation's messages in turn."""
+
+    def __init__(self, tokenizer: Tokenizer, policy: FieldPolicy) -> None:
+        self._tokenizer = tokenizer
+        self._template = tokenizer.chat_template or ""
+        self._policy = policy
+        self._calls = PastCalls()
+
+    def read(self, where: str, message: dict[str, Any]) -> dict[str, object]:
+        role = message.get("role")
+        if role not in ROLES:
+            raise InvalidRequestError(
+                f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role"
+            )
+        if role == "developer" and "developer" not in self._template:
+            role = "system"
+        given = {name: value for name, value in message.items() if name != "role" and value is not None}
+        result: dict[str, object] = {"role": role}
+        if role == "tool":
+            result |= self._calls.result(where, given, self._tokenizer.tool_format)
+        if role == "assistant":
+            result |= self._thoughts(where, given)
+            if calls := given.pop("tool_calls", None):
+                form = self._tokenizer.tool_format
+                result |= self._calls.made(where, calls, form)
+                if not given.get("content"):
+                    given.pop("content", None)
+                    assert isinstance(form, ToolFormat)
+                    result["content"] = form.empty_content
+            elif "reasoning_content" in message:
+                given.setdefault("content", "")
+        if "content" not in result:
+            result["content"] = _text(where, given.pop("content", None))
+        for field, value in given.items():
+            if field == "name":
+                result |= self._name(where, value)
             else:
-                policy.refuse_or_drop(
-                    f"{where}.name", f"{where}.name: the model's chat template ignores names."
+                raise UnsupportedParameterError(
+                    f"{where}.{field} is not supported by this server.", param=f"{where}.{field}"
                 )
-            continue
-        raise UnsupportedParameterError(
-            f"{where}.{field} is not supported by this server.", param=f"{where}.{field}"
+        return result
+
+    def _thoughts(self, where: str, given: dict[str, Any]) -> dict[str, object]:
+        """Earlier thoughts, for templates that show them to the model."""
+        thoughts = given.pop("reasoning_content", None)
+        if thoughts is None:
+            return {}
+        if not isinstance(thoughts, str):
+            raise InvalidRequestError(
+                f"{where}.reasoning_content must be a string.", param=f"{where}.reasoning_content"
+            )
+        if "reasoning_content" in self._template:
+            return {"reasoning_content": thoughts}
+        if self._tokenizer.thinking is None:
+            self._policy.refuse_or_drop(
+                f"{where}.reasoning_content",
+                f"{where}.reasoning_content: the model's chat template marks no thoughts.",
+            )
+        return {}  # such a template cuts the thoughts off earlier answers itself
+
+    def _name(self, where: str, name: object) -> dict[str, object]:
+        if _READS_NAME.search(self._template):
+            return {"name": name}
+        self._policy.refuse_or_drop(
+            f"{where}.name", f"{where}.name: the model's chat template ignores names."
         )
-    return result
+        return {}
 
 
 def _text(where: str, content: object) -> str:

@@ -38,7 +38,6 @@ NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     "metadata": _anything,  # a label on stored completions, which there are none of
     "modalities": _one_of(["text"]),
     "moderation": _one_of(),
-    "parallel_tool_calls": _is_bool,  # says how tools would be called; tools themselves are refused
     "prompt_cache_key": _anything,  # a routing hint: one engine, one prefix cache
     "prompt_cache_options": _one_of({"mode": "implicit"}),
     "prompt_cache_retention": _one_of("in_memory"),
@@ -46,8 +45,6 @@ NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     "safety_identifier": _anything,
     "service_tier": _one_of("auto", "default"),
     "store": _one_of(False),
-    "tool_choice": _one_of("none", "auto"),
-    "tools": _one_of([]),
     "verbosity": _one_of("medium"),
     "web_search_options": _one_of(),
 }

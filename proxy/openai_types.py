@@ -1,7 +1,7 @@
 """OpenAI's request bodies as typed values: which fields exist, of which type, and how they become
 SamplingParams.
 
-Decides nothing about fields this server does not honour (compat.py) nor about messages (chat.py).
+Decides nothing about fields this server does not honour (compat.py), messages (chat.py) or tools (tools.py).
 """
 
 from collections.abc import Mapping
@@ -132,6 +132,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     prediction: Prediction | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
     def sampling_params(self, defaults: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
         """What to ask the engine for, and whether nothing at all may be generated (a limit of 0 tokens).
@@ -167,10 +170,15 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def as_chat(self) -> ChatRequest:
+        """The chat request whose prompt is counted."""
+        return ChatRequest(model=self.model or "", messages=self.messages or [], tools=self.tools)
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +197,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def convert(fields: dict[str, Any], type_: type[T]) -> T:
+def convert(fields: object, type_: type[T]) -> T:
     """Raises InvalidRequestError naming the field whose value has the wrong type."""
     try:
         return msgspec.convert(fields, type_)

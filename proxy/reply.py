@@ -4,15 +4,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 
 from ..errors import PenstockError
+from ..scheduler.outputs import Chunk
 from .edge import caller_of
 from .errors import JSON, body_of, internal_body
 from .service import Generation
-from .sse import StreamFormat, event
+from .sse import event
+from .usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,13 @@ _STREAM_HEADERS = {
 }
 
 
+class StreamForm(Protocol):
+    """How a stream is written: StreamFormat for text, AnswerStream for what has thoughts or calls in it."""
+
+    def chunks(self, batch: list[Chunk]) -> bytes: ...
+    def end(self, usage: Usage) -> bytes: ...
+
+
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
     headers = {CACHE_OUTCOME: generation.outcome, MODEL: model}
     if dropped:
@@ -36,7 +46,7 @@ def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> 
 async def stream(
     request: web.Request,
     generation: Generation,
-    form: StreamFormat,
+    form: StreamForm,
     headers: dict[str, str],
     *,
     write_timeout: float,

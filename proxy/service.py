@@ -127,7 +127,7 @@ class CompletionService:
         outcome = MISS if key is not None and job.controls.read else BYPASS
         keep = key if job.controls.write else None
         return await self._begun(
-            job, started, outcome, prompt_tokens, self._compute(job, encoded, draft), keep
+            job, started, outcome, prompt_tokens, self._compute(job, encoded, draft), keep, draft
         )
 
     async def _begun(
@@ -138,12 +138,14 @@ class CompletionService:
         prompt_tokens: int,
         batches: Batches,
         keep: CacheKey | None = None,
+        prediction: list[int] | None = None,
     ) -> Generation:
         transcript = Transcript(
             prompt_tokens=prompt_tokens,
             num_prompts=len(job.prompts),
             n=job.params.n,
             with_logprobs=job.params.logprobs is not None,
+            prediction=prediction,
         )
         generation = Generation(
             outcome, transcript, self._settled(job, started, outcome, transcript, batches, keep)

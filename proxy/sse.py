@@ -95,12 +95,12 @@ class StreamFormat:
 
 
 def _string(text: str) -> bytes:
-    """JSON of a text, on one line for every reader: many split at what Unicode calls line ends, not only at
-    \\n.
-    """
     data = orjson.dumps(text)
-    if text.isascii():
-        return data
+    return data if text.isascii() else one_line(data)
+
+
+def one_line(data: bytes) -> bytes:
+    """JSON on one line for every reader: many split at what Unicode calls line ends, not only at \\n."""
     for char, escape in _LINE_ENDS:
         data = data.replace(char, escape)
     return data

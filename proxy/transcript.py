@@ -4,6 +4,7 @@ import msgspec
 
 from ..cache import CachedChoice, CachedCompletion
 from ..scheduler.outputs import Chunk, FinishReason, TokenLogprob
+from .prediction import PredictionCount
 from .usage import Usage
 
 
@@ -16,8 +17,11 @@ class Choice(msgspec.Struct):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    prediction: PredictionCount | None = None
 
     def add(self, chunk: Chunk) -> None:
+        if self.prediction is not None:
+            self.prediction.add(chunk.token_ids)
         self.texts.append(chunk.text)
         self.token_ids.extend(chunk.token_ids)
         self.logprobs.extend(chunk.logprobs or ())
@@ -43,10 +47,22 @@ class Transcript:
         prompt_tokens: tokens of all prompts.
         num_prompts, n: how many choices there will be.
         with_logprobs: whether the request wants log-probabilities.
+        prediction: what every choice was predicted to be, in tokens; None for no prediction.
     """
 
-    def __init__(self, *, prompt_tokens: int, num_prompts: int, n: int, with_logprobs: bool) -> None:
-        self.choices = [Choice() for _ in range(num_prompts * n)]
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        num_prompts: int,
+        n: int,
+        with_logprobs: bool,
+        prediction: list[int] | None = None,
+    ) -> None:
+        self.choices = [
+            Choice(prediction=None if prediction is None else PredictionCount(prediction))
+            for _ in range(num_prompts * n)
+        ]
         self._prompt_tokens = prompt_tokens
         self._n = n
         self._with_logprobs = with_logprobs
@@ -59,10 +75,13 @@ class Transcript:
     @property
     def usage(self) -> Usage:
         """Prompts are counted once, however many samples they have."""
+        predicted = [choice.prediction for choice in self.choices if choice.prediction is not None]
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=sum(len(choice.token_ids) for choice in self.choices),
             cached_tokens=sum(choice.num_cached_tokens for choice in self.choices[:: self._n]),
+            accepted_prediction_tokens=sum(count.accepted for count in predicted) if predicted else None,
+            rejected_prediction_tokens=sum(count.rejected for count in predicted) if predicted else None,
         )
 
     def add(self, batch: list[Chunk]) -> None:

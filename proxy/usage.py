@@ -4,16 +4,25 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Attributes: tokens of all prompts, of all completions, and prompt tokens that needed no computing."""
+    """Attributes: tokens of all prompts, of all completions, and prompt tokens that needed no computing; of a predicted
+    output, those that are in the completions and those that are not, None where nothing was predicted."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
 
     def as_dict(self) -> dict[str, object]:
-        return {
+        figures: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        if self.accepted_prediction_tokens is not None:
+            figures["completion_tokens_details"] = {
+                "accepted_prediction_tokens": self.accepted_prediction_tokens,
+                "rejected_prediction_tokens": self.rejected_prediction_tokens,
+            }
+        return figures

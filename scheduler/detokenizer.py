@@ -1,6 +1,7 @@
 """Tokens into text as they come: only whole characters leave, and nothing at or past a stop string."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from .outputs import Chunk, Delta
@@ -18,7 +19,8 @@ class TextTokenizer(Protocol):
     """What is needed of a tokenizer here."""
 
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, shown: frozenset[int] = ...) -> str:
+        """`shown`: special tokens to be written too; never given where there are none."""
 
 
 class Detokenizer:
@@ -29,8 +31,12 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: TextTokenizer, params: SamplingParams) -> None:
-        self._tokenizer = tokenizer
+        shown = frozenset(params.shown_token_ids)
+        self._text_of = partial(tokenizer.decode, shown=shown) if shown else tokenizer.decode
+        self._no_stop_after = params.no_stop_after
         self._stop = params.stop
+        if params.stop and params.no_stop_after is not None:
+            self._stop += (params.no_stop_after,)
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._settled: list[int] = []
         self._fresh: list[int] = []
@@ -71,6 +77,10 @@ class Detokenizer:
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
             at, match = min(found)
+            if match == self._no_stop_after:
+                self._stop, self._held = (), ""
+                chunk.text += text
+                return False
             chunk.text += text[:at]
             chunk.token_ids = chunk.token_ids[:count]
             chunk.logprobs = chunk.logprobs and chunk.logprobs[:count]
@@ -87,7 +97,7 @@ class Detokenizer:
         self._fresh += token_ids
         if not self._fresh:
             return ""
-        whole = self._tokenizer.decode(self._settled + self._fresh)
+        whole = self._text_of(self._settled + self._fresh)
         if whole.endswith(REPLACEMENT) and not flush and held < MAX_HELD_TOKENS:
             if not whole.startswith(self._shown):
                 return ""  # some tokenizers give up a whole run of bytes for its unfinished end
@@ -96,13 +106,13 @@ class Detokenizer:
             return piece
         piece = whole[len(self._shown) :]
         fresh, self._fresh = self._fresh, []
-        if text := self._tokenizer.decode(fresh):  # tokens without text are no context for the next
+        if text := self._text_of(fresh):  # tokens without text are no context for the next
             self._settled, self._shown = fresh, text
         return piece
 
     def _possible_stop_length(self, text: str) -> int:
         """Length of the longest end of `text` that could be the beginning of a stop string."""
-        longest = min(len(text), max(map(len, self._stop)) - 1)
+        longest = min(len(text), max(map(len, self._stop), default=1) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):
                 return length

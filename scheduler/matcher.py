@@ -2,6 +2,7 @@
 tens of microseconds. Knows tokens by their bytes, and no text.
 """
 
+import json
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InvalidRequestError
 from .drafters import DrafterName
-from .grammar import PARAMETERS, Grammar
+from .grammar import Grammar
 
 # Compiled grammars kept for requests with the same one.
 MAX_COMPILED = 64
@@ -111,28 +112,44 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         try:
-            translate = getattr(LLMatcher, f"grammar_from_{grammar.kind}")
-            matcher = LLMatcher(self._known_tokenizer(), translate(grammar.source), log_level=0)
+            matcher = LLMatcher(self._known_tokenizer(grammar), _as_llguidance(grammar), log_level=0)
             error = matcher.get_error() if matcher.is_error() else ""
         except ValueError as problem:
             error = str(problem)
         if error:
+            for part in grammar.parts:
+                self._compile(part)  # whichever is wrong is named
             reason = error.strip().splitlines()[0]
-            raise InvalidRequestError(
-                f"The {grammar.kind} cannot be compiled: {reason}", param=PARAMETERS[grammar.kind]
-            )
+            what = grammar.param or f"The {grammar.kind}"
+            raise InvalidRequestError(f"{what} cannot be compiled: {reason}", param=grammar.field)
         return Matcher(matcher, self._vocab_size)
 
-    def _known_tokenizer(self) -> Any:
+    def _known_tokenizer(self, grammar: Grammar) -> Any:
         if self._tokenizer is None:
             from llguidance import LLTokenizer
 
             if not self._file.is_file():
                 raise InvalidRequestError(
                     f"{self._file.parent.name} has no tokenizer.json, which grammars need.",
-                    param="response_format",
+                    param=grammar.field,
                 )
             self._tokenizer = LLTokenizer(
                 str(self._file), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
             )
         return self._tokenizer
+
+
+def _as_llguidance(grammar: Grammar) -> str:
+    """The list of grammars that the library takes: the whole first, then its parts by name."""
+    from llguidance import LLMatcher
+
+    grammars = []
+    for place, each in enumerate((grammar, *grammar.parts)):
+        if each.kind == "json_schema":
+            body = {"json_schema": json.loads(each.source)}
+        elif each.kind == "lark":
+            body = {"lark_grammar": each.source}
+        else:
+            body = json.loads(LLMatcher.grammar_from_regex(each.source))["grammars"][0]
+        grammars.append({**body, "name": f"part{place - 1}" if place else "whole"})
+    return json.dumps({"grammars": grammars})

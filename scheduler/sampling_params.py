@@ -33,6 +33,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         logprobs: None for none, else how many alternatives to report beside the chosen token, 0..20.
         stop: at most 64 strings that end the completion; the text ends before the match.
         stop_token_ids: token ids that end the completion (not part of the text).
+        no_stop_after: behind this text no stop string is looked for: a tool call that it opens is not cut.
+        shown_token_ids: special tokens that are written in the text; others never are.
         ignore_eos: go on after the model's own end-of-text token.
         sparse_attention: instead of the engine's own; False attends to all keys.
         drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", or "grammar" for what a
@@ -57,6 +59,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    no_stop_after: str | None = None
+    shown_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     sparse_attention: SparseAttention | bool | None = None
     drafters: tuple[Literal["ngram", "grammar"], ...] | None = None

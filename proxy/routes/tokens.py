@@ -12,6 +12,7 @@ from ..json_reply import json_response
 from ..openai_types import DetokenizeRequest, TokenizeRequest, convert, decode_object
 from ..request_body import read_body
 from ..service import LONG_TEXT
+from ..tools import Tools
 
 
 async def tokenize(request: web.Request) -> web.Response:
@@ -24,14 +25,11 @@ async def tokenize(request: web.Request) -> web.Response:
     tokenizer = context.backend.tokenizer
     special = asked.add_special_tokens
     if asked.messages is not None:
-        messages = template_messages(
-            asked.messages, template=tokenizer.chat_template, policy=FieldPolicy("refuse")
-        )
-        text = tokenizer.render_chat(
-            messages,
-            add_generation_prompt=asked.add_generation_prompt,
-            **template_variables(asked.chat_template_kwargs),
-        )
+        messages = template_messages(asked.messages, tokenizer=tokenizer, policy=FieldPolicy("refuse"))
+        variables = template_variables(asked.chat_template_kwargs)
+        if tools := Tools.of(asked.as_chat(), tokenizer, FieldPolicy("refuse")):
+            variables = {**variables, "tools": tools.shown}
+        text = tokenizer.render_chat(messages, add_generation_prompt=asked.add_generation_prompt, **variables)
         special = bool(special)  # the template writes them itself
     else:
         assert asked.prompt is not None

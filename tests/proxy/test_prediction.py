@@ -7,6 +7,8 @@ import openai
 import pytest
 from running_server import RunningServer
 
+from penstock.proxy.prediction import PredictionCount
+
 ASK = [{"role": "user", "content": "predict this"}]
 
 
@@ -31,8 +33,35 @@ async def test_a_right_prediction_is_accepted_and_changes_nothing(
     for wrong in (False, True):
         prediction = {"type": "content", "content": "h" + content if wrong else text if as_parts else content}
         reply = await client.chat.completions.create(**asked, prediction=prediction)
-        assert reply.choices[0] == plain.choices[0] and reply.usage == plain.usage
+        assert reply.choices[0] == plain.choices[0]
+        assert reply.usage and plain.usage and plain.usage.completion_tokens_details is None
+        assert reply.usage.total_tokens == plain.usage.total_tokens
+        details = reply.usage.completion_tokens_details
+        assert details and details.accepted_prediction_tokens is not None
+        # A wrong beginning costs as many tokens as it takes to find where the answer goes on in the prediction.
+        assert details.accepted_prediction_tokens == 24 - 3 * wrong
+        assert details.rejected_prediction_tokens == 4 * wrong
     assert await accepted(server) >= before + 15
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "accepted"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4], 4),
+        ([1, 2, 3, 4], [1, 2, 9, 9], 2),
+        ([1, 2, 3, 4], [], 0),
+        ([1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], 3),
+        ([1, 2, 3, 4], [1, 2, 3, 4, 1, 2, 3, 4], 4),
+    ],
+)
+def test_what_came_true_is_counted_however_it_came(
+    prediction: list[int], answer: list[int], accepted: int
+) -> None:
+    for size in (1, 3, 100):
+        count = PredictionCount(prediction)
+        for start in range(0, len(answer), size):
+            count.add(answer[start : start + size])
+        assert (count.accepted, count.rejected) == (accepted, len(prediction) - accepted)
 
 
 async def test_a_prediction_is_no_part_of_the_caches_key(server: RunningServer) -> None:

@@ -188,3 +188,25 @@ def test_an_end_without_tokens_releases_what_was_held(tokenizer: Tokenizer):
     assert detokenizer.push(Delta("r", 0, tokenizer.encode("xy"))).text == ""
     assert detokenizer.push(Delta("r", 0, emoji[:2])).text == ""
     assert detokenizer.push(Delta("r", 0, [], finish_reason="abort")).text == "xy" + REPLACEMENT
+
+
+def test_special_tokens_are_shown_where_asked(tokenizer: Tokenizer):
+    token_ids = [1, *tokenizer.encode("a"), 0, *tokenizer.encode("b"), 1]
+    assert text_of(run(tokenizer, token_ids)) == "ab"
+    shown = SamplingParams(shown_token_ids=(1,))
+    assert text_of(run(tokenizer, token_ids, params=shown)) == "<s>ab<s>"
+
+
+@pytest.mark.parametrize("sizes", [[1], [3], [100]])
+def test_no_stop_string_is_looked_for_behind_a_text(tokenizer: Tokenizer, sizes: list[int]):
+    params = SamplingParams(stop=("stop", "<cat"), no_stop_after="<call>")
+    for text, expected in (
+        ("go <call> stop it", "go <call> stop it"),
+        ("go stop <call>", "go "),
+        ("go <cat", "go "),
+        ("go <ca", "go <ca"),
+        ("<call><cat stop <call>", "<call><cat stop <call>"),
+    ):
+        chunks = run(tokenizer, tokenizer.encode(text), sizes=sizes, params=params)
+        assert text_of(chunks) == expected
+        assert chunks[-1].finish_reason == ("length" if expected == text else "stop")

@@ -1,6 +1,7 @@
 """A random two-layer Llama with a byte-level tokenizer and a chat template, written without torch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,21 @@ CONFIG = {
 }
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Every id reads as something: bytes, then four special tokens. The folder is the model's id."""
+def write_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    special: Sequence[str] = (),
+    added: Sequence[str] = (),
+    context: int = 512,
+) -> Path:
+    """Every id reads as something: bytes, then four special tokens, and more of them; then `added` ones, which are tokens
+    but not special. The folder is the model's id."""
     folder.mkdir(parents=True)
-    size = _write_tokenizer(folder)
+    size = _write_tokenizer(folder, template, special, added)
     config = CONFIG | {"vocab_size": size, "eos_token_id": 256, "bos_token_id": None}
+    config["max_position_embeddings"] = context
     (folder / "config.json").write_text(json.dumps(config))
     save_file(
         _weights(size, np.random.default_rng(seed)), folder / "model.safetensors", metadata={"format": "pt"}
@@ -44,14 +55,15 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path) -> int:
+def _write_tokenizer(folder: Path, template: str, special: Sequence[str], added: Sequence[str]) -> int:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_special_tokens([*SPECIAL, *special])
+    tokenizer.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in added])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": SPECIAL[0], "chat_template": TEMPLATE}
+    settings = {"eos_token": SPECIAL[0], "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     size: int = tokenizer.get_vocab_size()
     return size
