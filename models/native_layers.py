@@ -76,7 +76,8 @@ class NativeLayers(nn.Module):
             activation=first.activation,
         )
         self._cache: CpuKVCache | None = None
-        self._room = 0
+        # What a step computes between its products; grown to the largest step so far.
+        self._qkv, self._attended, self._scratch = torch.empty(0, 0), torch.empty(0, 0), torch.empty(0)
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: Any, penstock: StepContext, **kwargs: object
@@ -164,9 +165,8 @@ class NativeLayers(nn.Module):
         self._cache = cache
 
     def _make_room(self, rows: int) -> None:
-        if rows <= self._room:
+        if rows <= self._qkv.shape[0]:
             return
-        self._room = rows
         width = self._heads * self._stack.head_dim
         self._qkv = torch.empty(rows, self._parts[0].qkv.quantized.out_features)
         self._attended = torch.empty(rows, width)
