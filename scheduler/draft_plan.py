@@ -29,8 +29,8 @@ LEAST_ROOM = 16
 # How long an answer is taken to go on, where it may go on for longer.
 EXPECTED_TOKENS = 128
 # The share of its time that an engine spends on trying a draft model that does not pay, and the most it saves up, in steps.
-TRIAL_SHARE = 0.01
-MOST_CREDIT = 16.0
+TRIAL_SHARE = 0.005
+MOST_CREDIT = 32.0
 
 
 @dataclass(slots=True)
@@ -124,10 +124,13 @@ class DraftPlanner:
         """Whether the rest of the sequence, beside others like it, gains more than computing what is behind costs."""
         beside = max(1, num_seqs)
         acceptance = self.acceptance(candidate.record)
+        run = self._run_cost(beside, beside)
+        if acceptance / (1 - acceptance) <= MARGIN * run:
+            return False  # not even for a draft without end
         cost = beside * (self._run_cost(candidate.num_behind, beside) - self._run_cost(1, beside))
         left = min(candidate.num_left, EXPECTED_TOKENS)
         for length in LENGTHS:
-            lost = length * self._run_cost(beside, beside) + rows_cost(self._times, beside, beside * length)
+            lost = length * run + rows_cost(self._times, beside, beside * length)
             expected = expected_tokens(acceptance, length)
             gain = expected - MARGIN * lost
             if gain <= 0:
@@ -142,11 +145,11 @@ class DraftPlanner:
         if not due:
             return []
         candidate = min(due, key=lambda each: each.num_behind)
-        taken = min(candidate.num_behind, self._room(num_tokens))
-        cost = self._run_cost(taken, num_tokens) + rows_cost(self._times, num_tokens, 1)
-        if cost > self._credit:
+        # All that it takes must be there before anything is spent: a guess that is never reached tells nothing.
+        if self._run_cost(candidate.num_behind, num_tokens) > self._credit:
             return []
-        self._credit -= cost
+        taken = min(candidate.num_behind, self._room(num_tokens))
+        self._credit -= self._run_cost(taken, num_tokens) + rows_cost(self._times, num_tokens, 1)
         is_ready = taken == candidate.num_behind
         return [DraftRows(candidate.seq, candidate.start, candidate.start + taken, int(is_ready))]
 

@@ -63,7 +63,7 @@ def _candidate(step: Step, manager: BlockManager, planner: DraftPlanner, seq: Se
         seq,
         manager.find_draft_computed(seq),
         stop,
-        min(room, step.draft_room(seq)),
+        max(0, min(room, step.draft_room(seq))),
         otherwise,
         speculation.model.record,
         seq.max_tokens - seq.num_output_tokens,

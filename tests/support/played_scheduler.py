@@ -47,7 +47,7 @@ class Machine:
         planner = None
         if self.draft_rights is not None:
             planner = DraftPlanner(
-                self.times, StepTimes(), max_model_len=self.max_len - 1, max_rows=self.budget
+                self.times, StepTimes(), max_model_len=(self.max_len + 1) // 2, max_rows=self.budget
             )
         self.speculator = Speculator(self.times, planner)
         self.scheduler = Scheduler(
