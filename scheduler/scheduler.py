@@ -259,6 +259,7 @@ class Scheduler:
         assert not any(seq.block_table for seq in (*self.held, *self.waiting))
         assert all(seq.status is Status.RUNNING for seq in self.running)
         assert len(self.running) <= self.max_num_seqs
+        assert not any(seq.draft for seq in live), "a draft outlived its step"
         for seq in self.running:
             assert 0 <= seq.num_computed_tokens < seq.num_tokens
             assert len(seq.block_table) >= self.block_manager.blocks_for(seq.num_computed_tokens)
