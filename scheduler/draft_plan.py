@@ -28,9 +28,10 @@ CATCH_UP_STRETCH = 0.5
 LEAST_ROOM = 16
 # How long an answer is taken to go on, where it may go on for longer.
 EXPECTED_TOKENS = 128
-# The share of its time that an engine spends on trying a draft model that does not pay, and the most it saves up, in steps.
+# The share of its time that an engine spends on trying a draft model that does not pay, what it begins with, and the most
+# that it saves up, in steps.
 TRIAL_SHARE = 0.005
-MOST_CREDIT = 32.0
+FIRST_CREDIT, MOST_CREDIT = 8.0, 32.0
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class DraftPlanner:
         self._times = times
         self._run_times = run_times
         self._max_rows = max_rows
-        self._credit = MOST_CREDIT
+        self._credit = FIRST_CREDIT
 
     def acceptance(self, record: TrackRecord) -> float:
         """Of a sequence: as far as its own record says little, that of all."""
