@@ -2,6 +2,8 @@
 
     python bench/speculation.py                              the shape of Qwen2.5-0.5B, random weights, W8A8
     python bench/speculation.py --model builtin
+    python bench/speculation.py --draft-model builtin        what a draft model saves or costs, at temperature 0 and 1
+    python bench/speculation.py --model builtin --draft-model builtin --always 4     the most it could be right
 
 All variants take turns in one process, so that a drift of the machine's speed hits each; medians and ratios. Every
 answer must be the same, token for token.
@@ -14,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import msgspec
 
 BENCH = Path(__file__).parent
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 128
@@ -66,12 +70,76 @@ def measure(model: str, repeats: int) -> dict[str, dict[str, float]]:
     return {name: {"seconds": took, "times_faster": median["none"] / took} for name, took in median.items()}
 
 
+def measure_draft_model(
+    model: str, draft_model: str, repeats: int, concurrent: int, always: int
+) -> dict[str, dict[str, float]]:
+    """The same requests with and without the draft model, by turns; `always`: so many guesses in every step, whatever they
+    cost, or 0 for as many as pay."""
+    from penstock import Engine, EngineConfig, SamplingParams
+    from penstock.scheduler.outputs import DrafterStats
+
+    engine = Engine(
+        EngineConfig(
+            model=model, quantize="w8a8", max_model_len=2048, prefix_caching=False, draft_model=draft_model
+        )
+    )
+    print(f"Drafts by {engine.info.draft_model}")
+    planner = engine.speculator.planner
+    assert planner is not None
+    if always:
+        planner.pays_to_catch_up = lambda candidate, num_seqs: True
+        planner.choose_lengths = lambda times, run_times, chances, tokens, seqs: [
+            min(always, chance.limit) for chance in chances
+        ]
+
+    def run(prompts: list[list[int]], params: SamplingParams) -> tuple[dict[str, list[int]], float]:
+        start = time.perf_counter()
+        tokens: dict[str, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), prompt, params)
+        while engine.has_work():
+            for delta in engine.step():
+                tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        return tokens, time.perf_counter() - start
+
+    rng = random.Random(1)
+    found: dict[str, dict[str, float]] = {}
+    for temperature in (0.0, 1.0):
+        seconds: list[float] = []
+        ratios: list[float] = []
+        engine.speculator.stats.clear()
+        for turn in range(repeats + 1):
+            prompts = [[rng.randrange(10, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(concurrent)]
+            params = SamplingParams(
+                temperature=temperature, seed=turn, max_tokens=OUTPUT_TOKENS, ignore_eos=True, drafters=()
+            )
+            answers, plain = run(prompts, params)
+            tokens, took = run(prompts, msgspec.structs.replace(params, drafters=("draft_model",)))
+            if tokens != answers:
+                raise SystemExit("another answer than without a draft model")
+            if turn:  # the first warms up
+                seconds.append(took)
+                ratios.append(plain / took)
+        stats = engine.stats.drafters.get("draft_model", DrafterStats())
+        found[f"temperature {temperature}, {concurrent} at once"] = {
+            "seconds": sorted(seconds)[len(seconds) // 2],
+            "times_faster": sorted(ratios)[len(ratios) // 2],
+            "drafted": stats.drafted,
+            "accepted": stats.accepted / max(1, stats.drafted),
+            "acceptance_length": 1 + stats.accepted / max(1, stats.verifications),
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="", help="default: the shape of Qwen2.5-0.5B")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--draft-model", default="", help="measure this drafter instead")
+    parser.add_argument("--concurrent", type=int, default=1, help="with a draft model: requests at once")
+    parser.add_argument("--always", type=int, default=0, help="with a draft model: guesses in every step")
     args = parser.parse_args()
     model = args.model
     if not model:
@@ -79,9 +147,19 @@ def main() -> None:
             [sys.executable, str(BENCH / "shapes.py")], capture_output=True, text=True, check=True
         )
         model = made.stdout.strip().splitlines()[-1]
-    found = measure(model, args.repeats)
+    if args.draft_model:
+        found = measure_draft_model(model, args.draft_model, args.repeats, args.concurrent, args.always)
+    else:
+        found = measure(model, args.repeats)
     for name, figures in found.items():
-        print(f"{name:26} {figures['seconds']:7.3f} s  {figures['times_faster']:5.2f}x")
+        print(f"{name:26} {figures['seconds']:7.3f} s  {figures['times_faster']:5.2f}x", end="")
+        if "drafted" in figures:
+            print(
+                f"  {figures['drafted']:.0f} guesses, {figures['accepted']:.1%} right, "
+                f"{figures['acceptance_length']:.2f} tokens a draft's step",
+                end="",
+            )
+        print()
     print(json.dumps(found))
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # input_ids and positions [1, T], the rows [S] whose logits are wanted, and the step's context -> [S, V].
-Forward = Callable[[Tensor, Tensor, Tensor, attention_hook.StepContext], Tensor]
+LogitsOf = Callable[[Tensor, Tensor, Tensor, attention_hook.StepContext], Tensor]
 SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -49,7 +49,7 @@ class LoadedModel:
     """
 
     module: Any
-    forward: Forward
+    forward: LogitsOf
     path: Path
     architecture: str
     fingerprint: str
@@ -103,7 +103,7 @@ def load_model(
     fused = fuse(module, backend)
     context_length = _context_length(config)
     probe = _probe_layers(module, config, context_length)
-    forward: Forward | None = None
+    forward: LogitsOf | None = None
     on_cpu = precision == "w8a8" and backend.kind == "cpu"
     if on_cpu and (stacked := stack_layers(module, probe.calls, probe.layers)):
         fused["layers"] = stacked

@@ -118,6 +118,11 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return b"" if token is None else self._bytes_of(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added and special ones included."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return ids
+
     def render_chat(
         self, messages: list[dict[str, object]], *, add_generation_prompt: bool = True, **template_kwargs: Any
     ) -> str:

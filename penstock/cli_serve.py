@@ -48,6 +48,8 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
     model = f"{name} ({info.architecture}, {size})"
     print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
     print(info.kernels)
+    if info.draft_model:
+        print(f"Drafts by {info.draft_model}")
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     question = "how do I extract a tar.gz archive?"
     body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"{question}"}}]}}'

@@ -134,6 +134,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "on", "off"],
         About("engine", "guess tokens that repeat and verify many at once; auto: where it is exact (w8a8)"),
     ] = "auto"
+    draft_model: Annotated[
+        str | None,
+        About("engine", "a smaller model of the same vocabulary that guesses tokens too, where that pays"),
+    ] = None
+    draft_quantize: Annotated[
+        Literal["auto", "none", "w8a8", "w8a16", "w4a16"],
+        About("engine", "precision of the draft model; auto: that of the model it guesses for"),
+    ] = "auto"
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
     threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 

@@ -12,13 +12,17 @@ from .sequence import Sequence
 
 
 class Block:
-    """One block of the pool, and its place in the free list (an intrusive doubly linked one)."""
+    """One block of the pool, and its place in the free list (an intrusive doubly linked one).
 
-    __slots__ = ("block_id", "hash", "next", "prev", "ref_count", "token_ids")
+    `num_draft_computed`: of its tokens, those that the draft model has computed too.
+    """
+
+    __slots__ = ("block_id", "hash", "next", "num_draft_computed", "prev", "ref_count", "token_ids")
 
     def __init__(self, block_id: int) -> None:
         self.block_id = block_id
         self.ref_count = 0
+        self.num_draft_computed = 0
         self.hash: bytes | None = None
         self.token_ids: list[int] = []
         self.prev: Block | None = None
@@ -168,6 +172,27 @@ class BlockManager:
             block.token_ids = seq.token_ids[start : start + self.block_size]
             self.cached[block.hash] = block
 
+    def find_draft_computed(self, seq: Sequence) -> int:
+        """How many tokens of `seq` the draft model has computed, those that it has for another sequence included."""
+        position = seq.num_draft_computed_tokens
+        while position // self.block_size < len(seq.block_table):
+            number = position // self.block_size
+            found = number * self.block_size + self.blocks[seq.block_table[number]].num_draft_computed
+            if found <= position:
+                break
+            position = found
+        seq.num_draft_computed_tokens = position
+        return position
+
+    def mark_draft_computed(self, seq: Sequence, num_new_tokens: int) -> None:
+        """Count further tokens as computed by the draft model, whose KV lies in the same blocks."""
+        stop = seq.num_draft_computed_tokens + num_new_tokens
+        for number in range(seq.num_draft_computed_tokens // self.block_size, self.blocks_for(stop)):
+            block = self.blocks[seq.block_table[number]]
+            in_block = min(self.block_size, stop - number * self.block_size)
+            block.num_draft_computed = max(block.num_draft_computed, in_block)
+        seq.num_draft_computed_tokens = stop
+
     def release(self, seq: Sequence) -> None:
         """Give back all blocks of `seq`; what is cached stays findable until reused."""
         # Last block first: of a cached chain, the tail is the least useful and goes first.
@@ -180,7 +205,7 @@ class BlockManager:
                 else:
                     self.free.push_back(block)
         seq.block_table.clear()
-        seq.num_computed_tokens = 0
+        seq.num_computed_tokens = seq.num_draft_computed_tokens = 0
 
     def forget(self, block_ids: list[int]) -> None:
         """Make blocks unfindable; their contents cannot be trusted."""
@@ -200,6 +225,10 @@ class BlockManager:
         for block in self.blocks[1:]:
             assert block.ref_count == references.get(block.block_id, 0), "a reference count is off"
             assert (block.block_id in free) == (block.ref_count == 0), "a block is lost or free twice"
+        for seq in live:
+            for position in range(seq.num_draft_computed_tokens):
+                block = self.blocks[seq.block_table[position // self.block_size]]
+                assert position % self.block_size < block.num_draft_computed, "a draft's KV is lost"
         for block_hash, block in self.cached.items():
             assert block.hash == block_hash and len(block.token_ids) == self.block_size
 
@@ -207,14 +236,21 @@ class BlockManager:
         return self.blocks_for(seq.num_computed_tokens + num_new_tokens) - len(seq.block_table)
 
     def _take(self, after: int | None) -> Block:
-        if after is not None and after + 1 < len(self.blocks):
-            neighbour = self.blocks[after + 1]
-            if neighbour in self.free and neighbour.hash is None:
-                self.free.remove(neighbour)
-                return neighbour
-        block = self.free.pop_front()
-        self._uncache(block)
+        block = self._free_neighbour(after)
+        if block is None:
+            block = self.free.pop_front()
+            self._uncache(block)
+        else:
+            self.free.remove(block)
+        block.num_draft_computed = 0
         return block
+
+    def _free_neighbour(self, block_id: int | None) -> Block | None:
+        """The next block of the pool, if it is free and holds nothing of use."""
+        if block_id is None or block_id + 1 >= len(self.blocks):
+            return None
+        neighbour = self.blocks[block_id + 1]
+        return neighbour if neighbour in self.free and neighbour.hash is None else None
 
     def _uncache(self, block: Block) -> None:
         if block.hash is not None:

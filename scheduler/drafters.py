@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence as Tokens
 from typing import Literal, Protocol
 
-DrafterName = Literal["draft", "grammar", "ngram"]
+DrafterName = Literal["draft", "draft_model", "grammar", "ngram"]
 
 # Tokens that must agree before what followed them once is proposed again.
 NGRAM = 3

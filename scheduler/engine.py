@@ -17,22 +17,18 @@ import msgspec
 import torch
 
 from ..config import SparseAttention
-from ..errors import (
-    ContextLengthError,
-    InvalidRequestError,
-    ModelLoadError,
-    OverloadedError,
-    PenstockError,
-)
+from ..errors import InvalidRequestError, ModelLoadError, OverloadedError, PenstockError
 from ..kernels.dispatch import describe
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
+from .draft_model import DraftModel, load_draft_model
+from .draft_plan import DraftPlanner
 from .drafters import CompletionDraft, DrafterName, PromptLookup
 from .engine_config import EngineConfig
 from .forecast import Forecast
 from .matcher import ForcedTokens, GrammarCompiler, Matcher
-from .model_runner import ModelRunner
+from .model_runner import ModelRunner, kv_dtype_of
 from .outputs import (
     Completion,
     Delta,
@@ -42,11 +38,12 @@ from .outputs import (
     ModelInfo,
     SparseStats,
 )
+from .request_checks import check_request
 from .sampler import SampledToken
-from .sampling_params import SamplingParams, checked_token_ids
+from .sampling_params import SamplingParams
 from .scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from .sequence import Sequence, Status
-from .speculation import Guesser, Speculation, Speculator
+from .speculation import Guesser, ModelGuesser, Speculation, Speculator
 from .step_times import StepTimes
 from .tenant_shares import TenantShares
 from .urgency import ORDINARY, Urgency
@@ -84,12 +81,29 @@ class Engine:
                 f"{model.max_model_len} tokens; lower it, or leave it out."
             )
         self.max_model_len = config.max_model_len or model.max_model_len
-        self.runner = ModelRunner(model, config, self.max_model_len)
+        beside = load_draft_model(config, model)
+        self.runner = ModelRunner(model, config, self.max_model_len, beside)
         self.block_manager = BlockManager(
             self.runner.num_blocks, self.runner.block_size, prefix_caching=config.prefix_caching
         )
         self.step_times = StepTimes()
-        self.speculator = Speculator(self.step_times)
+        self.draft_model: DraftModel | None = None
+        planner = None
+        if beside is not None:
+            self.draft_model = DraftModel(
+                beside,
+                model,
+                num_blocks=self.runner.num_blocks,
+                block_size=self.runner.block_size,
+                kv_dtype=kv_dtype_of(beside, config),
+            )
+            planner = DraftPlanner(
+                self.step_times,
+                self.draft_model.times,
+                max_model_len=beside.max_model_len,
+                max_rows=config.max_num_batched_tokens,
+            )
+        self.speculator = Speculator(self.step_times, planner)
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
@@ -114,6 +128,9 @@ class Engine:
             block_size=self.runner.block_size,
             device=model.backend.device.type,
             kernels=describe(model.backend, model.precision, model.fused, model.experts),
+            draft_model=""
+            if self.draft_model is None
+            else self.draft_model.describe(self.runner.kv_bytes_per_token),
         )
         self.clock = time.monotonic
         # Told of every step just before it is computed.
@@ -225,6 +242,11 @@ class Engine:
         for item in output.scheduled:
             if item.seq.queue_seconds is None:
                 item.seq.queue_seconds = now - item.seq.arrived
+        if self.draft_model is not None and output.drafting:
+            self.draft_model.guess(output.drafting, self.clock)
+            for rows in output.drafting:
+                self.block_manager.mark_draft_computed(rows.seq, rows.stop - rows.start)
+            now = self.clock()
         sampled = self.runner.execute(output)
         self.step_times.record(output.num_tokens, self.clock() - now, output.num_keys)
         self._steps += 1
@@ -279,17 +301,20 @@ class Engine:
         guessers = [Guesser(CompletionDraft(draft_token_ids, num_prompt_tokens))] if draft_token_ids else []
         if self._may_guess(params, "ngram"):
             guessers.append(Guesser(PromptLookup()))
-        if not guessers and (params.grammar is None or not self._may_guess(params, "grammar")):
+        model = ModelGuesser() if self.draft_model and self._may_guess(params, "draft_model") else None
+        forced = params.grammar is not None and self._may_guess(params, "grammar")
+        if not (guessers or forced or model):
             return None
         after_prompt = self.runner.backend.kind == "triton" or self._sparse_attention(params) is not None
-        return Speculation(guessers, after_prompt)
+        return Speculation(guessers, after_prompt, model)
 
     def _may_guess(self, params: SamplingParams, drafter: DrafterName) -> bool:
         if params.drafters is not None:
             return drafter in params.drafters
         # Where a row's last bits depend on its batch, so would a near tie: there only who asks for guesses gets them.
         exact = self.info.precision == "w8a8"
-        return self.config.speculation == "on" or (self.config.speculation == "auto" and exact)
+        asked = self.config.speculation == "on" or drafter == "draft_model"
+        return asked or (self.config.speculation == "auto" and exact)
 
     def _check(
         self,
@@ -300,58 +325,7 @@ class Engine:
     ) -> None:
         if request_id in self._live:
             raise InvalidRequestError(f"request id {request_id!r} is already live; choose another.")
-        checked_token_ids(prompt_token_ids)
-        if not prompt_token_ids:
-            raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
-        vocab_size = self.info.vocab_size
-        for name, given in (("prompt", prompt_token_ids), ("draft_token_ids", draft_token_ids or [])):
-            worst = max(given, key=lambda token: token if token >= 0 else vocab_size - token, default=0)
-            if not 0 <= worst < vocab_size:
-                raise InvalidRequestError(
-                    f"The {name} holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.",
-                    param=name,
-                )
-        for name, token_ids in (
-            ("logit_bias", params.logit_bias or {}),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            for token_id in token_ids:
-                if not 0 <= token_id < vocab_size:
-                    raise InvalidRequestError(
-                        f"{name} names token id {token_id}; this model's ids are 0 to {vocab_size - 1}.",
-                        param=name,
-                    )
-        if params.min_tokens and len({*params.stop_token_ids, *self.info.eos_token_ids}) >= vocab_size:
-            raise InvalidRequestError(
-                f"stop_token_ids names every token there is, and min_tokens is {params.min_tokens}: no token is left.",
-                param="stop_token_ids",
-            )
-        if params.sparse_attention and self.config.sparse_attention is None:
-            raise InvalidRequestError(
-                "sparse_attention is asked for, but this engine keeps nothing to choose keys by; start it with "
-                "sparse_attention = {mass = 1.0} to have it on request.",
-                param="sparse_attention",
-            )
-        own, engines = params.sparse_attention, self.config.sparse_attention
-        if isinstance(own, SparseAttention) and engines is not None and own.estimate != engines.estimate:
-            raise InvalidRequestError(
-                f"sparse_attention.estimate is '{own.estimate}'; this engine estimates from '{engines.estimate}'.",
-                param="sparse_attention",
-            )
-        if isinstance(own, SparseAttention):
-            self.config.check_room_for_prompts(own, InvalidRequestError)
-        needed = len(prompt_token_ids) + (params.max_tokens or 1)
-        if needed > self.max_model_len:
-            raise ContextLengthError(
-                f"The prompt has {len(prompt_token_ids)} tokens and max_tokens is {params.max_tokens or 1}, "
-                f"{needed} together; this model takes {self.max_model_len}. Shorten the prompt or lower max_tokens.",
-                param="max_tokens" if len(prompt_token_ids) < self.max_model_len else "prompt",
-            )
-        if params.n > self.config.max_waiting:
-            raise InvalidRequestError(
-                f"n is {params.n}, but at most {self.config.max_waiting} sequences may wait; lower n.",
-                param="n",
-            )
+        check_request(self.config, self.info, prompt_token_ids, params, draft_token_ids or [])
 
     def _refuse_overload(self, n: int) -> None:
         waiting = len(self.scheduler.waiting)
@@ -383,7 +357,7 @@ class Engine:
         seq.token_ids += [token.token_id for token in new]
         num_accepted = max(0, len(new) - 1)
         if seq.speculation is not None:
-            self.speculator.settle(seq.speculation, num_accepted)
+            self._learn(seq, seq.speculation, new)
         if reason == "error":
             # Nobody may find KV that holds NaN. (Blocks that are shared and sound stay as they are: others read them.)
             self.block_manager.forget(self.runner.kv_cache.broken_blocks(seq.block_table))
@@ -406,6 +380,13 @@ class Engine:
             error="The model gave no finite logits for this sequence." if reason == "error" else None,
             queue_seconds=seq.queue_seconds if is_first else None,
         )
+
+    def _learn(self, seq: Sequence, speculation: Speculation, new: list[SampledToken]) -> None:
+        """From what became of a draft."""
+        right = [token.token_id == guess for token, guess in zip(new, speculation.draft, strict=False)]
+        num_right = right.index(False) if False in right else len(right)
+        self.block_manager.mark_draft_computed(seq, speculation.num_computed(num_right))
+        self.speculator.settle(speculation, num_right)
 
     def _refuse_hopeless(
         self, num_prompt_tokens: int, params: SamplingParams, tenant: str, urgency: Urgency

@@ -35,6 +35,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         speculation: whether the engine guesses tokens that a step then verifies, by what followed the same tokens before;
             "auto": where no answer can depend on it by its last bits (w8a8). Drafts that come with a request are
             verified in any case.
+        draft_model: a smaller model with the same vocabulary, named as `model` is, that guesses tokens too, as far as it
+            pays. None for none.
+        draft_quantize: `quantize` of the draft model; "auto": the precision of the model it guesses for.
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
@@ -55,6 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int | None = None
     sparse_attention: SparseAttention | None = None
     speculation: Literal["auto", "on", "off"] = "auto"
+    draft_model: str | None = None
+    draft_quantize: Precision = "auto"
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"
@@ -81,6 +86,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(
                 f"dtype is {self.dtype!r}; it must be auto, float32, bfloat16 or float16.", param="dtype"
+            )
+        if self.draft_model is not None and self.speculation == "off":
+            raise ConfigError(
+                f"draft_model is {self.draft_model!r}, but speculation is 'off', so it would guess nothing; leave one out.",
+                param="draft_model",
+            )
+        if self.draft_quantize != "auto" and self.draft_model is None:
+            raise ConfigError(
+                f"draft_quantize is {self.draft_quantize!r}, but there is no draft_model; give one, or leave it out.",
+                param="draft_quantize",
             )
         if self.sparse_attention is not None:
             self.check_room_for_prompts(self.sparse_attention, ConfigError)

@@ -32,6 +32,13 @@ class Matcher:
         """Nothing but the end of the text may follow."""
         return bool(self._matcher.is_stopped())
 
+    def is_complete_after(self, token_ids: list[int]) -> bool:
+        """Whether nothing but the end may follow these tokens, all of which must be valid."""
+        self.advance(token_ids)
+        complete = self.is_complete
+        self._matcher.rollback(len(token_ids))
+        return complete
+
     def copy(self) -> "Matcher":
         return Matcher(self._matcher.deep_copy(), self._vocab_size)
 

@@ -5,13 +5,12 @@ import math
 import torch
 
 from ..errors import ModelLoadError
-from ..kernels.cpu.native.library import use_threads
 from ..kernels.dispatch import sampler_of
-from ..models.attention_hook import StepContext
 from ..models.kv_cache import bytes_per_token, default_block_size, make_kv_cache
 from ..models.loading import LoadedModel
 from .batch import build_batch
 from .engine_config import EngineConfig
+from .forward import Forward
 from .sampler import Place, SampledToken, sample
 from .scheduler import ScheduledSequence, SchedulerOutput
 
@@ -19,27 +18,28 @@ from .scheduler import ScheduledSequence, SchedulerOutput
 # (The system commits its memory only where KV is written.)
 DEFAULT_FULL_SEQUENCES = 16
 MEMORY_SHARE = 0.4
-# Products of a small model and a few rows are over before a second thread has woken up; one thread is then as fast on an
-# idle machine, several times faster on a busy one, and leaves a core to the proxy. Long prompts are worth every core.
-SMALL_MODEL_PARAMETERS = 32 << 20
-SHORT_STEP_TOKENS = 128
 
 
 class ModelRunner:
     """Executes scheduler outputs on one model.
 
+    `beside`: the draft model, whose KV takes its share of the memory that the pool is sized by.
+
     Raises ModelLoadError when the KV pool would not hold a single sequence of full length.
     """
 
-    def __init__(self, model: LoadedModel, config: EngineConfig, max_model_len: int) -> None:
+    def __init__(
+        self, model: LoadedModel, config: EngineConfig, max_model_len: int, beside: LoadedModel | None = None
+    ) -> None:
         self.model = model
         self.backend = model.backend
         self._sampler = sampler_of(self.backend)
-        self._threads = torch.get_num_threads()
-        self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
         self.block_size = config.block_size or default_block_size(self.backend)
-        kv_dtype = torch.int8 if config.kv_cache_dtype == "int8" else model.dtype
-        num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, config, max_model_len, kv_dtype)
+        kv_dtype = kv_dtype_of(model, config)
+        per_token = bytes_per_token(model.layers, kv_dtype)
+        if beside is not None:
+            per_token += bytes_per_token(beside.layers, kv_dtype_of(beside, config))
+        num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, config, max_model_len, per_token)
         if num_tokens < max_model_len:
             raise ModelLoadError(
                 f"The KV cache holds {num_tokens} tokens, less than one sequence of max_model_len {max_model_len}; "
@@ -58,6 +58,8 @@ class ModelRunner:
             )
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
+        self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
+        self._forward = Forward(model, self.kv_cache)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> list[tuple[ScheduledSequence, list[SampledToken | None]]]:
@@ -67,14 +69,7 @@ class ModelRunner:
         A None in place of a token means that the model gave no finite logits for it.
         """
         batch = build_batch(output, self.backend.device, drafts_as_decodes=self.backend.kind == "triton")
-        if self.backend.kind == "cpu":
-            short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
-            threads = self._few_threads if short else self._threads
-            use_threads(threads)
-            # What torch has to do beside our layers is over before another thread is awake.
-            torch.set_num_threads(1 if "layers" in self.model.fused else threads)
-        context = StepContext(self.kv_cache, self.kv_cache.prepare(batch.spans))
-        logits = self.model.forward(batch.input_ids, batch.positions, batch.sample_rows, context)
+        logits = self._forward.logits(batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
         if not batch.due:
             return []
         places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
@@ -82,10 +77,12 @@ class ModelRunner:
         return [(item, [next(tokens) for _ in range(len(item.draft) + 1)]) for item in batch.due]
 
 
-def _default_kv_tokens(
-    model: LoadedModel, config: EngineConfig, max_model_len: int, kv_dtype: torch.dtype
-) -> int:
-    per_token = bytes_per_token(model.layers, kv_dtype)
+def kv_dtype_of(model: LoadedModel, config: EngineConfig) -> torch.dtype:
+    return torch.int8 if config.kv_cache_dtype == "int8" else model.dtype
+
+
+def _default_kv_tokens(model: LoadedModel, config: EngineConfig, max_model_len: int, per_token: int) -> int:
+    """`per_token`: bytes of KV."""
     if model.backend.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.backend.device)
         # The rest is for activations. Unlike a CPU's, this pool is committed at once: no more than can ever be used.

@@ -144,3 +144,5 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device: str
     kernels: str
     """Which kernels serve what, in one line."""
+    draft_model: str = ""
+    """The model that guesses tokens for this one, its precision and its memory, in one line; empty without one."""

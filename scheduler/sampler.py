@@ -6,6 +6,7 @@ Penalties, biases and log-probabilities here; the draw itself is a kernel (`kern
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -68,17 +69,28 @@ def sample(
     """
     logits = logits.float()
     logprobs = _log_softmax_where_asked(logits, places)
+    return [
+        None
+        if token_id is None
+        else SampledToken(token_id, _logprob(logprobs.get(row), token_id, places[row].seq))
+        for row, token_id in enumerate(choose(logits, places, eos_token_ids, sampler))
+    ]
+
+
+@torch.inference_mode()
+def choose(
+    logits: Tensor, places: list[Place], eos_token_ids: list[int], sampler: Sampler
+) -> list[int | None]:
+    """`sample` without log-probabilities. The places may be any of a sequence's, each behind the one before."""
+    logits = logits.float()
     for row, place in enumerate(places):
         if place.seq.params.changes_logits:
             _adjust(logits[row], place, eos_token_ids)
     _forbid_what_no_grammar_takes(logits, places)
     token_ids, best = sampler(logits, [_draw(place) for place in places])
-    finite = torch.isfinite(best).tolist()
     return [
-        SampledToken(token_id, _logprob(logprobs.get(row), token_id, places[row].seq))
-        if finite[row]
-        else None
-        for row, token_id in enumerate(token_ids.tolist())
+        token_id if is_finite else None
+        for token_id, is_finite in zip(token_ids.tolist(), torch.isfinite(best).tolist(), strict=True)
     ]
 
 
@@ -105,13 +117,15 @@ def _adjust(row: Tensor, place: Place, eos_token_ids: list[int]) -> None:
 
 
 def _forbid_what_no_grammar_takes(logits: Tensor, places: list[Place]) -> None:
-    for row, place in enumerate(places):
-        matcher, draft = place.seq.matcher, place.seq.draft
-        if matcher is None or place.num_drafted:
+    # The places of one sequence stand beside each other: its matcher goes through them once.
+    for seq, group in groupby(enumerate(places), key=lambda numbered: numbered[1].seq):
+        if seq.matcher is None:
             continue
-        # The places of one sequence stand beside each other: its matcher goes through them once.
-        masks = torch.stack(matcher.masks(draft)).to(logits.device)
-        logits[row : row + len(draft) + 1].masked_fill_(~masks, float("-inf"))
+        rows = list(group)
+        first, last = rows[0][1].num_drafted, rows[-1][1].num_drafted
+        masks = torch.stack(seq.matcher.masks(seq.draft[:last])[first:]).to(logits.device)
+        start = rows[0][0]
+        logits[start : start + len(rows)].masked_fill_(~masks, float("-inf"))
 
 
 def _draw(place: Place) -> Draw:

@@ -37,8 +37,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         shown_token_ids: special tokens that are written in the text; others never are.
         ignore_eos: go on after the model's own end-of-text token.
         sparse_attention: instead of the engine's own; False attends to all keys.
-        drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", or "grammar" for what a
-            grammar forces; () for nobody. The output is the same with any.
+        drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", "grammar" for what a
+            grammar forces, "draft_model" where the engine has one; () for nobody. The output is the same with any.
         grammar: what the output must be, a JSON schema for instance; it ends where nothing more may follow.
 
     Raises InvalidRequestError naming the field, its value and its limit.
@@ -63,7 +63,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     shown_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     sparse_attention: SparseAttention | bool | None = None
-    drafters: tuple[Literal["ngram", "grammar"], ...] | None = None
+    drafters: tuple[Literal["ngram", "grammar", "draft_model"], ...] | None = None
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 
 from ..kernels.span import PROMPT_BLOCK
 from .block_manager import Block, BlockManager
+from .draft_plan import DraftRows
 from .outputs import FinishReason
 from .peak_kv import peak_blocks
 from .sequence import Sequence, Status
 from .speculation import Speculator
+from .step import Step
+from .step_drafts import add_drafts
 from .step_times import StepTimes
 from .tenant_shares import TenantShares
 from .waiting_queue import WaitingQueue
@@ -44,9 +47,13 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """One step's work: decodes (one new token) first, then prefills."""
+    """One step's work: decodes (one new token) first, then prefills.
+
+    `drafting`: what the draft model does before, which fills in the drafts that are planned.
+    """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
+    drafting: list[DraftRows] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -132,7 +139,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next step's work and make room for its KV. Empty only when there is nothing to do."""
-        step = _Step(self.max_num_batched_tokens)
+        step = Step(self.max_num_batched_tokens)
         for seq in [seq for seq in self.running if seq.num_uncomputed_tokens == 1]:
             if step.budget and seq.status is Status.RUNNING:  # not preempted for another in this very step
                 self._continue(seq, 1, step)
@@ -144,9 +151,9 @@ class Scheduler:
             self._compute_prompts(step, min(step.budget, room))
         for seq, num_new in step.chosen.items():
             self._shares.charge(seq.tenant, num_new, is_output=seq.num_output_tokens > 0)
-        self._speculate(step)
+        drafting = add_drafts(step, self.block_manager, self._speculator) if self._speculator else []
         ordered = sorted(step.chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
-        return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered])
+        return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered], drafting)
 
     def prompt_room(self, decodes: list[Sequence], num_prompts: int, context: int) -> int:
         """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.
@@ -160,18 +167,15 @@ class Scheduler:
         if alone is None or most <= LEAST_PROMPT_ROOM:
             return most
         allowed = alone * PROMPT_STRETCH * max(1.0, num_prompts / num_decodes)
-        low, high = LEAST_PROMPT_ROOM, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            keys = num_keys + middle * (context + middle)
-            expected = self._times.seconds(num_decodes + middle, keys)
-            if expected is None or expected <= allowed:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
-    def _compute_prompts(self, step: "_Step", room: int) -> None:
+        def keys_of(num_tokens: int) -> int:
+            of_prompt = num_tokens - num_decodes
+            return num_keys + of_prompt * (context + of_prompt)
+
+        least = num_decodes + LEAST_PROMPT_ROOM
+        return self._times.most_tokens(allowed, least, num_decodes + most, keys_of) - num_decodes
+
+    def _compute_prompts(self, step: Step, room: int) -> None:
         """Go on with running prompts, and move waiting sequences to running while tokens, places and blocks last."""
         manager = self.block_manager
         prompts = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
@@ -240,7 +244,7 @@ class Scheduler:
         seq.move_to(Status.RUNNING)
         self.running.append(seq)
 
-    def _continue(self, seq: Sequence, num_new: int, step: "_Step") -> int:
+    def _continue(self, seq: Sequence, num_new: int, step: Step) -> int:
         """Compute the next tokens of a running sequence, whatever must be preempted for it; returns how many."""
         if not num_new:
             return 0
@@ -255,34 +259,6 @@ class Scheduler:
         self.block_manager.extend(seq, num_new)
         step.choose(seq, num_new)
         return num_new
-
-    def _speculate(self, step: "_Step") -> None:
-        """Drafts for the sequences that are due a token, from what is left of the budget and of the blocks."""
-        if self._speculator is None:
-            return
-        due = [seq for seq, num_new in step.chosen.items() if num_new == seq.num_uncomputed_tokens]
-        for seq in due:
-            if seq.speculation is None:
-                continue
-            is_decode = step.chosen[seq] == 1 and seq.num_output_tokens > 0
-            if seq.speculation.after_prompt and not is_decode:
-                continue
-            # The step itself gives one token; what is drafted beyond the last could never be used.
-            limit = min(step.budget, seq.max_tokens - seq.num_output_tokens - 1)
-            if limit < 1:
-                continue
-            num_tokens = self.max_num_batched_tokens - step.budget
-            self._speculator.propose(
-                seq.speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=len(due)
-            )
-            if seq.matcher is not None:
-                del seq.draft[seq.matcher.num_valid(seq.draft) :]
-            num_rows = step.chosen[seq] + len(seq.draft)
-            if not self.block_manager.can_extend(seq, num_rows):
-                seq.drop_draft()  # a guess is worth nobody's blocks
-                continue
-            self.block_manager.extend(seq, num_rows)
-            step.budget -= len(seq.draft)
 
     def _least_urgent(self) -> Sequence | None:
         """Whom to preempt: the youngest of the lowest priority. An order that time does not change: the first in it is
@@ -307,26 +283,11 @@ class Scheduler:
         assert not any(seq.block_table for seq in (*self.held, *self.waiting))
         assert all(seq.status is Status.RUNNING for seq in self.running)
         assert len(self.running) <= self.max_num_seqs
+        assert not any(seq.draft for seq in live), "a draft outlived its step"
         for seq in self.running:
             assert 0 <= seq.num_computed_tokens < seq.num_tokens
             assert len(seq.block_table) >= self.block_manager.blocks_for(seq.num_computed_tokens)
         self.block_manager.check(live)
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step being put together."""
-
-    budget: int
-    chosen: dict[Sequence, int] = field(default_factory=dict)
-    preempted: bool = False
-
-    def choose(self, seq: Sequence, num_new: int) -> None:
-        self.chosen[seq] = num_new
-        self.budget -= num_new
-
-    def take_back(self, seq: Sequence) -> None:
-        self.budget += self.chosen.pop(seq, 0)
 
 
 def _next_chunk(seq: Sequence, room: int, budget: int, computed: int | None = None) -> int:

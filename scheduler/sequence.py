@@ -46,6 +46,7 @@ class Sequence:
         matcher: where its output stands in its grammar; None without one.
         urgency: how soon its caller wants it.
         number: counts sequences in the order of their arrival.
+        num_draft_computed_tokens: `num_computed_tokens` of the draft model, which runs behind as it is not always asked.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
         block_table: ids of the KV blocks, in order.
@@ -62,6 +63,7 @@ class Sequence:
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_draft_computed_tokens",
         "num_prompt_tokens",
         "number",
         "params",
@@ -109,6 +111,7 @@ class Sequence:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_draft_computed_tokens = 0
         self.num_cached_tokens = 0
         self.was_admitted = False
         self.arrived = arrived

@@ -1,32 +1,25 @@
-"""How many guessed tokens a sequence's next step verifies: as many as pay for themselves, none where steps are full already.
+"""The drafts that sequences' next steps verify: whose guesses they are, and what became of them.
 
-A draft of k tokens that are each right with probability p, as long as those before were, yields p + p^2 + ... + p^k tokens
-more and makes the step longer for everyone in it. Both are measured: p per sequence and drafter, from the guesses it made;
-the time of a step per number of tokens (`step_times.py`). Token ids and times only; the output never depends on any of it.
+Token ids, lengths and times only; the output never depends on any of it.
 """
 
 from dataclasses import dataclass, field
 
+from .draft_length import draft_length
+from .draft_plan import DraftPlanner
 from .drafters import Drafter, DrafterName
 from .outputs import DrafterStats
 from .step_times import StepTimes
+from .track_record import TrackRecord
 
-# Lengths that are tried; the last is the longest draft of one step.
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 # What is believed of a drafter before it has guessed: so many guesses, of which this share was right.
 PRIORS: dict[DrafterName, tuple[float, float]] = {
     "draft": (8.0, 0.9),
     "grammar": (8.0, 0.9),
     "ngram": (2.0, 0.5),
 }
-# Older guesses count this much less with every draft that is verified.
-FADING = 0.85
 # Where no draft pays, guesses are still compared with what came, once in so many tokens: drafters may get better.
 SHADOW_EVERY = 4
-# Without a measurement: what another row costs, as a share of a step of one.
-ROW_COST = 1 / 16
-# A draft must promise this much more than the step loses by it: estimates are noisy, and a step that is too long is certain.
-MARGIN = 1.1
 
 
 @dataclass(slots=True)
@@ -34,47 +27,66 @@ class Guesser:
     """A drafter of one sequence, and how often it was right."""
 
     drafter: Drafter
-    right: float = 0.0
-    guessed: float = 0.0
+    record: TrackRecord = field(init=False)
     # What it would have guessed in a step that verified nothing: tells whether it has become worth trying.
     unverified: int | None = None
 
     def __post_init__(self) -> None:
         weight, share = PRIORS[self.drafter.name]
-        self.right, self.guessed = weight * share, weight
+        self.record = TrackRecord(weight * share, weight)
+
+    @property
+    def name(self) -> DrafterName:
+        return self.drafter.name
 
     @property
     def acceptance(self) -> float:
-        """Probability that a guess is right where those before it were."""
-        return min(self.right / self.guessed, 0.995)
+        return self.record.acceptance
 
-    def learn(self, num_guessed: int, num_right: int) -> None:
-        # What follows the first wrong guess was conditioned on it and tells nothing.
-        trials = min(num_right + 1, num_guessed)
-        self.right = FADING * self.right + num_right
-        self.guessed = FADING * self.guessed + trials
+
+@dataclass(slots=True)
+class ModelGuesser:
+    """How often the draft model was right about one sequence. What it guesses is computed for all sequences together."""
+
+    record: TrackRecord = field(default_factory=lambda: TrackRecord(0.0, 0.0))
+    name: DrafterName = "draft_model"
 
 
 @dataclass(slots=True)
 class Speculation:
-    """The drafters of one sequence, best first, and the draft that its next step verifies.
+    """Who guesses for one sequence, and the draft that its next step verifies.
 
-    `after_prompt`: the step that computes the prompt's end verifies nothing, since its rows are attended to another way.
+    Attributes:
+        guessers: best first.
+        after_prompt: the step that computes the prompt's end verifies nothing, since its rows are attended to another way.
+        model: None where the draft model does not guess for it.
+        source: whose guess the draft is.
     """
 
     guessers: list[Guesser]
     after_prompt: bool = False
+    model: ModelGuesser | None = None
     draft: list[int] = field(default_factory=list)
-    source: Guesser | None = None
+    source: Guesser | ModelGuesser | None = None
+
+    def num_computed(self, num_right: int) -> int:
+        """Of the draft's first `num_right` tokens, those that the draft model has computed; not its last guess."""
+        if self.model is None or self.source is not self.model:
+            return 0
+        return max(0, min(num_right, len(self.draft) - 1))
 
     def drop(self) -> None:
         self.draft, self.source = [], None
 
 
 class Speculator:
-    """Gives sequences their drafts and learns from what became of them."""
+    """Gives sequences their drafts and learns from what became of them.
 
-    def __init__(self, times: StepTimes) -> None:
+    `planner`: of the draft model's guesses; None without one.
+    """
+
+    def __init__(self, times: StepTimes, planner: DraftPlanner | None = None) -> None:
+        self.planner = planner
         self._times = times
         self.choose_length = draft_length
         self.stats: dict[str, DrafterStats] = {}
@@ -87,7 +99,7 @@ class Speculator:
         speculation.drop()
         for guesser in speculation.guessers:
             if guesser.unverified is not None:
-                guesser.learn(1, int(guesser.unverified == token_ids[-1]))
+                guesser.record.learn(1, int(guesser.unverified == token_ids[-1]))
                 guesser.unverified = None
             length = self.choose_length(self._times, guesser.acceptance, limit, num_tokens, num_seqs)
             if not length and len(token_ids) % SHADOW_EVERY:
@@ -101,38 +113,15 @@ class Speculator:
                 guesser.unverified = guess[0]
             return
 
-    def settle(self, speculation: Speculation, num_accepted: int) -> None:
-        """The step verified the draft, and its first `num_accepted` tokens were right."""
-        source = speculation.source
-        if source is not None:
-            drafted = len(speculation.draft)
-            source.learn(drafted, num_accepted)
-            stats = self.stats.setdefault(source.drafter.name, DrafterStats())
+    def settle(self, speculation: Speculation, num_right: int) -> None:
+        """The step verified the draft, and its first `num_right` tokens were right."""
+        source, drafted = speculation.source, len(speculation.draft)
+        if source is not None and drafted:
+            source.record.learn(drafted, num_right)
+            if self.planner is not None and source is speculation.model:
+                self.planner.overall.learn(drafted, num_right)
+            stats = self.stats.setdefault(source.name, DrafterStats())
             stats.verifications += 1
             stats.drafted += drafted
-            stats.accepted += num_accepted
+            stats.accepted += num_right
         speculation.drop()
-
-
-def draft_length(times: StepTimes, acceptance: float, limit: int, num_tokens: int, num_seqs: int) -> int:
-    """The draft length that gains most tokens over what the same time would yield without it; 0 where none gains."""
-    step = times.seconds(num_tokens)
-    best, best_gain = 0, 0.0
-    expected, power, length = 0.0, 1.0, 0
-    for tried in LENGTHS:
-        if tried > limit:
-            break
-        while length < tried:
-            power *= acceptance
-            expected += power
-            length += 1
-        if step:
-            longer = times.seconds(num_tokens + tried) or step
-            lost = num_seqs * max(longer - step, 0.0) / step
-        else:
-            lost = num_seqs * tried * ROW_COST
-        gain = expected - MARGIN * lost
-        if gain <= best_gain:
-            break  # what is promised grows ever more slowly
-        best, best_gain = tried, gain
-    return best

@@ -5,6 +5,8 @@ line (a few more rows of a product bound by memory are nearly free, the hundredt
 What attention adds is one: so much for each key that a row looks at, whatever the size of the step.
 """
 
+from collections.abc import Callable
+
 # How much a new step moves its class's average. A step that was interrupted is not believed at once.
 NEWS = 0.2
 # The same for the averages that the time of a key is learnt from. Contexts grow slowly: an average that followed them at
@@ -78,6 +80,23 @@ class StepTimes:
         if num_keys is None:
             return seconds
         return max(LEAST_SHARE * seconds, seconds + self.seconds_per_key * (num_keys - keys))
+
+    def most_tokens(
+        self, seconds: float, least: int, most: int, num_keys: Callable[[int], int] | None = None
+    ) -> int:
+        """The largest number of tokens from `least` to `most` whose step takes at most `seconds`; `least` if none does.
+
+        `num_keys`: how many keys so many tokens attend to; None for as many as such steps had of late.
+        """
+        low, high = least, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            expected = self.seconds(middle, None if num_keys is None else num_keys(middle))
+            if expected is None or expected <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _interpolated(self, num_tokens: int) -> tuple[float, float]:
         """Seconds and keys."""

@@ -43,27 +43,40 @@ def save_byte_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama in Hugging Face format, float32, with a byte-level tokenizer."""
+def save_llama(folder: Path, seed: int, **config: int) -> Path:
+    """A random Llama in Hugging Face format, float32, with the byte-level tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        eos_token_id=EOS,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        "eos_token_id": EOS,
+    }
+    LlamaForCausalLM(LlamaConfig(**settings | config)).save_pretrained(folder)
     save_byte_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer."""
+    return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one with the same tokenizer, of one layer, short contexts, and a vocabulary padded to other sizes."""
+    folder = tmp_path_factory.mktemp("models") / "other-llama"
+    return save_llama(
+        folder, seed=1, num_hidden_layers=1, max_position_embeddings=100, vocab_size=VOCAB_SIZE - 4
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -124,6 +124,15 @@ def test_the_engine_gets_its_share_under_the_same_names() -> None:
     assert engine_config(Settings()) == EngineConfig(), "the defaults are the engine's own"
 
 
+def test_a_draft_model_is_named_like_the_model(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'draft_model = "student"\ndraft_quantize = "w4a16"')
+    config = engine_config(load_settings({"config": file}, {}))
+    assert (config.draft_model, config.draft_quantize) == ("student", "w4a16")
+    assert engine_config(load_settings({"draft_model": "other"}, {})).draft_model == "other"
+    with pytest.raises(ConfigError, match="leave one out"):
+        engine_config(load_settings({"config": file, "speculation": "off"}, {}))
+
+
 def test_sparse_attention_is_a_table_or_pairs(tmp_path: Path) -> None:
     assert Settings().sparse_attention is None
     wanted = SparseAttention(mass=0.9, min_context=2048)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from penstock import Engine, EngineConfig, InvalidRequestError, SamplingParams
 from penstock.models.tokenizer import Tokenizer
+from penstock.scheduler.draft_length import LENGTHS
 from penstock.scheduler.grammar import MAX_SOURCE, Grammar
-from penstock.scheduler.speculation import LENGTHS
 
 PERSON = {
     "type": "object",

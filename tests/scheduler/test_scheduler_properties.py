@@ -49,8 +49,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         seconds=st.lists(st.tuples(st.integers(1, 24), st.floats(0.001, 0.1)), max_size=4),
         lengths=st.lists(st.integers(0, 5), min_size=1),
+        draft_rights=st.none() | st.lists(st.booleans(), min_size=1, max_size=6),
+        catches_up=st.lists(st.booleans(), min_size=1),
     )
-    def start(self, seconds, lengths, **sizes) -> None:
+    def start(self, seconds, lengths, catches_up, **sizes) -> None:
         times = StepTimes()
         for num_tokens, took in seconds:
             times.record(num_tokens, took)
@@ -59,6 +61,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.machine.speculator.choose_length = lambda times, acceptance, limit, tokens, seqs: min(
             limit, next(turns)
         )
+        planner = self.machine.speculator.planner
+        if planner is not None:
+            catch_ups = itertools.cycle(catches_up)
+            planner.pays_to_catch_up = lambda candidate, num_seqs: next(catch_ups)
+            planner.choose_lengths = lambda times, run_times, chances, tokens, seqs: [
+                min(chance.limit, next(turns)) for chance in chances
+            ]
         self.added = 0
 
     @rule(

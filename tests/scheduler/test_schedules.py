@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
+from penstock.scheduler.draft_length import LENGTHS
 from penstock.scheduler.outputs import TokenLogprob
-from penstock.scheduler.speculation import LENGTHS
 
 Answer = tuple[list[int], list[TokenLogprob], str | None]
 Request = tuple[list[int], SamplingParams]
@@ -39,7 +39,7 @@ def requests(vocab_size: int, rng: random.Random) -> list[Request]:
             logit_bias=dict.fromkeys(phrase[:3], 30.0) if number % 4 == 1 else None,
             logprobs=rng.choice([0, 2]),
             ignore_eos=rng.random() < 0.7,
-            drafters=rng.choice([None, ("ngram",), ()]),
+            drafters=rng.choice([None, None, ("ngram",), ()]),
         )
         made.append((prompt, params))
     return made
@@ -67,6 +67,12 @@ def run_schedule(
     engine.speculator.choose_length = lambda times, acceptance, limit, tokens, seqs: min(
         limit, rng.choice([0, 0, 1, 2, *LENGTHS])
     )
+    planner = engine.speculator.planner
+    if planner is not None:
+        planner.pays_to_catch_up = lambda candidate, num_seqs: rng.random() < 0.7
+        planner.choose_lengths = lambda times, run_times, chances, tokens, seqs: [
+            min(chance.limit, rng.choice([0, 0, 1, 2, 3, 8])) for chance in chances
+        ]
     engine.scheduler.max_num_seqs = rng.choice([2, 5, 16])
     queue = list(chosen)
     rng.shuffle(queue)
@@ -115,7 +121,7 @@ def alone(engine: Engine, request: Request) -> Answer:
     return tokens, logprobs, reason
 
 
-def check_schedules(model: Path, count: int, seed: int) -> None:
+def check_schedules(model: Path, other: Path, count: int, seed: int) -> None:
     rng = random.Random(seed)
     config = {"model": str(model), "quantize": "w8a8", "max_model_len": 256, "block_size": 16}
     solo = Engine(EngineConfig(**config, prefix_caching=False, speculation="off"))
@@ -125,6 +131,12 @@ def check_schedules(model: Path, count: int, seed: int) -> None:
         Engine(EngineConfig(**config, kv_cache_tokens=tokens, prefix_caching=caching, speculation="on"))
         for tokens, caching in ((336, True), (2048, True), (400, False))
     ]
+    # One model guesses for itself, and so is always right; one hardly ever is.
+    itself, stranger = (
+        Engine(EngineConfig(**config, kv_cache_tokens=tokens, draft_model=str(draft)))
+        for draft, tokens in ((model, 336), (other, 700))
+    )
+    engines += [itself, stranger]
     for _ in range(count):
         names = rng.sample(sorted(answers), rng.randrange(2, 12))
         run_schedule(rng.choice(engines), {name: pool[int(name)] for name in names}, answers, rng)
@@ -135,12 +147,17 @@ def check_schedules(model: Path, count: int, seed: int) -> None:
         drafted, accepted = sum(each.drafted for each in stats), sum(each.accepted for each in stats)
         assert 0 < accepted < drafted, f"{drafter}: {accepted} of {drafted}"
 
+    figures = itself.stats.drafters["draft_model"]
+    assert figures.accepted == figures.drafted > 50
+    figures = stranger.stats.drafters["draft_model"]
+    assert figures.accepted < 0.5 * figures.drafted
 
-def test_sixty_random_schedules(tiny_llama):
-    check_schedules(tiny_llama, 60, seed=1)
+
+def test_sixty_random_schedules(tiny_llama, other_llama):
+    check_schedules(tiny_llama, other_llama, 60, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_six_hundred_random_schedules(tiny_llama):
-    check_schedules(tiny_llama, 600, seed=2)
+def test_six_hundred_random_schedules(tiny_llama, other_llama):
+    check_schedules(tiny_llama, other_llama, 600, seed=2)

@@ -8,9 +8,10 @@ import torch
 
 from penstock import Engine, EngineConfig, InvalidRequestError, SamplingParams
 from penstock.config import SparseAttention
+from penstock.scheduler.draft_length import LENGTHS, draft_length
 from penstock.scheduler.drafters import CompletionDraft, PromptLookup
 from penstock.scheduler.outputs import Delta
-from penstock.scheduler.speculation import LENGTHS, Guesser, Speculation, Speculator, draft_length
+from penstock.scheduler.speculation import Guesser, Speculation, Speculator
 from penstock.scheduler.step_times import StepTimes
 
 GPU = "cuda" if torch.cuda.is_available() else "interpreter"

@@ -1,14 +1,16 @@
 """A scheduler and a block manager whose model is played by a function that names the next token."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from penstock.config import SparseAttention
 from penstock.scheduler.block_manager import BlockManager
+from penstock.scheduler.draft_plan import DraftPlanner, DraftRows
 from penstock.scheduler.drafters import Drafter
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.scheduler.scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from penstock.scheduler.sequence import Sequence, Status
-from penstock.scheduler.speculation import Guesser, Speculation, Speculator
+from penstock.scheduler.speculation import Guesser, ModelGuesser, Speculation, Speculator
 from penstock.scheduler.step_times import StepTimes
 from penstock.scheduler.tenant_shares import TenantShares
 from penstock.scheduler.urgency import Urgency
@@ -23,7 +25,10 @@ def next_token(seq: Sequence) -> int:
 
 @dataclass
 class Machine:
-    """A scheduler with a played runner that also remembers what every KV slot was computed from."""
+    """A scheduler with a played runner that also remembers what every KV slot was computed from.
+
+    `draft_rights`: a played draft model guesses right and wrong by turns; None for no draft model.
+    """
 
     num_blocks: int
     block_size: int
@@ -33,13 +38,19 @@ class Machine:
     times: StepTimes = field(default_factory=StepTimes)
     weights: dict[str, float] = field(default_factory=dict)
     trust_max_tokens: bool = False
+    draft_rights: list[bool] | None = None
     live: list[Sequence] = field(default_factory=list)
     ended: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.manager = BlockManager(self.num_blocks + 1, self.block_size, prefix_caching=self.prefix_caching)
         self.shares = TenantShares(self.weights)
-        self.speculator = Speculator(self.times)
+        planner = None
+        if self.draft_rights is not None:
+            planner = DraftPlanner(
+                self.times, StepTimes(), max_model_len=(self.max_len + 1) // 2, max_rows=self.budget
+            )
+        self.speculator = Speculator(self.times, planner)
         self.scheduler = Scheduler(
             self.manager,
             max_num_seqs=self.max_num_seqs,
@@ -51,6 +62,8 @@ class Machine:
         )
         # What was written to a slot: all tokens up to and including its own, which is what its KV depends on.
         self.slots: dict[int, tuple[int, ...]] = {}
+        self.draft_slots: dict[int, tuple[int, ...]] = {}
+        self.turns = itertools.cycle(self.draft_rights or [True])
         self.steps = 0
 
     @property
@@ -68,7 +81,9 @@ class Machine:
         sparse: SparseAttention | None = None,
     ) -> Sequence:
         name = f"r{len(self.ended) + len(self.live)}"
-        speculation = None if drafter is None else Speculation([Guesser(drafter)])
+        guessers = [] if drafter is None else [Guesser(drafter)]
+        model = None if self.draft_rights is None else ModelGuesser()
+        speculation = Speculation(guessers, model=model) if guessers or model else None
         seq = Sequence(
             name,
             0,
@@ -96,6 +111,8 @@ class Machine:
     def step(self) -> SchedulerOutput:
         had_work = self.scheduler.has_work()
         output = self.scheduler.schedule()
+        for rows in output.drafting:
+            self.play_draft_model(rows)
         self.check_output(output, had_work)
         sampled = []
         for item in output.scheduled:
@@ -106,10 +123,7 @@ class Machine:
             for position in range(start, len(rows)):
                 block = seq.block_table[position // self.block_size]
                 assert self.manager.blocks[block].ref_count == 1, "a shared block is written"
-                self.slots[block * self.block_size + position % self.block_size] = (
-                    seq.tenant,
-                    *rows[: position + 1],
-                )
+                self.slots[self.slot(seq, position)] = (seq.tenant, *rows[: position + 1])
         for item in output.scheduled:
             if not item.samples:
                 self.manager.mark_computed(item.seq, item.num_new_tokens)
@@ -119,6 +133,24 @@ class Machine:
         self.steps += 1
         return output
 
+    def slot(self, seq: Sequence, position: int) -> int:
+        block = seq.block_table[position // self.block_size]
+        return block * self.block_size + position % self.block_size
+
+    def play_draft_model(self, rows: DraftRows) -> None:
+        seq = rows.seq
+        for position in range(rows.start):
+            assert self.draft_slots[self.slot(seq, position)] == (seq.tenant, *seq.token_ids[: position + 1])
+        assert rows.start < rows.stop <= seq.num_tokens
+        assert not rows.num_planned or (rows.stop == seq.num_tokens and not seq.draft)
+        for _ in range(rows.num_planned):
+            true = (sum(seq.token_ids + seq.draft) * 7 + seq.num_tokens + len(seq.draft)) % 3
+            seq.draft.append(true if next(self.turns) else (true + 1) % 3)
+        known = seq.token_ids + seq.draft
+        for position in range(rows.start, rows.stop + max(0, len(seq.draft) - 1)):
+            self.draft_slots[self.slot(seq, position)] = (seq.tenant, *known[: position + 1])
+        self.manager.mark_draft_computed(seq, rows.stop - rows.start)
+
     def settle(self, item: ScheduledSequence) -> None:
         seq, accepted = item.seq, 0
         for guess in [*item.draft, None]:
@@ -127,6 +159,7 @@ class Machine:
                 break
             accepted += 1
         if seq.speculation is not None:
+            self.manager.mark_draft_computed(seq, seq.speculation.num_computed(accepted))
             self.speculator.settle(seq.speculation, accepted)
         self.manager.mark_computed(seq, item.num_new_tokens + accepted)
         if seq.num_output_tokens >= seq.max_tokens:
@@ -158,10 +191,16 @@ class Machine:
         for seq in self.scheduler.running:
             # Every computed position's KV is that of this very prefix, whoever computed it.
             for position in range(seq.num_computed_tokens):
-                block = seq.block_table[position // self.block_size]
-                written = self.slots[block * self.block_size + position % self.block_size]
+                written = self.slots[self.slot(seq, position)]
                 assert written == (seq.tenant, *seq.token_ids[: position + 1]), "another's KV"
+            assert seq.num_draft_computed_tokens < seq.num_tokens
+            for position in range(seq.num_draft_computed_tokens):
+                written = self.draft_slots[self.slot(seq, position)]
+                assert written == (seq.tenant, *seq.token_ids[: position + 1]), "another's draft KV"
         for block in self.manager.cached.values():
+            for offset in range(block.num_draft_computed):
+                slot = block.block_id * self.block_size + offset
+                assert self.draft_slots[slot] == self.slots[slot], "a cached block's draft KV is another's"
             tail = tuple(block.token_ids)
             for offset in range(self.block_size):
                 written = self.slots[block.block_id * self.block_size + offset]
