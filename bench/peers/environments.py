@@ -1,6 +1,5 @@
 """Each peer's own virtual environment under .work/peers, made once: pinned packages; llama.cpp is compiled here."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / ".work" / "peers"
 LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
-COMPILE_JOBS = int(os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2"))
 
 
 class NotAvailable(Exception):
@@ -83,7 +81,7 @@ def build_llama_server() -> None:
         *("cmake", "-S", source / "vendor" / "llama.cpp", "-B", build, "-DCMAKE_BUILD_TYPE=Release"),
         *("-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", *(f"-DLLAMA_{name}=OFF" for name in switched_off)),
     )
-    run("cmake", "--build", build, "--target", "llama-server", "--parallel", str(COMPILE_JOBS))
+    run("cmake", "--build", build, "--target", "llama-server", "--parallel", "2")
 
 
 def run(*command: str | Path) -> None:

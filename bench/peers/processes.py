@@ -1,4 +1,4 @@
-"""The parent's half: engines as child processes of their own session, and what the rest of the machine did meanwhile."""
+"""The parent's half: engines as children in process groups of their own, and what the rest of the machine did meanwhile."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ class Process:
                 stderr=opened,
                 text=True,
                 env=os.environ | environment,
-                start_new_session=True,
+                process_group=0,
                 **pipes,  # type: ignore[call-overload]
             )
         _living.add(self)
@@ -106,7 +106,8 @@ class Server(Process):
     """An engine behind its own HTTP server, ready for requests. `url` is the base of its OpenAI routes."""
 
     def __init__(self, engine: Engine, model: Path) -> None:
-        assert engine.server
+        if engine.server is None:
+            raise NotAvailable("its packages bring no HTTP server")
         with socket.socket() as chosen:
             chosen.bind(("127.0.0.1", 0))
             port = chosen.getsockname()[1]
@@ -154,14 +155,14 @@ def _clock_and_others() -> tuple[float, float]:
 
 
 def _living_cpu_seconds() -> float:
-    sessions = {process.child.pid for process in _living}
+    groups = {process.child.pid for process in _living}
     used = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # It has ended since the folder was read.
-        if int(fields[3]) in sessions:
+        if int(fields[2]) in groups:
             # Its own, and of those of its children that have ended.
             used += sum(map(int, fields[11:15]))
     return used / TICKS

@@ -38,7 +38,10 @@ SHAPES = {
     "builtin": ("built-in model (8M)", ("single", "concurrent16", *rows.CLIENTS)),
 }
 """What each is called, and its rows beside cold_start."""
-OVER_HTTP_ONLY = "its packages bring no HTTP server"
+HOW = """\
+Medians; the same prompts of random tokens for each, greedy, lengths forced; 2 threads. Penstock (without speculation), vLLM
+and OpenVINO are called in process, llama.cpp through its own server. Over HTTP each has its own server, and the client of
+`bench/load_client.py` takes its share of the same cores."""
 
 
 Measure = Callable[[int], rows.Figures]
@@ -70,32 +73,40 @@ class Bench:
     def take(self, row: str, measures: dict[str, Measure]) -> None:
         """`repeats` samples of each engine, and up to as many more in place of those that others disturbed."""
         wanted = dict.fromkeys(measures, self._repeats)
-        for turn in range(2 * self._repeats):
-            for name in [name for name, count in wanted.items() if count]:
-                with self.alone(), Meanwhile() as meanwhile:
-                    try:
-                        figures = measures[name](turn)
-                    except (NotAvailable, ValueError) as error:
-                        self.missing[f"{name}, {row}"] = str(error)
-                        wanted[name] = 0
-                        continue
-                for figure, value in figures.items():
-                    sample = Sample(value, meanwhile.others)
-                    self.samples[name][figure].append(sample)
-                    print(f"{name:>10} {figure:<22}{value:10.4g}   others {sample.others:.2f}", flush=True)
-                wanted[name] -= sample.quiet
+        with self.alone():
+            for turn in range(2 * self._repeats):
+                for name, count in wanted.items():
+                    if count and f"{name}, {row}" not in self.missing:
+                        wanted[name] -= self._sample(row, name, functools.partial(measures[name], turn))
+
+    def _sample(self, row: str, name: str, measure: Callable[[], rows.Figures]) -> bool:
+        """Takes one sample; says whether it was quiet. False too where the engine failed."""
+        with Meanwhile() as meanwhile:
+            try:
+                figures = measure()
+            except (NotAvailable, ValueError) as reason:
+                self.give_up(f"{name}, {row}", reason)
+                return False
+        for figure, value in figures.items():
+            self.samples[name][figure].append(Sample(value, meanwhile.others))
+            print(f"{name:>10} {figure:<22}{value:10.4g}   others {meanwhile.others:.2f}", flush=True)
+        return self.samples[name][figure][-1].quiet
+
+    def give_up(self, what: str, reason: Exception) -> None:
+        print(f"{what}: {reason}", flush=True)
+        self.missing[what] = str(reason)
 
 
 def prepared(engines: Sequence[Engine], folder: Path, shape: str, bench: Bench) -> dict[str, Path]:
     """The path of each engine's form of the model; who has none is told in `bench.missing`."""
     paths = {}
+    print("installing and converting what is not there yet", flush=True)
     for engine in engines:
-        print(f"{engine.name}: installing and converting what is not there yet", flush=True)
         try:
             engine.prepare()
             paths[engine.name] = engine.convert(folder, shape)
         except NotAvailable as reason:
-            bench.missing[engine.name] = str(reason)
+            bench.give_up(engine.name, reason)
     return paths
 
 
@@ -114,13 +125,13 @@ def measure_in_process(
     """Rows of workers, which stay loaded meanwhile, for engines in `paths`. Returns what they say of themselves."""
     workers: dict[str, Worker] = {}
     try:
-        for engine in engines:
-            try:
-                with bench.alone():
+        with bench.alone():
+            for engine in engines:
+                try:
                     workers[engine.name] = Worker(engine, paths[engine.name])
                     rows.warm_up(workers[engine.name])
-            except NotAvailable as reason:
-                bench.missing[engine.name] = str(reason)
+                except NotAvailable as reason:
+                    bench.give_up(engine.name, reason)
         for name in names:
             bench.take(
                 name,
@@ -143,16 +154,13 @@ def measure_over_http(
     servers: dict[str, Server] = {}
     words: dict[str, int] = {}
     try:
-        for engine in engines:
-            if engine.server is None:
-                bench.missing[f"{engine.name}, over HTTP"] = OVER_HTTP_ONLY
-                continue
-            try:
-                with bench.alone():
+        with bench.alone():
+            for engine in engines:
+                try:
                     servers[engine.name] = Server(engine, paths[engine.name])
                     words[engine.name] = rows.warm_up_server(servers[engine.name])
-            except (NotAvailable, ValueError) as reason:
-                bench.missing[f"{engine.name}, over HTTP"] = str(reason)
+                except (NotAvailable, ValueError) as reason:
+                    bench.give_up(f"{engine.name}, over HTTP", reason)
         for name in names:
             bench.take(
                 name,
@@ -239,7 +247,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="instead of all")
     parser.add_argument("--rows", nargs="+", choices=rows.ROWS, default=rows.ROWS, help="instead of all")
     parser.add_argument("--repeats", type=int, default=3, help="samples of each row")
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on (flock) during each measurement")
+    parser.add_argument("--lock", type=Path, help="file to hold a lock on (flock) while a row is measured")
     parser.add_argument("--out", type=Path, default=BENCH / "results" / "peers-cpu.json")
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
@@ -253,7 +261,7 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         tables = [results[name]["markdown"] for name in SHAPES if name in results]
-        args.out.with_suffix(".md").write_text("\n".join(tables))
+        args.out.with_suffix(".md").write_text("\n".join([HOW, "", *tables]))
 
 
 if __name__ == "__main__":

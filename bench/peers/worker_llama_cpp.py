@@ -75,7 +75,10 @@ class LlamaCpp:
         # Each event of the stream is one line, and one chunk of the body: lines between are lengths of chunks.
         async for line in reader:
             if line.startswith(b"data: "):
-                times += [time.perf_counter()] * len(json.loads(line[6:])["tokens"])
+                event = json.loads(line[6:])
+                # A token that ends amid a character is sent by no event of its own: the last one counts all.
+                new = event["tokens_predicted"] - len(times) if event["stop"] else len(event["tokens"])
+                times += [time.perf_counter()] * new
             elif line.startswith(b"HTTP/") and b" 200 " not in line:
                 raise RuntimeError(f"llama-server: {line!r} {await reader.read()!r}")
         writer.close()
