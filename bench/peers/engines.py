@@ -60,7 +60,7 @@ def _made(target: Path, *command: str | Path) -> Path:
 
 
 def _penstock_server(model: Path, port: int) -> list[str]:
-    command = [sys.executable, "-m", "penstock", "serve", "--model", str(model), "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "penstock", "serve", "--model", str(model), "--port", str(port)]
     return [*command, "--quantize", "w8a8", "--speculation", "off"]
 
 
@@ -75,8 +75,8 @@ PENSTOCK = Engine(
 
 
 def _vllm_server(model: Path, port: int) -> list[str]:
-    command = [str(VLLM.python), "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [str(VLLM.python), "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     return [*command, "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_NUM_SEQS)]
 
 

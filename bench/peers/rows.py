@@ -90,6 +90,7 @@ def over_http(server: Server, words: int, clients: int, seed: int) -> Figures:
         requests=4 * clients,
         concurrency=clients,
         max_tokens=HTTP_TOKENS,
+        keep_alive=False,
         extra={"ignore_eos": True},
     )
     report = asyncio.run(run_load(plan))
@@ -102,7 +103,11 @@ def over_http(server: Server, words: int, clients: int, seed: int) -> Figures:
 def warm_up_server(server: Server) -> int:
     """Words that make 64 tokens with the server's tokenizer."""
     plan = LoadPlan(
-        prompt=SyntheticPrompts(1), url=server.url, endpoint="completions", extra={"ignore_eos": True}
+        prompt=SyntheticPrompts(1),
+        url=server.url,
+        endpoint="completions",
+        keep_alive=False,
+        extra={"ignore_eos": True},
     )
     words = asyncio.run(fit_words(plan, HTTP_TOKENS))
     for clients in (64, 16, 1):
