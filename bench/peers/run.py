@@ -44,6 +44,8 @@ and OpenVINO are called in process, llama.cpp through its own server. Over HTTP 
 `bench/load_client.py` takes its share of the same cores."""
 
 
+EXTRA_TURNS = 2
+"""In which those samples are repeated that others disturbed."""
 Measure = Callable[[int], rows.Figures]
 """Gives the figures of the n-th sample."""
 
@@ -71,10 +73,10 @@ class Bench:
             yield
 
     def take(self, row: str, measures: dict[str, Measure]) -> None:
-        """`repeats` samples of each engine, and up to as many more in place of those that others disturbed."""
+        """`repeats` samples of each engine, and some more in place of those that others disturbed."""
         wanted = dict.fromkeys(measures, self._repeats)
         with self.alone():
-            for turn in range(2 * self._repeats):
+            for turn in range(self._repeats + EXTRA_TURNS):
                 for name, count in wanted.items():
                     if count and f"{name}, {row}" not in self.missing:
                         wanted[name] -= self._sample(row, name, functools.partial(measures[name], turn))
