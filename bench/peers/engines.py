@@ -123,7 +123,7 @@ LLAMA = Engine(
     environment=APART
     | {
         "LLAMA_SERVER": str(llama_server()),
-        "LLAMA_VERSION": f"the one in {LLAMA_CPP_PYTHON}",
+        "LLAMA_VERSION": f"of {LLAMA_CPP_PYTHON}",
     },
 )
 

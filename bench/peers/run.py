@@ -208,7 +208,7 @@ def random_weights() -> Path:
 
 
 def report(
-    shape: str, engines: Sequence[Engine], about: dict[str, dict[str, str]], bench: Bench
+    engines: Sequence[Engine], about: dict[str, dict[str, str]], bench: Bench
 ) -> tuple[dict[str, object], str]:
     """What of one shape goes into the JSON, and its table."""
     samples = bench.samples
@@ -226,7 +226,6 @@ def report(
     figures = medians[PENSTOCK.name]
     data = {
         "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
         "engines": about,
         "missing": bench.missing,
         "medians": medians,
@@ -256,9 +255,10 @@ def main() -> None:
     engines = [PENSTOCK, *(PEERS[name] for name in args.peers)]
     for shape in [args.shape] if args.shape else SHAPES:
         bench = Bench(args.lock, args.repeats)
+        machine = hardware()
         about = measure_shape(shape, engines, args.rows, bench)
-        data, table = report(shape, engines, about, bench)
-        results[shape] = data | {"markdown": f"## {SHAPES[shape][0]}\n\n{table}\n"}
+        data, table = report(engines, about, bench)
+        results[shape] = {"hardware": machine} | data | {"markdown": f"## {SHAPES[shape][0]}\n\n{table}\n"}
         print(table, flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")

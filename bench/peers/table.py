@@ -79,7 +79,7 @@ def markdown(
     """
     ours = next(iter(titles))
     lines = [
-        f"| | {' | '.join(titles.values())} | {titles[ours]} / best peer |",
+        f"| | {' | '.join(titles.values())} | ours / best peer |",
         "|---|" + "---|" * (len(titles) + 1),
     ]
     for figure, title in TITLES.items():

@@ -40,7 +40,7 @@ def test_there_is_no_ratio_without_a_peer_or_without_us():
 def test_the_table_names_what_is_missing_and_marks_what_was_disturbed():
     missing = {"slow, cold_start": "ended while loading: no room"}
     lines = markdown(MEDIANS, TITLES, missing, frozenset({("fast", "ttft_1024_ms")})).splitlines()
-    assert lines[0] == "| | Ours 1 | Slow 2 | Fast 3 | Ours 1 / best peer |"
+    assert lines[0] == "| | Ours 1 | Slow 2 | Fast 3 | ours / best peer |"
     assert "| 16 concurrent 128 + 128, tok/s | 300 | 100 | 400 | 0.75x |" in lines
     assert "| TTFT at 1,024 tokens, ms | 900 | 3000 | 600\\* | 0.67x |" in lines
     assert "| cold start to first token, s | 2 | - | - | - |" in lines
