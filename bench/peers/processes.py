@@ -37,6 +37,7 @@ class Process:
                 stderr=opened,
                 text=True,
                 env=os.environ | environment,
+                cwd=SCRATCH,  # Not here, where folders have names that an engine may look for.
                 process_group=0,
                 **pipes,  # type: ignore[call-overload]
             )

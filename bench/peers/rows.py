@@ -78,7 +78,7 @@ ROWS = (*IN_PROCESS, "cold_start", *CLIENTS)
 
 
 def over_http(server: Server, words: int, clients: int, seed: int) -> Figures:
-    """Streams of 64 tokens of random words and 64 of answer, from `clients` clients that each send four requests.
+    """Streams of 64 tokens of random words and 64 of answer, from `clients` clients that each send four requests; 16 at least.
 
     Args:
         words: how many make the 64 tokens, from `warm_up_server`.
@@ -87,7 +87,7 @@ def over_http(server: Server, words: int, clients: int, seed: int) -> Figures:
         prompt=SyntheticPrompts(words, seed=1000 * clients + seed),
         url=server.url,
         endpoint="completions",
-        requests=4 * clients,
+        requests=max(16, 4 * clients),
         concurrency=clients,
         max_tokens=HTTP_TOKENS,
         keep_alive=False,
