@@ -78,7 +78,7 @@ ROWS = (*IN_PROCESS, "cold_start", *CLIENTS)
 
 
 def over_http(server: Server, words: int, clients: int, seed: int) -> Figures:
-    """Streams of 64 tokens of random words and 64 of answer, from `clients` clients that each send four requests; 16 at least.
+    """Streams of 64 tokens of random words and 64 of answer, from `clients` clients: four from each, 16 at least.
 
     Args:
         words: how many make the 64 tokens, from `warm_up_server`.
