@@ -14,7 +14,7 @@ import json
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from penstock.scheduler.engine_config import Precision
@@ -32,7 +32,13 @@ class System(Protocol):
 
 
 class Penstock:
-    def __init__(self, model: str, quantize: Precision, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        quantize: Precision,
+        threads: int | None,
+        speculation: Literal["auto", "off"] = "auto",
+    ) -> None:
         import gc
 
         from penstock.models.light_import import without_compiler
@@ -44,7 +50,13 @@ class Penstock:
             from penstock.scheduler.engine_config import EngineConfig
 
             self._engine = Engine(
-                EngineConfig(model=model, quantize=quantize, threads=threads, max_model_len=2048)
+                EngineConfig(
+                    model=model,
+                    quantize=quantize,
+                    threads=threads,
+                    max_model_len=2048,
+                    speculation=speculation,
+                )
             )
         gc.freeze()
         gc.enable()

@@ -81,6 +81,7 @@ class LoadPlan:
         seconds: no request is begun after this time, and those under way are cut.
         warmup: requests sent first, and not measured.
         cache: let a completion cache answer; otherwise it is asked, in Penstock's header, not to.
+        keep_alive: use a connection again; llama.cpp's server closes its own after a stream without saying so.
         extra: further fields of each request.
     """
 
@@ -95,6 +96,7 @@ class LoadPlan:
     warmup: int = 0
     api_key: str | None = None
     cache: bool = False
+    keep_alive: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -341,7 +343,12 @@ async def fit_words(plan: LoadPlan, tokens: int) -> int:
             outcome = Outcome(0.0)
             probe = SyntheticPrompts(words, seed=-1 - attempt)(0)
             one_token = LoadPlan(
-                prompt=plan.prompt, url=plan.url, endpoint=plan.endpoint, max_tokens=1, extra=plan.extra
+                prompt=plan.prompt,
+                url=plan.url,
+                endpoint=plan.endpoint,
+                max_tokens=1,
+                keep_alive=plan.keep_alive,
+                extra=plan.extra,
             )
             await _request(session, one_token, model, probe, outcome)
             if outcome.error:
@@ -393,7 +400,7 @@ def _session(plan: LoadPlan) -> aiohttp.ClientSession:
         headers["x-penstock-cache-control"] = "no-cache, no-store"
     return aiohttp.ClientSession(
         headers=headers,
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=not plan.keep_alive),
         timeout=aiohttp.ClientTimeout(total=None, connect=10.0),
         trust_env=False,
     )
