@@ -68,6 +68,9 @@ SMALL: dict[str, Any] = {
     "shared_expert_intermediate_size": 48,
     "shared_experts_intermediate_size": 48,
     "num_attention_heads": 4,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 96,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "kv_channels": 16,
@@ -143,6 +146,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "DbrxForCausalLM": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "FalconH1ForCausalLM": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
+    "GPTNeoForCausalLM": {
+        "num_hidden_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 24,
     },
     "Gemma3nForCausalLM": {
         "num_hidden_layers": 4,
@@ -220,6 +229,7 @@ def make_model(row: str, folder: Path, draw: int) -> Any:
         for parameter in model.parameters():  # those too that start as zeros or ones: norms, biases, sinks
             parameter.add_(torch.randn(parameter.shape) * 0.05)
     model.generation_config.eos_token_id = None
+    model.generation_config.forced_eos_token_id = None  # else Bart's last token is the end, whatever comes out
     model.save_pretrained(folder)
     if outer := _outer_config(model_class):
         outer(text_config=config.to_dict(), architectures=[model_class.__name__]).save_pretrained(folder)

@@ -13,8 +13,10 @@ from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .fingerprint import fingerprint
 from .fusion import fuse
+from .inline_attention import attend_inline
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .model_call import feed_positions, keep_logits
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
 from .steady_linear import make_steady
@@ -22,6 +24,8 @@ from .steady_linear import make_steady
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of what another first token may change in the second row, where rows do not meet: products of other shapes round otherwise.
+OF_ROUNDING = 1e-3
 SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -124,71 +128,126 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
             raise ModelLoadError(
                 f"{path} is stored quantized, which Penstock cannot load yet; give the original and quantize = 'w8a8'."
             )
-        module, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            attn_implementation=attention_hook.NAME,
-            output_loading_info=True,
-        )
+        settings = {"dtype": "auto" if dtype == "auto" else DTYPES[dtype], "output_loading_info": True}
+        try:
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation=attention_hook.NAME, **settings
+            )
+        except KeyError as error:
+            if error.args != (attention_hook.NAME,):
+                raise
+            # It has a class per implementation. Of its eager one, attention may be seen from outside.
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation="eager", **settings
+            )
+            module.config._attn_implementation = attention_hook.NAME  # so that no masks are made
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
-        reason = _first_line(error)
-        if isinstance(error, KeyError) and error.args == (attention_hook.NAME,):
-            reason = "its architecture computes attention by itself, out of reach of Penstock's paged KV"
-        raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+        raise ModelLoadError(
+            f"{path} cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         # transformers only warns, and fills them with random numbers.
         raise ModelLoadError(
             f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
             "download or export it again."
         )
-    if not getattr(module, "_supports_attention_backend", False):
-        raise ModelLoadError(
-            f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
-            "serve it with another engine."
-        )
     return module
 
 
 @torch.inference_mode()
 def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, LayerShape]:
-    """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
+    """Tiny forward passes: what every layer stores, and a refusal by name of what we would not compute."""
     name = type(module).__name__
-    probe = attention_hook.ProbeContext()
+    feed_positions(module)
+    keep_logits(module)
     try:
-        try:
-            _compute_two_tokens(module, probe)
-        except TypeError as error:
-            # Nemotron's layers give their attention no more than they know.
-            if "penstock" not in str(error) or not attention_hook.carry(module):
-                raise
-            probe = attention_hook.ProbeContext()
-            _compute_two_tokens(module, probe)
+        probe = _reach_attention(module)
+        _refuse_wrong_windows(name, config, context_length, probe)
+        _refuse_wrong_masks(name, context_length, probe)
+        if config.num_hidden_layers not in (probe.num_layers, len(probe.layers)):
+            raise ModelLoadError(
+                f"{name} has {config.num_hidden_layers} layers, of which {probe.num_layers} use attention over a KV cache; "
+                "layers with other state (recurrent, convolutional, shared KV) are not supported."
+            )
+        if not module._supports_attention_backend:  # else transformers itself answers for these
+            _refuse_other_state(module)
+            _refuse_own_positions(module)
     except ModelLoadError:
         raise
     except TypeError as error:
         raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
     except Exception as error:  # whatever the model's own code raises
         raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
-    _refuse_wrong_windows(name, config, context_length, probe)
-    _refuse_wrong_masks(name, context_length, probe)
-    expected = config.num_hidden_layers
-    if len(probe.layers) != expected:
-        raise ModelLoadError(
-            f"{name} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
-            "layers with other state (recurrent, convolutional, shared KV) are not supported."
-        )
     return probe.layers
 
 
-def _compute_two_tokens(module: Any, probe: attention_hook.ProbeContext) -> None:
+def _reach_attention(module: Any) -> attention_hook.ProbeContext:
+    """Sees to it that our attention is called, in one of the ways that there are; returns what it was called with."""
+    probe = attention_hook.ProbeContext()
+    try:
+        _compute_two_tokens(module, probe)
+    except TypeError as error:
+        if "penstock" not in str(error):
+            raise
+        # Nemotron's layers give their attention no more than they know; others call no attention function at all.
+        called = module._supports_attention_backend or attention_hook.attention_forward.__name__ in str(error)
+        if not (attention_hook.carry if called else attend_inline)(module):
+            raise
+        probe = attention_hook.ProbeContext()
+        _compute_two_tokens(module, probe)
+    if not probe.layers and attend_inline(module):
+        probe = attention_hook.ProbeContext()
+        _compute_two_tokens(module, probe)
+    if not probe.layers:
+        raise ModelLoadError(
+            f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
+            "serve it with another engine."
+        )
+    return probe
+
+
+def _compute_two_tokens(
+    module: Any,
+    probe: attention_hook.ProbeContext,
+    tokens: tuple[int, int] = (0, 0),
+    positions: tuple[int, int] = (0, 1),
+) -> torch.Tensor:
+    """-> logits [2, vocab_size]"""
     with attention_hook.masks_with_rules():
-        module(
-            input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
-            position_ids=torch.arange(2, device=module.device)[None],
+        return module(
+            input_ids=torch.tensor([tokens], device=module.device),
+            position_ids=torch.tensor([positions], device=module.device),
             use_cache=False,
+            logits_to_keep=torch.arange(2, device=module.device),
             penstock=probe,
+        ).logits[0]
+
+
+def _refuse_other_state(module: Any) -> None:
+    """Where each row attends to itself only, the first may not be felt by the second."""
+    first, other = (
+        _compute_two_tokens(module, attention_hook.ProbeContext(alone=True), tokens)
+        for tokens in ((1, 3), (2, 3))
+    )
+    changes = (first - other).abs().amax(dim=-1)
+    if not changes[0] or changes[1] > OF_ROUNDING * changes[0]:
+        raise ModelLoadError(
+            f"{type(module).__name__} passes something from token to token beside attention; "
+            "layers with other state (recurrent, convolutional) are not supported."
+        )
+
+
+def _refuse_own_positions(module: Any) -> None:
+    near, far = (
+        _compute_two_tokens(module, attention_hook.ProbeContext(), (1, 3), positions)[1]
+        for positions in ((0, 1), (0, 3))
+    )
+    if torch.equal(near, far):
+        raise ModelLoadError(
+            f"{type(module).__name__} does not let its positions be told, as rows of several sequences in a batch need; "
+            "serve this model with another engine."
         )
 
 
@@ -250,7 +309,13 @@ def _context_length(config: Any) -> int:
 
 
 def _stated_length(config: Any) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+    for name in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "seq_length",
+        "max_target_positions",
+    ):
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:
             return length
