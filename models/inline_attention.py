@@ -62,6 +62,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, where: str, layer: int, context: Any, windows: list[int | None]) -> None:
         super().__init__()
         self.where, self.layer, self.context, self.windows = where, layer, context, windows
+        self.attending = False  # our own products are none of the model's
 
     @property
     def probes(self) -> bool:
@@ -69,6 +70,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.attending:
+            return func(*args, **kwargs)
         if func in _PRODUCTS and not kwargs and _are_queries_and_keys(*args):
             return Scores(self, *args)
         if func is torch.baddbmm and _are_queries_and_keys(*args[1:]):
@@ -164,6 +167,7 @@ class Scores:
             raise _refused(self.watch.where, "groups heads in a way of its own")
         if self.watch.probes and not self.rules:
             raise _refused(self.watch.where, "attends to all tokens, also to later ones")
+        self.watch.attending = True
         out = attention_hook.attend(
             self.watch.layer,
             query[None].to(value.dtype),
@@ -174,6 +178,7 @@ class Scores:
             scaling=self.scaling,
             sliding_window=self.watch.windows[0] if self.watch.windows else None,
         )  # [1, T, Hq, Dv]
+        self.watch.attending = False
         return out[0].transpose(0, 1).reshape(*self.shape[:-1], value.shape[-1])
 
     @classmethod
@@ -184,7 +189,7 @@ class Scores:
         name = func.__name__.strip("_")
         match args:
             case (cls(), *_) if name == "softmax":
-                if kwargs.get("dim", args[1] if len(args) > 1 else None) not in (-1, scores.query.ndim - 1):
+                if kwargs.get("dim", args[1] if len(args) > 1 else None) not in (-1, len(scores.shape) - 1):
                     raise _refused(scores.watch.where, "takes a softmax over other than the keys")
                 return scores._but(weights=True)
             case (cls(), *_) if name == "dropout" and not kwargs.get("training"):

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of what another first token may change in the second row, where rows do not meet: products of other shapes round otherwise.
 OF_ROUNDING = 1e-3
-SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
+SERVED_LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ def load_model(
         make_steady(module)
     module.to(backend.device).eval()
     fused = fuse(module, backend)
-    context_length = _context_length(config)
+    layers, context_length = _probe_layers(module, config)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
     return LoadedModel(
         module=module,
         path=path,
         architecture=type(module).__name__,
         fingerprint=digest.result(),
-        layers=_probe_layers(module, config, context_length),
+        layers=layers,
         dtype=compute_dtype,
         max_model_len=context_length,
         vocab_size=config.vocab_size,
@@ -157,13 +157,14 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
 
 
 @torch.inference_mode()
-def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, LayerShape]:
-    """Tiny forward passes: what every layer stores, and a refusal by name of what we would not compute."""
+def _probe_layers(module: Any, config: Any) -> tuple[dict[int, LayerShape], int]:
+    """Tiny forward passes: what every layer stores, for how many tokens; refuses by name what we would not compute."""
     name = type(module).__name__
     feed_positions(module)
     keep_logits(module)
     try:
         probe = _reach_attention(module)
+        context_length = _context_length(config)
         _refuse_wrong_windows(name, config, context_length, probe)
         _refuse_wrong_masks(name, context_length, probe)
         if config.num_hidden_layers not in (probe.num_layers, len(probe.layers)):
@@ -180,7 +181,7 @@ def _probe_layers(module: Any, config: Any, context_length: int) -> dict[int, La
         raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
     except Exception as error:  # whatever the model's own code raises
         raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
-    return probe.layers
+    return probe.layers, context_length
 
 
 def _reach_attention(module: Any) -> attention_hook.ProbeContext:
@@ -255,7 +256,7 @@ def _refuse_other_layers(name: str, config: Any) -> None:
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in SERVED_LAYER_TYPES:
             raise ModelLoadError(
-                f"{name} has a layer of type {kind!r}; Penstock computes {' and '.join(SERVED_LAYER_TYPES)} only."
+                f"{name} has a layer of type {kind!r}; Penstock computes only {', '.join(SERVED_LAYER_TYPES)}."
             )
 
 
@@ -293,19 +294,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _context_length(config: Any) -> int:
-    """The model's own, short of where rotary frequencies would depend on the longest sequence in the batch."""
+    """The model's own, short of where attention would end at a chunk's beginning, or rotary frequencies would depend on
+    the longest sequence in the batch."""
     length = _stated_length(config)
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        length = _shorter(config, length, config.attention_chunk_size, "one of its chunks of attention ends")
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         original = parameters.get("original_max_position_embeddings") or length
-        if parameters.get("rope_type") in ("dynamic", "longrope") and original < length:
-            log.warning(
-                "%s is served up to %d tokens, where its rotary frequencies change",
-                config.model_type,
-                original,
-            )
-            length = original
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            length = _shorter(config, length, original, "its rotary frequencies change")
     return length
+
+
+def _shorter(config: Any, length: int, limit: int, why: str) -> int:
+    if limit < length:
+        log.warning("%s is served up to %d tokens, where %s", config.model_type, limit, why)
+    return min(length, limit)
 
 
 def _stated_length(config: Any) -> int:
