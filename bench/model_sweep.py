@@ -166,6 +166,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # Published ones have both kinds of layers, unlike the defaults.
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
+    # Attention in chunks is served up to the first one's end.
+    "Llama4ForCausalLM": {"attention_chunk_size": MAX_MODEL_LEN},
     "LongcatFlashForCausalLM": {"head_dim": 8},
     "MllamaForCausalLM": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     # Its own mask or cache applies a window that attention is not told of; published models have one of full length.
@@ -424,7 +426,8 @@ name and with the reason; {differs} load and differ, {fails} fail otherwise; {un
 This page is written by `python bench/model_sweep.py`, which makes each of them tiny and random, in float32, with one layer
 of every kind that its configuration has by default, windows included, and serves it with chunked prompts, batch-mates,
 preemption and prefix hits: three prompts twice, {tokens} tokens each, log-probabilities within {tolerance:g}. Notes say
-what took part. What no default configuration has is not tried, nor are other modalities than text.
+what took part. Llama 4 is served as far as its first chunk of attention reaches, decoders of encoder-decoder models without
+their encoder. What no default configuration has is not tried, nor are other modalities than text.
 
 | Architecture | Result | Note |
 |---|---|---|"""

@@ -32,7 +32,7 @@ def attend_inline(model: nn.Module) -> int:
     model.register_forward_pre_hook(hold, with_kwargs=True)
     attentions = [module for module in model.modules() if _is_innermost_attention(module)]
     for layer, module in enumerate(attentions):
-        module.forward = _watched(module, layer, held)  # type: ignore[method-assign]
+        module.forward = _watched(module, layer, held)
     return len(attentions)
 
 
@@ -142,7 +142,7 @@ class Scores:
     __rmul__ = __imul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> "Scores":
-        return self * (1 / divisor)
+        return self.__mul__(1 / divisor)
 
     __itruediv__ = __truediv__
 

@@ -1,9 +1,11 @@
 """From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from .fusion import fuse
 from .inline_attention import attend_inline
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .lora import Adapters
 from .model_call import feed_positions, keep_logits
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
@@ -41,6 +44,7 @@ class LoadedModel:
         precision: "w8a8", "w8a16", "w4a16" or "none".
         backend: the kernels it computes with, and their device.
         fused: how many of the model's own parts each fused kernel stands in for.
+        adapters: what may be added to it, row by row.
         experts: of how many layers each kernel computes the experts, "torch" those left as stored; empty if not quantized.
     """
 
@@ -58,6 +62,7 @@ class LoadedModel:
     backend: Backend
     fused: dict[str, int]
     experts: dict[str, int]
+    adapters: Adapters
 
 
 def load_model(
@@ -67,6 +72,7 @@ def load_model(
     quantize: str = "auto",
     kv_cache_dtype: str = "auto",
     device: str = "auto",
+    adapters: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadedModel:
     """Load `model` ("builtin", a local folder or a hub id) for serving; see `EngineConfig` for the settings.
 
@@ -113,6 +119,7 @@ def load_model(
         backend=backend,
         fused=fused,
         experts=experts,
+        adapters=_load_adapters(module, adapters),
     )
 
 
@@ -154,6 +161,16 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
             "download or export it again."
         )
     return module
+
+
+@torch.inference_mode()
+def _load_adapters(module: Any, folders: Mapping[str, str]) -> Adapters:
+    adapters = Adapters()
+    for name, folder in folders.items():
+        adapters.load(module, name, folder)
+    if folders:
+        adapters.check_reached(lambda: _compute_two_tokens(module, attention_hook.ProbeContext()), 2)
+    return adapters
 
 
 @torch.inference_mode()
@@ -217,13 +234,14 @@ def _compute_two_tokens(
 ) -> torch.Tensor:
     """-> logits [2, vocab_size]"""
     with attention_hook.masks_with_rules():
-        return module(
+        logits: torch.Tensor = module(
             input_ids=torch.tensor([tokens], device=module.device),
             position_ids=torch.tensor([positions], device=module.device),
             use_cache=False,
             logits_to_keep=torch.arange(2, device=module.device),
             penstock=probe,
         ).logits[0]
+    return logits
 
 
 def _refuse_other_state(module: Any) -> None:

@@ -77,6 +77,7 @@ class Engine:
             quantize=config.quantize,
             kv_cache_dtype=config.kv_cache_dtype,
             device=config.device,
+            adapters=config.adapters,
         )
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
             raise ModelLoadError(
@@ -113,6 +114,7 @@ class Engine:
             block_size=self.runner.block_size,
             device=model.backend.device.type,
             kernels=describe(model.backend, model.precision, model.fused, model.experts),
+            adapters=model.adapters.fingerprints,
         )
         self.clock = time.monotonic
         # Told of every step just before it is computed.
@@ -172,6 +174,7 @@ class Engine:
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
                 sparse_attention=self._sparse_attention(params),
+                adapter=self.info.adapters.get(params.adapter) if params.adapter else None,
                 speculation=self._speculation(params, len(prompt_token_ids), draft_token_ids),
                 urgency=urgency,
                 arrived=arrived,
@@ -302,6 +305,11 @@ class Engine:
         checked_token_ids(prompt_token_ids)
         if not prompt_token_ids:
             raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
+        if params.adapter is not None and params.adapter not in self.info.adapters:
+            known = ", ".join(self.info.adapters) or "none"
+            raise InvalidRequestError(
+                f"adapter is {params.adapter!r}; this engine has: {known}.", param="adapter"
+            )
         vocab_size = self.info.vocab_size
         for name, given in (("prompt", prompt_token_ids), ("draft_token_ids", draft_token_ids or [])):
             worst = max(given, key=lambda token: token if token >= 0 else vocab_size - token, default=0)

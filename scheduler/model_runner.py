@@ -69,6 +69,7 @@ class ModelRunner:
         if self.backend.kind == "cpu":
             short = batch.input_ids.shape[1] < SHORT_STEP_TOKENS
             torch.set_num_threads(self._few_threads if short else self._threads)
+        self.model.adapters.use(batch.adapter_rows)
         result = self.model.module(
             input_ids=batch.input_ids,
             position_ids=batch.positions,

@@ -144,3 +144,5 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device: str
     kernels: str
     """Which kernels serve what, in one line."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters by name, and the digest of each one's files."""

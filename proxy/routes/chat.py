@@ -2,6 +2,7 @@
 
 import uuid
 
+import msgspec
 from aiohttp import web
 
 from ..chat import template_messages, template_variables
@@ -21,7 +22,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     context, caller = request.app[CONTEXT], caller_of(request)
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.chat(decode_object(await read_body(request))), ChatRequest)
-    context.backend.check_model(asked.model)
+    served = context.backend.find(asked.model)
     controls = cache_controls(request.headers, asked.penstock)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
@@ -33,7 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         tenant=caller.tenant,
         # The template writes the special tokens itself.
         prompts=(Prompt(text=text, add_special_tokens=False),),
-        params=params,
+        params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,
         draft=asked.prediction.text if asked.prediction else None,
         controls=controls,
@@ -41,9 +42,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         default_limit=context.backend.defaults.max_tokens,
     )
     generation = await context.service.start(job)
-    headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
+    headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-    head = context.reply_head(job.id)
+    head = context.reply_head(job.id, served)
     if asked.stream:
         form = chat_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
