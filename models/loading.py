@@ -179,8 +179,14 @@ def _probe_layers(module: Any, config: Any) -> tuple[dict[int, LayerShape], int]
     name = type(module).__name__
     feed_positions(module)
     keep_logits(module)
+    kinds = _attention_types(module)
     try:
         probe = _reach_attention(module)
+        if _attention_types(module) != kinds:
+            raise ModelLoadError(
+                f"{name} attends in another way to few tokens than to many, of which Penstock computes the first only; "
+                "serve this model with another engine."
+            )
         context_length = _context_length(config)
         _refuse_wrong_windows(name, config, context_length, probe)
         _refuse_wrong_masks(name, context_length, probe)
@@ -199,6 +205,11 @@ def _probe_layers(module: Any, config: Any) -> tuple[dict[int, LayerShape], int]
     except Exception as error:  # whatever the model's own code raises
         raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
     return probe.layers, context_length
+
+
+def _attention_types(module: Any) -> list[object]:
+    """Big Bird gives up its sparse attention once it is shown a short prompt."""
+    return [getattr(part, "attention_type", None) for part in module.modules()]
 
 
 def _reach_attention(module: Any) -> attention_hook.ProbeContext:

@@ -62,6 +62,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mpt": ({}, "MptAttention adds a bias or a mask of its own"),
     "openai-gpt": ({}, "multiplies its attention scores by more than one number"),
     "bert": ({}, "BertSelfAttention is not causal"),
+    "big_bird": ({"is_decoder": True}, "BigBirdForCausalLM attends in another way to few tokens"),
     "megatron-bert": ({}, "MegatronBertForCausalLM masks what layer 0 sees by another rule"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv'"),
     "recurrent_gemma": ({}, "RecurrentGemmaForCausalLM"),
