@@ -45,8 +45,25 @@ NEUTRAL_KWARGS = frozenset(
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+# Further calls of one layer in one pass keep their keys and values in places of their own, so far apart.
+AGAIN = 1 << 16
+
+
 @dataclass(slots=True)
-class StepContext:
+class _Pass:
+    """Counts how often each layer of one forward pass has attended."""
+
+    calls: dict[int, int] = field(default_factory=dict, kw_only=True)
+
+    def place(self, layer: int) -> int:
+        """Where the KV cache keeps what this call of `layer` stores: a layer may attend several times."""
+        number = self.calls.get(layer, 0)
+        self.calls[layer] = number + 1
+        return layer + number * AGAIN
+
+
+@dataclass(slots=True)
+class StepContext(_Pass):
     """What attention needs to know of one forward pass: the cache, and what its `prepare` gave."""
 
     kv_cache: KVCache
@@ -64,16 +81,24 @@ class AttentionCall:
 
 
 @dataclass(slots=True)
-class ProbeContext:
-    """Stands in for a `StepContext` at load: records what each layer stores, and computes plain causal attention."""
+class ProbeContext(_Pass):
+    """Stands in for a `StepContext` at load: records what each layer stores, and computes plain causal attention.
 
+    `alone`: every row attends to itself only.
+    """
+
+    alone: bool = False
     layers: dict[int, LayerShape] = field(default_factory=dict)
-    calls: dict[int, AttentionCall] = field(default_factory=dict)
+    arguments: dict[int, AttentionCall] = field(default_factory=dict)
     rules: dict[int, MaskRule] = field(default_factory=dict)
 
     @property
     def windowed(self) -> set[int]:
-        return {layer for layer, call in self.calls.items() if call.sliding_window is not None}
+        return {layer for layer, call in self.arguments.items() if call.sliding_window is not None}
+
+    @property
+    def num_layers(self) -> int:
+        return len({place % AGAIN for place in self.layers})
 
 
 def register() -> None:
@@ -173,41 +198,80 @@ def attention_forward(
     Raises ModelLoadError, naming it, on an argument that would change the result and that we do not compute.
     """
     layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module types attributes as Tensor | Module
+    where = type(module).__name__
+    rule = getattr(attention_mask, "rule", None)
+    if isinstance(penstock, ProbeContext):
+        _refuse_unknown(where, kwargs)
+        if attention_mask is not None and rule is None:
+            raise ModelLoadError(
+                f"{where} brings a mask of its own to attention, which Penstock does not apply."
+            )
+        says_otherwise = is_causal is False or getattr(module, "is_causal", True) is False
+        # BigBirdPegasus never says that it is, but its mask is.
+        if says_otherwise and not (rule and is_computed(rule, sliding_window, context_length=64)):
+            raise ModelLoadError(f"{where} is not causal; only causal language models can be served.")
     if scaling is None:
         scaling = float(query.shape[-1]) ** -0.5
-    if isinstance(penstock, ProbeContext):
-        rule = getattr(attention_mask, "rule", None)
-        _refuse_unknown(module, attention_mask if rule is None else None, is_causal, kwargs)
-        if layer in penstock.layers:
-            raise ModelLoadError(
-                f"{type(module).__name__} attends twice in layer {layer}, which has one place for keys and values."
-            )
-        penstock.calls[layer] = AttentionCall(scaling, sliding_window, softcap, s_aux is not None)
-        if rule is not None:
-            penstock.rules[layer] = rule
-        penstock.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2).contiguous(), None
-    out = penstock.kv_cache.attend(
+    out = attend(
         layer,
-        query[0],
-        key[0],
-        value[0],
-        penstock.batch,
+        query,
+        key,
+        value,
+        rule,
+        penstock,
         scaling=scaling,
         sliding_window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
     )
-    return out[None], None
+    return out, None
 
 
-def _refuse_unknown(
-    module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, kwargs: dict[str, object]
-) -> None:
-    where = type(module).__name__
+def attend(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rule: MaskRule | None,
+    context: StepContext | ProbeContext,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """query [1, Hq, T, D], key and value [1, Hkv, T, D] -> [1, T, Hq, Dv].
+
+    `rule`: what the model's mask was made by, looked at when the model is loaded.
+    """
+    place = context.place(layer)
+    if isinstance(context, ProbeContext):
+        context.arguments[place] = AttentionCall(scaling, sliding_window, softcap, sinks is not None)
+        if rule is not None:
+            context.rules[place] = rule
+        context.layers[place] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        if context.alone:
+            out = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+            )
+        return out.transpose(1, 2).contiguous()
+    out = context.kv_cache.attend(
+        place,
+        query[0],
+        key[0],
+        value[0],
+        context.batch,
+        scaling=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+    )
+    return out[None]
+
+
+def _refuse_unknown(where: str, kwargs: dict[str, object]) -> None:
     unknown = sorted(
         name for name, given in kwargs.items() if name not in NEUTRAL_KWARGS and given is not None
     )
@@ -216,7 +280,3 @@ def _refuse_unknown(
             f"{where} passes {', '.join(unknown)} to attention, which Penstock does not compute; "
             "serve this model with another engine."
         )
-    if attention_mask is not None:
-        raise ModelLoadError(f"{where} brings a mask of its own to attention, which Penstock does not apply.")
-    if is_causal is False or getattr(module, "is_causal", True) is False:
-        raise ModelLoadError(f"{where} is not causal; only causal language models can be served.")

@@ -9,6 +9,7 @@ DECISIVE = (
     "*.safetensors",
     "*.bin",
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer*",
     "*.jinja",

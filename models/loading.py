@@ -1,11 +1,12 @@
 """From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .fingerprint import fingerprint
 from .fusion import fuse
+from .inline_attention import attend_inline
 from .kv_cache import LayerShape
 from .location import resolve_model
+from .lora import Adapters
+from .model_call import feed_positions, keep_logits
 from .native_forward import forward_of
 from .native_layers import stack_layers
 from .quantized_experts import quantize_experts
@@ -29,7 +33,9 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # input_ids and positions [1, T], the rows [S] whose logits are wanted, and the step's context -> [S, V].
 LogitsOf = Callable[[Tensor, Tensor, Tensor, attention_hook.StepContext], Tensor]
-SERVED_LAYER_TYPES = ("full_attention", "sliding_attention")
+# Of what another first token may change in the second row, where rows do not meet: products of other shapes round otherwise.
+OF_ROUNDING = 1e-3
+SERVED_LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class LoadedModel:
         precision: "w8a8", "w8a16", "w4a16" or "none".
         backend: the kernels it computes with, and their device.
         fused: how many of the model's own parts each fused kernel stands in for.
+        adapters: what may be added to it, row by row.
         experts: of how many layers each kernel computes the experts, "torch" those left as stored; empty if not quantized.
     """
 
@@ -63,6 +70,7 @@ class LoadedModel:
     backend: Backend
     fused: dict[str, int]
     experts: dict[str, int]
+    adapters: Adapters
 
 
 def load_model(
@@ -72,6 +80,7 @@ def load_model(
     quantize: str = "auto",
     kv_cache_dtype: str = "auto",
     device: str = "auto",
+    adapters: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadedModel:
     """Load `model` ("builtin", a local folder or a hub id) for serving; see `EngineConfig` for the settings.
 
@@ -101,11 +110,12 @@ def load_model(
         make_steady(module)
     module.to(backend.device).eval()
     fused = fuse(module, backend)
-    context_length = _context_length(config)
-    probe = _probe_layers(module, config, context_length)
+    probe, context_length = _probe_layers(module, config)
+    added = _load_adapters(module, adapters)
     forward: LogitsOf | None = None
-    on_cpu = precision == "w8a8" and backend.kind == "cpu"
-    if on_cpu and (stacked := stack_layers(module, probe.calls, probe.layers)):
+    # What an adapter adds is added to single products, which the library keeps to itself.
+    may_stack = precision == "w8a8" and backend.kind == "cpu" and not adapters
+    if may_stack and (stacked := stack_layers(module, probe.arguments, probe.layers)):
         fused["layers"] = stacked
         forward = forward_of(module, probe.layers)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
@@ -125,6 +135,7 @@ def load_model(
         backend=backend,
         fused=fused,
         experts=experts,
+        adapters=added,
     )
 
 
@@ -153,71 +164,149 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
             raise ModelLoadError(
                 f"{path} is stored quantized, which Penstock cannot load yet; give the original and quantize = 'w8a8'."
             )
-        module, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            attn_implementation=attention_hook.NAME,
-            output_loading_info=True,
-        )
+        settings = {"dtype": "auto" if dtype == "auto" else DTYPES[dtype], "output_loading_info": True}
+        try:
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation=attention_hook.NAME, **settings
+            )
+        except KeyError as error:
+            if error.args != (attention_hook.NAME,):
+                raise
+            # It has a class per implementation. Of its eager one, attention may be seen from outside.
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation="eager", **settings
+            )
+            module.config._attn_implementation = attention_hook.NAME  # so that no masks are made
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
-        reason = _first_line(error)
-        if isinstance(error, KeyError) and error.args == (attention_hook.NAME,):
-            reason = "its architecture computes attention by itself, out of reach of Penstock's paged KV"
-        raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+        raise ModelLoadError(
+            f"{path} cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         # transformers only warns, and fills them with random numbers.
         raise ModelLoadError(
             f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
             "download or export it again."
         )
-    if not getattr(module, "_supports_attention_backend", False):
-        raise ModelLoadError(
-            f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
-            "serve it with another engine."
-        )
     return module
 
 
 @torch.inference_mode()
-def _probe_layers(module: Any, config: Any, context_length: int) -> attention_hook.ProbeContext:
-    """One tiny forward pass: what every layer stores, and a refusal by name of what we would not compute."""
+def _load_adapters(module: Any, folders: Mapping[str, str]) -> Adapters:
+    adapters = Adapters()
+    for name, folder in folders.items():
+        adapters.load(module, name, folder)
+    if folders:
+        adapters.check_reached(lambda: _compute_two_tokens(module, attention_hook.ProbeContext()), 2)
+    return adapters
+
+
+@torch.inference_mode()
+def _probe_layers(module: Any, config: Any) -> tuple[attention_hook.ProbeContext, int]:
+    """Tiny forward passes: what every layer stores, for how many tokens; refuses by name what we would not compute."""
     name = type(module).__name__
-    probe = attention_hook.ProbeContext()
+    feed_positions(module)
+    keep_logits(module)
+    kinds = _attention_types(module)
     try:
-        try:
-            _compute_two_tokens(module, probe)
-        except TypeError as error:
-            # Nemotron's layers give their attention no more than they know.
-            if "penstock" not in str(error) or not attention_hook.carry(module):
-                raise
-            probe = attention_hook.ProbeContext()
-            _compute_two_tokens(module, probe)
+        probe = _reach_attention(module)
+        if _attention_types(module) != kinds:
+            raise ModelLoadError(
+                f"{name} attends in another way to few tokens than to many, of which Penstock computes the first only; "
+                "serve this model with another engine."
+            )
+        context_length = _context_length(config)
+        _refuse_wrong_windows(name, config, context_length, probe)
+        _refuse_wrong_masks(name, context_length, probe)
+        if config.num_hidden_layers not in (probe.num_layers, len(probe.layers)):
+            raise ModelLoadError(
+                f"{name} has {config.num_hidden_layers} layers, of which {probe.num_layers} use attention over a KV cache; "
+                "layers with other state (recurrent, convolutional, shared KV) are not supported."
+            )
+        if not module._supports_attention_backend:  # else transformers itself answers for these
+            _refuse_other_state(module)
+            _refuse_own_positions(module)
     except ModelLoadError:
         raise
     except TypeError as error:
         raise ModelLoadError(f"{name} does not pass our context down to attention: {error}") from error
     except Exception as error:  # whatever the model's own code raises
         raise ModelLoadError(f"{name} cannot compute two tokens: {_first_line(error)}") from error
-    _refuse_wrong_windows(name, config, context_length, probe)
-    _refuse_wrong_masks(name, context_length, probe)
-    expected = config.num_hidden_layers
-    if len(probe.layers) != expected:
+    return probe, context_length
+
+
+def _attention_types(module: Any) -> list[object]:
+    """Big Bird gives up its sparse attention once it is shown a short prompt."""
+    return [getattr(part, "attention_type", None) for part in module.modules()]
+
+
+def _reach_attention(module: Any) -> attention_hook.ProbeContext:
+    """Sees to it that our attention is called, in one of the ways that there are; returns what it was called with."""
+    probe = attention_hook.ProbeContext()
+    try:
+        _compute_two_tokens(module, probe)
+    except TypeError as error:
+        if "penstock" not in str(error):
+            raise
+        # Nemotron's layers give their attention no more than they know; others call no attention function at all.
+        called = module._supports_attention_backend or attention_hook.attention_forward.__name__ in str(error)
+        if not (attention_hook.carry if called else attend_inline)(module):
+            raise
+        probe = attention_hook.ProbeContext()
+        _compute_two_tokens(module, probe)
+    if not probe.layers and attend_inline(module):
+        probe = attention_hook.ProbeContext()
+        _compute_two_tokens(module, probe)
+    if not probe.layers:
         raise ModelLoadError(
-            f"{name} has {expected} layers, of which {len(probe.layers)} use attention over a KV cache; "
-            "layers with other state (recurrent, convolutional, shared KV) are not supported."
+            f"{type(module).__name__} computes attention by itself, out of reach of Penstock's paged KV; "
+            "serve it with another engine."
         )
     return probe
 
 
-def _compute_two_tokens(module: Any, probe: attention_hook.ProbeContext) -> None:
+def _compute_two_tokens(
+    module: Any,
+    probe: attention_hook.ProbeContext,
+    tokens: tuple[int, int] = (0, 0),
+    positions: tuple[int, int] = (0, 1),
+) -> torch.Tensor:
+    """-> logits [2, vocab_size]"""
     with attention_hook.masks_with_rules():
-        module(
-            input_ids=torch.zeros(1, 2, dtype=torch.long, device=module.device),
-            position_ids=torch.arange(2, device=module.device)[None],
+        logits: torch.Tensor = module(
+            input_ids=torch.tensor([tokens], device=module.device),
+            position_ids=torch.tensor([positions], device=module.device),
             use_cache=False,
+            logits_to_keep=torch.arange(2, device=module.device),
             penstock=probe,
+        ).logits[0]
+    return logits
+
+
+def _refuse_other_state(module: Any) -> None:
+    """Where each row attends to itself only, the first may not be felt by the second."""
+    first, other = (
+        _compute_two_tokens(module, attention_hook.ProbeContext(alone=True), tokens)
+        for tokens in ((1, 3), (2, 3))
+    )
+    changes = (first - other).abs().amax(dim=-1)
+    if not changes[0] or changes[1] > OF_ROUNDING * changes[0]:
+        raise ModelLoadError(
+            f"{type(module).__name__} passes something from token to token beside attention; "
+            "layers with other state (recurrent, convolutional) are not supported."
+        )
+
+
+def _refuse_own_positions(module: Any) -> None:
+    near, far = (
+        _compute_two_tokens(module, attention_hook.ProbeContext(), (1, 3), positions)[1]
+        for positions in ((0, 1), (0, 3))
+    )
+    if torch.equal(near, far):
+        raise ModelLoadError(
+            f"{type(module).__name__} does not let its positions be told, as rows of several sequences in a batch need; "
+            "serve this model with another engine."
         )
 
 
@@ -225,7 +314,7 @@ def _refuse_other_layers(name: str, config: Any) -> None:
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in SERVED_LAYER_TYPES:
             raise ModelLoadError(
-                f"{name} has a layer of type {kind!r}; Penstock computes {' and '.join(SERVED_LAYER_TYPES)} only."
+                f"{name} has a layer of type {kind!r}; Penstock computes only {', '.join(SERVED_LAYER_TYPES)}."
             )
 
 
@@ -248,7 +337,7 @@ def _refuse_wrong_windows(
 
 def _refuse_wrong_masks(name: str, context_length: int, probe: attention_hook.ProbeContext) -> None:
     for layer, rule in probe.rules.items():
-        window = probe.calls[layer].sliding_window
+        window = probe.arguments[layer].sliding_window
         if not attention_hook.is_computed(rule, window, context_length):
             told = "no sliding window" if window is None else f"a sliding window of {window} tokens"
             raise ModelLoadError(
@@ -263,23 +352,33 @@ def _first_line(error: Exception) -> str:
 
 
 def _context_length(config: Any) -> int:
-    """The model's own, short of where rotary frequencies would depend on the longest sequence in the batch."""
+    """The model's own, short of where attention would end at a chunk's beginning, or rotary frequencies would depend on
+    the longest sequence in the batch."""
     length = _stated_length(config)
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        length = _shorter(config, length, config.attention_chunk_size, "one of its chunks of attention ends")
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         original = parameters.get("original_max_position_embeddings") or length
-        if parameters.get("rope_type") in ("dynamic", "longrope") and original < length:
-            log.warning(
-                "%s is served up to %d tokens, where its rotary frequencies change",
-                config.model_type,
-                original,
-            )
-            length = original
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            length = _shorter(config, length, original, "its rotary frequencies change")
     return length
 
 
+def _shorter(config: Any, length: int, limit: int, why: str) -> int:
+    if limit < length:
+        log.warning("%s is served up to %d tokens, where %s", config.model_type, limit, why)
+    return min(length, limit)
+
+
 def _stated_length(config: Any) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+    for name in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "seq_length",
+        "max_target_positions",
+    ):
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:
             return length

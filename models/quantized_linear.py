@@ -57,6 +57,7 @@ class QuantizedLinear(nn.Module):
         self.quantized = weight
         self.bias = bias
         self.handoff: Handoff | None = None
+        self.in_features, self.out_features = weight.in_features, weight.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         ready = None if self.handoff is None else self.handoff.take(x)
@@ -73,7 +74,7 @@ class SharedLinear:
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, sizes: list[int]) -> None:
         self.linear = QuantizedLinear(weight, bias)
-        self._sizes = sizes
+        self.sizes = sizes
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
 
@@ -81,7 +82,7 @@ class SharedLinear:
         # By identity: the held reference keeps the tensor's id from being given to another.
         if x is not self._input or self._parts[index] is None:
             self._input = x
-            self._parts = list(self.linear(x).split(self._sizes, dim=-1))
+            self._parts = list(self.linear(x).split(self.sizes, dim=-1))
         part = self._parts[index]
         assert part is not None
         self._parts[index] = None
@@ -98,6 +99,7 @@ class SharedLinearPart(nn.Module):
         self.shared = shared
         self._index = index
         self.quantized = shared.linear.quantized
+        self.in_features, self.out_features = self.quantized.in_features, shared.sizes[index]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shared.take(self._index, x)

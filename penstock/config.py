@@ -87,6 +87,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: Annotated[int, About("server", "port to listen on; 0 takes a free one")] = 8000
     workers: Annotated[int, About("server", "HTTP processes that share the port and the engine")] = 1
     api_keys: Annotated[tuple[str, ...], About("server", "keys clients may use; none: open to all")] = ()
+    adapters: Annotated[
+        dict[str, str],
+        About("server", "LoRA adapters in PEFT's format: 'sql=FOLDER' is served as MODEL:sql"),
+    ] = {}
     unsupported: Annotated[
         Unsupported,
         About("server", "parameters not honoured: refuse (400), or drop and name in x-penstock-dropped"),
@@ -190,6 +194,7 @@ def _table() -> dict[str, _Entry]:
 
 
 TABLE = _table()
+_TARGETS = {"adapters": "FOLDER", "model_aliases": "MODEL"}
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
@@ -253,16 +258,18 @@ def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
     choices = get_args(entry.type) if get_origin(entry.type) is Literal else None
     section.add_argument(
         entry.flag,
-        metavar="{" + ",".join(choices) + "}" if choices else _placeholder(entry.type),
+        metavar="{" + ",".join(choices) + "}" if choices else _placeholder(entry),
         default=argparse.SUPPRESS,
         help=entry.about.help.replace("%", "%%") + shown,
     )
 
 
-def _placeholder(type_: Any) -> str:
+def _placeholder(entry: _Entry) -> str:
+    if entry.name in _TARGETS:
+        return f"NAME={_TARGETS[entry.name]},..."
+    type_ = entry.type
     text = str(type_)
     placeholders = (
-        ("dict", "NAME=MODEL,..."),
         ("SparseAttention", "mass=P,..."),
         ("tuple", "KEY,..."),
         ("Path", "PATH"),
@@ -301,7 +308,7 @@ def _parse(entry: _Entry, value: Any, *, where: str) -> Any:
         if get_origin(entry.type) is tuple:
             value = [part.strip() for part in value.split(",") if part.strip()]
         elif get_origin(entry.type) is dict:
-            value = _pairs(entry, value, where=where, form="NAME=MODEL")
+            value = _pairs(entry, value, where=where, form="NAME=" + _TARGETS[entry.name])
         elif entry.type == SparseAttention | None:
             value = _pairs(entry, value, where=where, form="mass=0.95")
         elif entry.type is bool:

@@ -1,7 +1,9 @@
 """The model behind the server: its engine, its tokenizer, its names, and whether it is ready."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+import msgspec
 
 from ..errors import ConfigError, EngineDeadError, ModelNotFoundError, PenstockError
 from ..models.generation_defaults import GenerationDefaults
@@ -12,6 +14,13 @@ from ..scheduler import AsyncEngine
 ANY_NAME = "*"
 
 
+class Served(msgspec.Struct, frozen=True):
+    """A name that requests are answered under, and the LoRA adapter that it stands for; None for the model as it is."""
+
+    name: str
+    adapter: str | None = None
+
+
 class Backend:
     """Loads in the background, while requests wait in `ready`.
 
@@ -20,6 +29,7 @@ class Backend:
         engine: not started yet; it restarts itself when it dies.
         served_name: the name clients use; None takes the model's own.
         aliases: other name -> served name; "*" stands for any.
+        adapters: names of the engine's LoRA adapters, each served as NAME:ADAPTER.
 
     Raises ConfigError when an alias names another model.
     """
@@ -31,11 +41,16 @@ class Backend:
         *,
         served_name: str | None = None,
         aliases: Mapping[str, str] | None = None,
+        adapters: Collection[str] = (),
     ) -> None:
         self.name = served_name or model_name(model)
+        self._served = {self.name: Served(self.name)}
+        for adapter in adapters:
+            name = f"{self.name}:{adapter}"
+            self._served[name] = Served(name, adapter)
         self.aliases = dict(aliases or {})
         for alias, target in self.aliases.items():
-            if target != self.name:
+            if target not in self._served:
                 raise ConfigError(
                     f"model_aliases maps {alias!r} to {target!r}, which is not served; "
                     f"write '{alias}={self.name}'.",
@@ -88,17 +103,22 @@ class Backend:
         if self.failure is not None:
             raise EngineDeadError(f"The model could not be loaded: {self.failure.message}")
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFoundError unless this model answers to `name`."""
-        if name is None or name == self.name or name in self.aliases or ANY_NAME in self.aliases:
-            return
+    def find(self, name: str | None) -> Served:
+        """What answers to `name`: the model, or one of its adapters. Raises ModelNotFoundError when nothing does."""
+        if name is None:
+            return self._served[self.name]
+        served = self._served.get(name) or self._served.get(
+            self.aliases.get(name) or self.aliases.get(ANY_NAME, "")
+        )
+        if served is not None:
+            return served
         raise ModelNotFoundError(
             f"The model {name!r} does not exist here; served are: {', '.join(self.names)}.", param="model"
         )
 
     @property
     def names(self) -> list[str]:
-        return [self.name, *(alias for alias in self.aliases if alias not in (ANY_NAME, self.name))]
+        return [*self._served, *(alias for alias in self.aliases if alias not in (ANY_NAME, *self._served))]
 
     async def close(self) -> None:
         await self.engine.shutdown()

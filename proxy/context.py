@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from ..config import Settings
-from .backend import Backend
+from .backend import Backend, Served
 from .edge import Edge
 from .metrics import Metrics
 from .service import CompletionService
@@ -20,18 +20,19 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     edge: Edge
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
 
-    @property
-    def system_fingerprint(self) -> str:
+    def system_fingerprint(self, served: Served) -> str:
         """Changes whenever a seeded answer could; the model must be ready."""
-        return f"fp_{self.backend.engine.info.fingerprint[:12]}"
+        info = self.backend.engine.info
+        adapter = "" if served.adapter is None else f"_{info.adapters[served.adapter][:12]}"
+        return f"fp_{info.fingerprint[:12]}{adapter}"
 
-    def reply_head(self, job_id: str) -> dict[str, object]:
+    def reply_head(self, job_id: str, served: Served) -> dict[str, object]:
         """The fields that every chunk and body of one reply begins with; the model must be ready."""
         return {
             "id": job_id,
             "created": int(time.time()),
-            "model": self.backend.name,
-            "system_fingerprint": self.system_fingerprint,
+            "model": served.name,
+            "system_fingerprint": self.system_fingerprint(served),
         }
 
 

@@ -143,7 +143,11 @@ async def serve(
     """
     stop, hurry = _on_signals(signals)
     backend = Backend(
-        settings.model, engine, served_name=settings.served_model_name, aliases=settings.model_aliases
+        settings.model,
+        engine,
+        served_name=settings.served_model_name,
+        aliases=settings.model_aliases,
+        adapters=settings.adapters,
     )
     loading = asyncio.create_task(backend.start())
     stopped = asyncio.create_task(stop.wait())

@@ -238,14 +238,18 @@ class CompletionService:
         if params.max_tokens is None:
             asked["default_limit"] = job.default_limit
         del asked["drafters"]  # they change no output
+        adapter = asked.pop("adapter")  # what it is counts, not what it is called
         if params.is_greedy:
             asked["seed"] = None  # decides nothing, so that it must not part equal requests
         info = self._backend.engine.info
+        fingerprint = f"{info.fingerprint}:{self._backend.tokenizer.fingerprint}:{info.max_model_len}"
+        if adapter is not None:
+            fingerprint += f":{info.adapters[adapter]}"
         return completion_key(
             tenant=job.tenant,
             namespace=controls.namespace,
             model=info.name,
-            fingerprint=f"{info.fingerprint}:{self._backend.tokenizer.fingerprint}:{info.max_model_len}",
+            fingerprint=fingerprint,
             request={"prompts": msgspec.to_builtins(job.prompts), "params": asked},
         )
 

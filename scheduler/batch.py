@@ -19,6 +19,7 @@ class Batch:
         sample_rows: [S] int64, the rows whose logits are sampled: of each sequence in `due` that of its last token, then
             those of its draft.
         due: the sequences that get new tokens.
+        adapter_rows: [M] int64 by the name of an adapter: the rows that it is computed for.
         spans: whose rows they are, in order: single rows by context length, then longer runs, then those of sparse prompts.
     """
 
@@ -26,6 +27,7 @@ class Batch:
     positions: Tensor
     sample_rows: Tensor
     due: list[ScheduledSequence]
+    adapter_rows: dict[str, Tensor]
     spans: list[Span]
 
 
@@ -43,6 +45,7 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
     pieces.sort(key=lambda piece: _order(*piece))
     input_ids: list[int] = []
     positions: list[int] = []
+    adapter_rows: dict[str, list[int]] = {}
     sampled: dict[int, list[tuple[int, int]]] = {id(item): [] for item in output.scheduled if item.samples}
     for span, item in pieces:
         seq, start, stop = item.seq, span.first_position, span.context_len
@@ -53,6 +56,10 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
         input_ids += seq.token_ids[start:stop]
         if stop > seq.num_tokens:
             input_ids += item.draft[max(0, start - seq.num_tokens) : stop - seq.num_tokens]
+        if seq.params.adapter is not None:
+            adapter_rows.setdefault(seq.params.adapter, []).extend(
+                range(len(positions), len(positions) + stop - start)
+            )
         positions += range(start, stop)
     due = [item for item in output.scheduled if item.samples]
     sample_rows = [row for item in due for _, row in sorted(sampled[id(item)])]
@@ -61,6 +68,7 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
         positions=torch.tensor([positions], device=device),
         sample_rows=torch.tensor(sample_rows, dtype=torch.long, device=device),
         due=due,
+        adapter_rows={name: torch.tensor(rows, device=device) for name, rows in adapter_rows.items()},
         spans=[span for span, _ in pieces],
     )
 

@@ -74,7 +74,7 @@ class BlockManager:
     """Hands out `num_blocks` blocks of `block_size` tokens; block 0 is reserved.
 
     A free block keeps its contents until it is reused, so a block may be free *and* cached. A hash stands only for a
-    fully written block, is chained over all tokens before it, is salted by tenant, and is believed only when the
+    fully written block, is chained over all tokens before it, is salted by tenant and adapter, and is believed only when the
     token ids agree as well.
     """
 
@@ -263,7 +263,7 @@ class BlockManager:
         hashes = seq.block_hashes
         while len(hashes) < count:
             start = len(hashes) * self.block_size
-            digest = xxhash.xxh3_128(hashes[-1] if hashes else seq.tenant.encode())
+            digest = xxhash.xxh3_128(hashes[-1] if hashes else _salt(seq))
             digest.update(self._how_computed(seq, start + self.block_size).encode())
             digest.update(array("q", seq.token_ids[start : start + self.block_size]).tobytes())
             hashes.append(digest.digest())
@@ -282,6 +282,11 @@ class BlockManager:
                 # Its rows chose keys without those that a longer prompt would have had beside them.
                 how += f" of {seq.num_prompt_tokens}"
         return how
+
+
+def _salt(seq: Sequence) -> bytes:
+    # 0xff is in no UTF-8: no tenant can be called like another's adapter.
+    return seq.tenant.encode() + (b"" if seq.adapter is None else b"\xff" + seq.adapter.encode())
 
 
 def _spread_out(count: int) -> list[int]:

@@ -74,6 +74,7 @@ class Engine:
             quantize=config.quantize,
             kv_cache_dtype=config.kv_cache_dtype,
             device=config.device,
+            adapters=config.adapters,
         )
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
             raise ModelLoadError(
@@ -131,6 +132,7 @@ class Engine:
             draft_model=""
             if self.draft_model is None
             else self.draft_model.describe(self.runner.kv_bytes_per_token),
+            adapters=model.adapters.fingerprints,
         )
         self.clock = time.monotonic
         # Told of every step just before it is computed.
@@ -190,6 +192,7 @@ class Engine:
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
                 sparse_attention=self._sparse_attention(params),
+                adapter=self.info.adapters.get(params.adapter) if params.adapter else None,
                 speculation=self._speculation(params, len(prompt_token_ids), draft_token_ids),
                 urgency=urgency,
                 arrived=arrived,

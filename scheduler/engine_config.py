@@ -20,6 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         quantize: "w8a8" for INT8 linears and experts, "w8a16" and "w4a16" for weights alone in 8 or 4 bits,
             "none" for as stored, "auto": w8a8 for the built-in model, else none.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+        adapters: LoRA adapters by the name that requests choose them by: folders as PEFT saves them.
         max_model_len: longest prompt + completion in tokens; None takes the model's own.
         max_num_seqs: most sequences computed in one step.
         max_num_batched_tokens: most tokens computed in one step.
@@ -46,6 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str = "builtin"
     quantize: Precision = "auto"
     dtype: str = "auto"
+    adapters: dict[str, str] = {}
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -72,6 +74,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or left out.", param=name)
+        for adapter in self.adapters:
+            if not adapter.isprintable() or not adapter or set(adapter) & {":", ",", "="}:
+                raise ConfigError(
+                    f"adapters names one {adapter!r}; a name must be printable, without ':', ',' and '='.",
+                    param="adapters",
+                )
         for tenant, weight in self.tenant_weights.items():
             if not 0 < weight < float("inf"):
                 raise ConfigError(

@@ -69,6 +69,7 @@ class ModelRunner:
         A None in place of a token means that the model gave no finite logits for it.
         """
         batch = build_batch(output, self.backend.device, drafts_as_decodes=self.backend.kind == "triton")
+        self.model.adapters.use(batch.adapter_rows)
         logits = self._forward.logits(batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
         if not batch.due:
             return []

@@ -146,3 +146,5 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """Which kernels serve what, in one line."""
     draft_model: str = ""
     """The model that guesses tokens for this one, its precision and its memory, in one line; empty without one."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters by name, and the digest of each one's files."""

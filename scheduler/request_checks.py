@@ -18,6 +18,11 @@ def check_request(
     checked_token_ids(prompt_token_ids)
     if not prompt_token_ids:
         raise InvalidRequestError("The prompt is empty; give at least one token.", param="prompt")
+    if params.adapter is not None and params.adapter not in info.adapters:
+        known = ", ".join(info.adapters) or "none"
+        raise InvalidRequestError(
+            f"adapter is {params.adapter!r}; this engine has: {known}.", param="adapter"
+        )
     _check_token_ids(info, prompt_token_ids, params, draft_token_ids)
     _check_drafters(info, params)
     _check_sparse_attention(config, params)

@@ -39,6 +39,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         sparse_attention: instead of the engine's own; False attends to all keys.
         drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", "grammar" for what a
             grammar forces, "draft_model" where the engine has one; () for nobody. The output is the same with any.
+        adapter: name of the LoRA adapter to compute it with; None for the model as it is.
         grammar: what the output must be, a JSON schema for instance; it ends where nothing more may follow.
 
     Raises InvalidRequestError naming the field, its value and its limit.
@@ -65,6 +66,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     sparse_attention: SparseAttention | bool | None = None
     drafters: tuple[Literal["ngram", "grammar", "draft_model"], ...] | None = None
     grammar: Grammar | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         _make_typed(self)

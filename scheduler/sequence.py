@@ -41,6 +41,7 @@ class Sequence:
     Attributes:
         seed: 64-bit key of the sampling noise.
         sparse_attention: of its decodes and its prompt; None attends to all keys.
+        adapter: fingerprint of the LoRA adapter that its KV is computed with; None without one.
         speculation: who guesses its next tokens, and what the next step verifies; None where nobody does.
         max_tokens: most output tokens, already resolved against the context length.
         matcher: where its output stands in its grammar; None without one.
@@ -54,6 +55,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "arrived",
         "block_hashes",
         "block_table",
@@ -92,6 +94,7 @@ class Sequence:
         stop_token_ids: frozenset[int] = frozenset(),
         tenant: str = "default",
         sparse_attention: SparseAttention | None = None,
+        adapter: str | None = None,
         speculation: Speculation | None = None,
         urgency: Urgency = ORDINARY,
         arrived: float = 0.0,
@@ -104,6 +107,7 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         self.tenant = tenant
         self.sparse_attention = sparse_attention
+        self.adapter = adapter
         self.speculation = speculation
         self.urgency = urgency
         self.matcher: Matcher | None = None

@@ -2,6 +2,7 @@
 
 import uuid
 
+import msgspec
 from aiohttp import web
 
 from ...scheduler.outputs import Chunk
@@ -26,7 +27,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     context, caller = request.app[CONTEXT], caller_of(request)
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.chat(decode_object(await read_body(request))), ChatRequest)
-    context.backend.check_model(asked.model)
+    served = context.backend.find(asked.model)
     controls = cache_controls(request.headers, asked.penstock)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
@@ -43,7 +44,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         tenant=caller.tenant,
         # The template writes the special tokens itself.
         prompts=(Prompt(text=text, add_special_tokens=False),),
-        params=constrained(params, layout, tools, tokenizer),
+        params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),
         urgency=asked.urgency,
         draft=asked.prediction.text if asked.prediction else None,
         controls=controls,
@@ -51,9 +52,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         default_limit=context.backend.defaults.max_tokens,
     )
     generation = await context.service.start(job)
-    headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
+    headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-    head = context.reply_head(job.id)
+    head = context.reply_head(job.id, served)
     if asked.stream:
         form = _form(head, layout, logprobs, include_usage=asked.include_usage)
         return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)

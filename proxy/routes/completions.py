@@ -2,6 +2,7 @@
 
 import uuid
 
+import msgspec
 from aiohttp import web
 
 from ...errors import InvalidRequestError
@@ -23,23 +24,23 @@ async def completions(request: web.Request) -> web.StreamResponse:
     context, caller = request.app[CONTEXT], caller_of(request)
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.completions(decode_object(await read_body(request))), CompletionRequest)
-    context.backend.check_model(asked.model)
+    served = context.backend.find(asked.model)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     job = Job(
         id=f"cmpl-{uuid.uuid4().hex}",
         tenant=caller.tenant,
         prompts=_prompts(asked),
-        params=params,
+        params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,
         controls=cache_controls(request.headers, asked.penstock),
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,
     )
     generation = await context.service.start(job)
-    headers = reply_headers(generation, model=context.backend.name, dropped=policy.dropped)
+    headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
-    head = context.reply_head(job.id)
+    head = context.reply_head(job.id, served)
     if asked.stream:
         form = completion_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage

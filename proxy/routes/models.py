@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the one model, and the other names it answers to."""
+"""GET /v1/models and /v1/models/{id}: the one model, its adapters, and the other names they answer to."""
 
 from aiohttp import web
 
@@ -13,7 +13,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     context, name = request.app[CONTEXT], request.match_info["id"]
-    context.backend.check_model(name)
+    context.backend.find(name)
     return json_response(_card(context, name))
 
 
@@ -24,6 +24,6 @@ def _card(context: Context, name: str) -> dict[str, object]:
         "object": "model",
         "created": context.started,
         "owned_by": "penstock",
-        "root": backend.name,
+        "root": backend.find(name).name,
         "max_model_len": backend.engine.info.max_model_len if backend.is_ready else None,
     }

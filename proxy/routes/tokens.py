@@ -18,7 +18,7 @@ from ..tools import Tools
 async def tokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     asked = convert(decode_object(await read_body(request)), TokenizeRequest)
-    context.backend.check_model(asked.model)
+    context.backend.find(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidRequestError("Send either prompt or messages.", param="prompt")
     await context.backend.ready()
@@ -53,7 +53,7 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     asked = convert(decode_object(await read_body(request)), DetokenizeRequest)
-    context.backend.check_model(asked.model)
+    context.backend.find(asked.model)
     await context.backend.ready()
     tokenizer = context.backend.tokenizer
     for token_id in asked.tokens:

@@ -165,3 +165,14 @@ def test_mistakes_in_sparse_attention_are_named(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_settings({"sparse_attention": text}, {})
     assert says in refused.value.message
+
+
+def test_adapters_are_set_like_everything_else(tmp_path: Path):
+    file = tmp_path / "penstock.toml"
+    file.write_text('[adapters]\nsql = "/a/sql"\n')
+    assert load_settings({"config": str(file)}, {}).adapters == {"sql": "/a/sql"}
+    assert load_settings({"adapters": "sql=/a/sql,chat=b"}, {}).adapters == {"sql": "/a/sql", "chat": "b"}
+    with pytest.raises(ConfigError, match="adapters is 'sql'; write it as NAME=FOLDER"):
+        load_settings({"adapters": "sql"}, {})
+    with pytest.raises(ConfigError, match="adapters names one 'a:b'"):
+        EngineConfig(adapters={"a:b": "x"})

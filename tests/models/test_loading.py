@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.gptj import modeling_gptj
 from transformers.models.mistral import modeling_mistral
 
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.kernels.dispatch import choose_backend
 from penstock.kernels.span import Span
+from penstock.models import loading
 from penstock.models.attention_hook import ProbeContext, StepContext, attention_forward, is_computed
 from penstock.models.cpu_kv_cache import CpuKVCache
 from penstock.models.fingerprint import fingerprint
@@ -54,19 +56,16 @@ def llama_copy(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
 
 
+BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({}, "BloomForCausalLM computes attention by itself"),
-    "mamba": ({"state_size": 8}, "MambaForCausalLM computes attention by itself"),
-    "stablelm": ({}, "StableLmForCausalLM computes attention by itself"),
-    "falcon": ({}, "computes attention by itself"),
-    "gptj": ({}, "computes attention by itself"),
-    "mpt": ({}, "MptForCausalLM computes attention by itself"),
+    "mamba": ({"state_size": 8}, "MambaForCausalLM has a layer of type .linear_attention."),
+    "falcon": ({"alibi": True}, "FalconAttention adds a bias or a mask of its own"),
+    "mpt": ({}, "MptAttention adds a bias or a mask of its own"),
+    "openai-gpt": ({}, "multiplies its attention scores by more than one number"),
     "bert": ({}, "BertSelfAttention is not causal"),
-    "diffllama": ({}, "DiffLlamaAttention attends twice"),
-    "llama4_text": (
-        {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48},
-        "chunked_attention",
-    ),
+    "big_bird": ({"is_decoder": True}, "BigBirdForCausalLM attends in another way to few tokens"),
+    "megatron-bert": ({}, "MegatronBertForCausalLM masks what layer 0 sees by another rule"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv'"),
     "recurrent_gemma": ({}, "RecurrentGemmaForCausalLM"),
     "phimoe": ({"sliding_window": 24, "num_local_experts": 2}, "sliding window of 24 tokens.*does not tell"),
@@ -88,6 +87,36 @@ def test_an_architecture_out_of_reach_is_refused_by_name(kind: str, tmp_path: Pa
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path):
     folder = save("phimoe", tmp_path, sliding_window=128, num_local_experts=2)
     assert load_model(str(folder)).max_model_len == 128
+
+
+def test_chunks_of_attention_are_served_up_to_the_first_ones_end(tmp_path: Path):
+    settings = {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    folder = save("llama4_text", tmp_path, attention_chunk_size=64, **settings)
+    assert load_model(str(folder)).max_model_len == 64
+
+
+def test_what_passes_between_tokens_beside_attention_is_refused(tmp_path: Path):
+    """As if a model with attention of its own had a convolution too."""
+    folder = save("gptj", tmp_path, rotary_dim=4)
+    forward = modeling_gptj.GPTJMLP.forward
+
+    def with_the_token_before(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return forward(self, hidden + hidden.roll(1, dims=1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_gptj.GPTJMLP, "forward", with_the_token_before)
+        with pytest.raises(ModelLoadError, match="from token to token beside attention"):
+            load_model(str(folder))
+    load_model(str(folder))
+
+
+def test_positions_that_cannot_be_told_are_refused(tmp_path: Path):
+    folder = save("bart", tmp_path, **BART)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "feed_positions", lambda module: None)
+        with pytest.raises(ModelLoadError, match="does not let its positions be told"):
+            load_model(str(folder))
+    load_model(str(folder))
 
 
 CAUSAL: dict[str, tuple[Callable[..., Any], int | None]] = {

@@ -14,6 +14,11 @@ AGAIN = [
     "LongcatFlashForCausalLM",  # two attentions in a layer, each with a place of its own
     "MiMoV2FlashForCausalLM",  # windows with sinks, other heads for other layers
     "NemotronForCausalLM",  # layers that hand nothing down to attention
+    "GPTNeoForCausalLM",  # attention in its own code, with windows by a mask that it holds
+    "FalconForCausalLM",  # the same, with one head of keys, in a class per implementation
+    "PegasusForCausalLM",  # a decoder without its encoder, which counts positions by itself
+    "TrOCRForCausalLM",  # both, and logits of every row
+    "DiffLlamaForCausalLM",  # attends twice per layer
     "RobertaForCausalLM",  # positions counted from the padding's
     "MllamaForCausalLM",  # refused: layers without a KV cache
     "HYV4ForCausalLM",  # refused: sparse attention

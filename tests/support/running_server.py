@@ -65,6 +65,7 @@ async def running_server(engine_address: str, model: Path, **settings: Any) -> A
         AsyncEngine.connect(engine_address),
         served_name=resolved.served_model_name,
         aliases=resolved.model_aliases,
+        adapters=resolved.adapters,
     )
     cache = open_cache(resolved)
     server = HttpServer(resolved, backend, cache, sock)
