@@ -13,7 +13,7 @@
 /* Rows that share what is loaded of a weight: 6 by 4 sums, 4 weights and an activation are 29 of 32 registers. */
 enum { MOST_ROWS = 6, VECTORS = PANEL / LANES };
 /* Rows of one piece of work; more are several pieces. */
-enum { PIECE_ROWS = 96 };
+enum { PIECE_ROWS = 96, MOST_PIECE_PANELS = 8 };
 
 static long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
 static long steps_of(long k) { return (k + STEP - 1) / STEP; }
@@ -132,11 +132,18 @@ struct product {
     const struct matrix *weight;
     const float *residual;
     float *y;
-    long rows, row_pieces;
+    long rows, row_pieces, panels, piece_panels;
+};
+
+/* What to have on its way while rows are multiplied: `lines` cache lines for each step, from `from` on. */
+struct ahead {
+    const uint8_t *from;
+    int lines;
 };
 
 /* `m` rows, a compile-time constant, by one panel. */
-static inline __attribute__((always_inline)) void multiply_rows(const int m, const struct product *p, long row, long panel) {
+static inline __attribute__((always_inline)) void multiply_rows(const int m, const struct product *p, long row, long panel,
+                                                                struct ahead ahead) {
     const struct matrix *w = p->weight;
     long steps = steps_of(w->k), stride = p->x->stride;
     const uint8_t *weights = w->packed + panel * steps * PANEL * STEP;
@@ -147,6 +154,7 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_si512();
     for (long s = 0; s < steps; s++) {
+        for (int line = 0; line < ahead.lines; line++) _mm_prefetch((const char *)ahead.from + (s * ahead.lines + line) * 64, _MM_HINT_T1);
         __m512i values[VECTORS];
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; j++) values[j] = _mm512_load_si512(weights + s * PANEL * STEP + j * 64);
@@ -177,29 +185,44 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
     }
 }
 
-static void multiply_piece(const void *context, long index) {
-    const struct product *p = context;
-    long panel = index / p->row_pieces, row = index % p->row_pieces * PIECE_ROWS;
-    long stop = at_most(row + PIECE_ROWS, p->rows);
-    while (row < stop) {
+/* The first rows read the panel from memory, which foresees the end of it only; the others have it in cache, and time to fetch
+ * the next one. */
+static void multiply_panel(const struct product *p, long panel, long row, long stop, int fetches_next) {
+    const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP;
+    const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
+    const long passes = (stop - row + MOST_ROWS - 1) / MOST_ROWS;
+    const int lines = passes > 4 ? 1 : passes > 2 ? 2 : 4;
+    for (long pass = 0; row < stop; pass++) {
+        struct ahead ahead = {next + (pass - 1) * panel_bytes * lines / 4, 0};
+        if (fetches_next && pass > 0 && (pass - 1) * lines < 4) ahead.lines = lines;
         /* Blocks of nearly equal size: 8 rows are 4 and 4, not 6 and 2. */
         long blocks = (stop - row + MOST_ROWS - 1) / MOST_ROWS, m = (stop - row + blocks - 1) / blocks;
         switch (m) {
-            case 1: multiply_rows(1, p, row, panel); break;
-            case 2: multiply_rows(2, p, row, panel); break;
-            case 3: multiply_rows(3, p, row, panel); break;
-            case 4: multiply_rows(4, p, row, panel); break;
-            case 5: multiply_rows(5, p, row, panel); break;
-            case 6: multiply_rows(6, p, row, panel); break;
+            case 1: multiply_rows(1, p, row, panel, ahead); break;
+            case 2: multiply_rows(2, p, row, panel, ahead); break;
+            case 3: multiply_rows(3, p, row, panel, ahead); break;
+            case 4: multiply_rows(4, p, row, panel, ahead); break;
+            case 5: multiply_rows(5, p, row, panel, ahead); break;
+            case 6: multiply_rows(6, p, row, panel, ahead); break;
         }
         row += m;
     }
 }
 
+static void multiply_piece(const void *context, long index) {
+    const struct product *p = context;
+    long first = index / p->row_pieces * p->piece_panels, row = index % p->row_pieces * PIECE_ROWS;
+    long last = at_most(first + p->piece_panels, p->panels), stop = at_most(row + PIECE_ROWS, p->rows);
+    for (long panel = first; panel < last; panel++) multiply_panel(p, panel, row, stop, panel + 1 < last);
+}
+
 void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
               int threads) {
-    struct product product = {x, weight, residual, y, rows, (rows + PIECE_ROWS - 1) / PIECE_ROWS};
-    run_parallel(multiply_piece, &product, panels_of(weight->n) * product.row_pieces, threads);
+    struct product product = {x, weight, residual, y, rows, (rows + PIECE_ROWS - 1) / PIECE_ROWS, panels_of(weight->n), 1};
+    /* Neighbours belong to one piece, as long as there are enough pieces for all. */
+    while (product.piece_panels < MOST_PIECE_PANELS && product.panels / product.piece_panels > 8 * threads) product.piece_panels *= 2;
+    long pieces = (product.panels + product.piece_panels - 1) / product.piece_panels;
+    run_parallel(multiply_piece, &product, pieces * product.row_pieces, threads);
 }
 
 struct rows {
