@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
+    """`dims` and `fingerprint` are known once a first `embed` has returned: a model may load only then."""
+
     @property
     def dims(self) -> int:
         """Length of a vector."""

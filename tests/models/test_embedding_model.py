@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentences import SENTENCES, SUBJECTS
+from embedding_sentences import SENTENCES, SUBJECTS
 from tiny_encoder import MAX_TOKENS, write_pooling, write_tiny_encoder
 from torch import Tensor
 

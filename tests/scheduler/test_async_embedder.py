@@ -225,6 +225,19 @@ async def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
 
 
 @on_one_loop
+async def test_it_ends_with_its_owner(tiny: Path) -> None:
+    """Whose death, however sudden, closes the pipe that only it held."""
+    embedder = AsyncEmbedder(str(tiny))
+    await embedder.start()
+    process = embedder._host._process
+    process.stdin.close()
+    assert await asyncio.to_thread(process.wait, 10) == 0
+    with pytest.raises(FileNotFoundError):
+        os.stat(embedder.address)
+    await embedder.shutdown()
+
+
+@on_one_loop
 async def test_calls_in_flight_end_at_shutdown(tiny: Path) -> None:
     embedder = AsyncEmbedder(str(tiny))
     loading = asyncio.create_task(embedder.embed(["x"]))
