@@ -5,7 +5,7 @@ from typing import Any
 
 from . import __version__
 from .config import Settings
-from .scheduler import AsyncEngine, ModelInfo
+from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
 
 
 def run(settings: Settings, _arguments: Mapping[str, Any]) -> int:
@@ -24,15 +24,18 @@ def run(settings: Settings, _arguments: Mapping[str, Any]) -> int:
 def _serve_alone(settings: Settings) -> None:
     import uvloop
 
+    from .proxy.embeddings import chosen_embedding_model
     from .proxy.server import address_of, engine_config, listen, serve
 
     sock = listen(settings)
+    embedding_model = chosen_embedding_model(settings)
 
     async def main() -> None:
         await serve(
             settings,
             AsyncEngine(engine_config(settings)),
             sock,
+            None if embedding_model is None else AsyncEmbedder(embedding_model),
             on_ready=lambda backend: _announce(settings, address_of(sock), backend.engine.info),
         )
 

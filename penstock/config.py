@@ -82,10 +82,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "float32", "bfloat16", "float16"], About("model", "computing type; auto: as stored")
     ] = "auto"
     device: Annotated[Literal["auto", "cpu", "cuda"], About("model", "where it runs")] = "auto"
-
     host: Annotated[str, About("server", "address to listen on")] = "127.0.0.1"
     port: Annotated[int, About("server", "port to listen on; 0 takes a free one")] = 8000
     workers: Annotated[int, About("server", "HTTP processes that share the port and the engine")] = 1
+    embedding_model: Annotated[
+        str,
+        About(
+            "server",
+            "compares questions and serves /v1/embeddings: 'auto' (penstock[semantic], if installed), 'none', "
+            "a folder, or a hub id",
+        ),
+    ] = "auto"
     api_keys: Annotated[tuple[str, ...], About("server", "keys clients may use; none: open to all")] = ()
     adapters: Annotated[
         dict[str, str],

@@ -9,9 +9,11 @@ from ..config import Settings
 from .backend import Backend
 from .context import CONTEXT, Context
 from .edge import Edge, name_response
+from .embeddings import EmbeddingBackend
 from .metrics import Metrics
 from .routes.chat import chat_completions
 from .routes.completions import completions
+from .routes.embeddings import create_embeddings
 from .routes.models import get_model, list_models
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
@@ -22,6 +24,7 @@ def create_app(
     settings: Settings,
     backend: Backend,
     cache: CompletionCache | None,
+    embeddings: EmbeddingBackend | None = None,
     *,
     shared_metrics: Path | None = None,
 ) -> web.Application:
@@ -39,12 +42,14 @@ def create_app(
         service=CompletionService(backend, cache, figures),
         metrics=figures,
         edge=edge,
+        embeddings=embeddings,
     )
     app.on_response_prepare.append(name_response)
     app.add_routes(
         [
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
+            web.post("/v1/embeddings", create_embeddings),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{id:.+}", get_model),
             web.post("/tokenize", tokenize),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Unsupported, did_you_mean
 from ..errors import UnsupportedParameterError
-from .openai_types import ChatRequest, CompletionRequest, GenerationRequest, is_token_id
+from .openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest, is_token_id
 
 
 def _anything(_value: object) -> bool:
@@ -29,9 +29,9 @@ def _is_bool(value: object) -> bool:
 # Fields outside the request types, and the values of them that ask for nothing but what happens anyway.
 # `null` is
 # OpenAI's spelling of "not given" and always among them.
-_NEUTRAL_IN_BOTH: dict[str, Callable[[object], bool]] = {"user": _anything}
+_NEUTRAL_EVERYWHERE: dict[str, Callable[[object], bool]] = {"user": _anything}
 NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
-    **_NEUTRAL_IN_BOTH,
+    **_NEUTRAL_EVERYWHERE,
     "audio": _one_of(),
     "function_call": _one_of("none", "auto"),
     "functions": _one_of([]),
@@ -49,7 +49,7 @@ NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     "web_search_options": _one_of(),
 }
 NEUTRAL_IN_COMPLETIONS: dict[str, Callable[[object], bool]] = {
-    **_NEUTRAL_IN_BOTH,
+    **_NEUTRAL_EVERYWHERE,
     "best_of": _one_of(1),
     "echo": _one_of(False),
     "suffix": _one_of(""),
@@ -75,6 +75,10 @@ class FieldPolicy:
         """The fields of a completions request that are honoured."""
         return self._shared(self._honoured(fields, CompletionRequest, NEUTRAL_IN_COMPLETIONS))
 
+    def embeddings(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of an embeddings request that are honoured."""
+        return self._honoured(fields, EmbeddingsRequest, _NEUTRAL_EVERYWHERE)
+
     def refuse_or_drop(self, name: str, message: str) -> None:
         if not self._drops:
             raise UnsupportedParameterError(
@@ -85,7 +89,7 @@ class FieldPolicy:
     def _honoured(
         self,
         fields: dict[str, Any],
-        type_: type[GenerationRequest],
+        type_: type[ChatRequest | CompletionRequest | EmbeddingsRequest],
         neutral: dict[str, Callable[[object], bool]],
     ) -> dict[str, Any]:
         honoured = {}

@@ -8,6 +8,7 @@ from aiohttp import web
 from ..config import Settings
 from .backend import Backend, Served
 from .edge import Edge
+from .embeddings import EmbeddingBackend
 from .metrics import Metrics
 from .service import CompletionService
 
@@ -18,6 +19,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     service: CompletionService
     metrics: Metrics
     edge: Edge
+    embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
 
     def system_fingerprint(self, served: Served) -> str:

@@ -166,6 +166,13 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         return _sampling_params(self, self.max_tokens, self.logprobs, defaults)
 
 
+class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     prompt: str | None = None

@@ -37,7 +37,11 @@ class StreamForm(Protocol):
 
 
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
-    headers = {CACHE_OUTCOME: generation.outcome, MODEL: model}
+    return {CACHE_OUTCOME: generation.outcome, **model_headers(model, dropped)}
+
+
+def model_headers(model: str, dropped: list[str]) -> dict[str, str]:
+    headers = {MODEL: model}
     if dropped:
         headers[DROPPED] = ",".join(name for name in dropped if name.isprintable() and name.isascii())
     return headers

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from ..config import Settings
 from ..errors import ConfigError
 from ..models.location import find_model
-from ..scheduler import AsyncEngine, EngineConfig
+from ..scheduler import AsyncEmbedder, AsyncEngine, EngineConfig
 from .backend import Backend
+from .embeddings import EmbeddingBackend
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -88,6 +89,7 @@ class HttpServer:
         backend: Backend,
         cache: "CompletionCache | None",
         sock: socket.socket,
+        embeddings: EmbeddingBackend | None = None,
         *,
         shared_metrics: Path | None = None,
     ) -> None:
@@ -96,7 +98,7 @@ class HttpServer:
         from .context import CONTEXT
         from .runner import production_runner
 
-        app = create_app(settings, backend, cache, shared_metrics=shared_metrics)
+        app = create_app(settings, backend, cache, embeddings, shared_metrics=shared_metrics)
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, access_log=settings.access_log)
         self._sock = sock
@@ -131,6 +133,7 @@ async def serve(
     settings: Settings,
     engine: AsyncEngine,
     sock: socket.socket,
+    embedder: AsyncEmbedder | None = None,
     *,
     on_ready: Callable[[Backend], None],
     shared_metrics: Path | None = None,
@@ -149,6 +152,7 @@ async def serve(
         aliases=settings.model_aliases,
         adapters=settings.adapters,
     )
+    embeddings = None if embedder is None else EmbeddingBackend(settings, embedder)
     loading = asyncio.create_task(backend.start())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
@@ -156,7 +160,7 @@ async def serve(
     server = None
     try:
         cache = open_cache(settings)
-        server = HttpServer(settings, backend, cache, sock, shared_metrics=shared_metrics)
+        server = HttpServer(settings, backend, cache, sock, embeddings, shared_metrics=shared_metrics)
         await server.start()
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
@@ -170,6 +174,8 @@ async def serve(
         await asyncio.wait({loading, stopped})
         # The engine goes first: streams that still run end with an error event that says why, not with a cut.
         await backend.close()
+        if embedder is not None:
+            await embedder.shutdown()
         if server is not None:
             await server.drain(FAREWELL_SECONDS, hurry)
             await server.close()

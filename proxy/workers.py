@@ -14,12 +14,14 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ..config import Settings
 from ..errors import ModelLoadError, PenstockError
-from ..scheduler import EngineProcess, ModelInfo
+from ..scheduler import EmbedderProcess, EngineProcess, ModelInfo
+from .embeddings import chosen_embedding_model
 from .server import address_of, engine_config, listen
 
 log = logging.getLogger(__name__)
@@ -31,15 +33,22 @@ MAX_YOUNG_DEATHS = 5
 STOP_SECONDS = 5.0
 
 
+class Addresses(msgspec.Struct, frozen=True):
+    """Where the workers find what they share. `embedder` None: nothing is embedded."""
+
+    engine: str
+    embedder: str | None
+
+
 class _Worker:
     """One HTTP process. Its pipe brings a ModelInfo once it serves, or the error that stopped it."""
 
-    def __init__(self, settings: Settings, engine_address: str, metrics: Path) -> None:
+    def __init__(self, settings: Settings, addresses: Addresses, metrics: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.news, theirs = context.Pipe(duplex=False)
         self.started = time.monotonic()
         self.process: SpawnProcess = context.Process(
-            target=_run_worker, args=(settings, engine_address, metrics, theirs), name="penstock-worker"
+            target=_run_worker, args=(settings, addresses, metrics, theirs), name="penstock-worker"
         )
         self.process.start()
         theirs.close()
@@ -65,14 +74,27 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
         signal.signal(number, lambda received, _frame: signals.append(received))
     metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
     engine = EngineProcess(engine_config(settings))
+    embedding_model = chosen_embedding_model(settings)
+    embedder = None if embedding_model is None else EmbedderProcess(embedding_model)
     workers: list[_Worker] = []
     try:
         engine.start()
-        workers = [_Worker(settings, engine.address, metrics) for _ in range(settings.workers)]
-        _watch(settings, engine, workers, metrics, signals, lambda info: on_ready(address_of(reserved), info))
+        addresses = _addresses(engine, embedder)
+        workers = [_Worker(settings, addresses, metrics) for _ in range(settings.workers)]
+        _watch(
+            settings,
+            engine,
+            embedder,
+            workers,
+            metrics,
+            signals,
+            lambda info: on_ready(address_of(reserved), info),
+        )
     finally:
         _stop(workers, signals, settings.drain_timeout)
         engine.stop()
+        if embedder is not None:
+            embedder.stop()
         reserved.close()
         shutil.rmtree(metrics, ignore_errors=True)
 
@@ -80,6 +102,7 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
 def _watch(
     settings: Settings,
     engine: EngineProcess,
+    embedder: EmbedderProcess | None,
     workers: list[_Worker],
     metrics: Path,
     signals: list[int],
@@ -88,12 +111,18 @@ def _watch(
     """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
     serving: set[int] = set()
     young_deaths = 0
+    embedder_due = 0.0
     announced = False
     while not signals:
-        wait(
-            [worker.process.sentinel for worker in workers] + [worker.news for worker in workers],
-            WATCH_SECONDS,
-        )
+        watched: list[Any] = [worker.process.sentinel for worker in workers]
+        watched += [worker.news for worker in workers]
+        if embedder is not None and not embedder.alive and time.monotonic() >= embedder_due:
+            watched.append(embedder)
+        stirred: list[Any] = wait(watched, WATCH_SECONDS)
+        if embedder is not None and any(one is embedder for one in stirred) and not signals:
+            # Somebody waits for vectors, for the first time or since it died.
+            embedder_due = time.monotonic() + WATCH_SECONDS
+            embedder.start()
         for place, worker in enumerate(workers):
             news = worker.read_news()
             if isinstance(news, str) and not announced:
@@ -118,12 +147,16 @@ def _watch(
                 worker.process.exitcode,
             )
             worker.news.close()
-            workers[place] = _Worker(settings, engine.address, metrics)
+            workers[place] = _Worker(settings, _addresses(engine, embedder), metrics)
         if not engine.alive and not signals:
             if not announced:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
             log.error("the engine ended; starting it again")
             engine.start()
+
+
+def _addresses(engine: EngineProcess, embedder: EmbedderProcess | None) -> Addresses:
+    return Addresses(engine.address, None if embedder is None else embedder.address)
 
 
 def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> None:
@@ -144,7 +177,7 @@ def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> N
         worker.process.join()
 
 
-def _run_worker(settings: Settings, engine_address: str, metrics: Path, news: Connection) -> None:
+def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: Connection) -> None:
     """The whole life of a worker process."""
     # Ctrl-C reaches the whole terminal group; the parent hears it and tells us by SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -153,7 +186,7 @@ def _run_worker(settings: Settings, engine_address: str, metrics: Path, news: Co
 
     import uvloop
 
-    from ..scheduler import AsyncEngine
+    from ..scheduler import AsyncEmbedder, AsyncEngine
     from .log import set_up_logging
     from .server import serve
 
@@ -161,12 +194,14 @@ def _run_worker(settings: Settings, engine_address: str, metrics: Path, news: Co
 
     async def run() -> None:
         _end_with_parent()
-        engine = AsyncEngine.connect(engine_address)
+        engine = AsyncEngine.connect(addresses.engine)
+        embedder = None if addresses.embedder is None else AsyncEmbedder.connect(addresses.embedder)
         sock = listen(settings, shared=True)
         await serve(
             settings,
             engine,
             sock,
+            embedder,
             on_ready=lambda backend: news.send(backend.engine.info),
             shared_metrics=metrics,
             signals=(signal.SIGTERM,),

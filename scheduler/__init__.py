@@ -5,6 +5,7 @@ Names are resolved on first use, so that importing the package loads no torch.
 
 from typing import TYPE_CHECKING, Any
 
+from .async_embedder import AsyncEmbedder, EmbedderProcess
 from .async_engine import AsyncEngine
 from .engine_config import EngineConfig
 from .engine_process import EngineProcess
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "AsyncEmbedder",
     "AsyncEngine",
     "Chunk",
     "Completion",
+    "EmbedderProcess",
     "Engine",
     "EngineConfig",
     "EngineProcess",

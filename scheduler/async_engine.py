@@ -23,7 +23,8 @@ import msgspec
 from ..errors import EngineDeadError, ModelLoadError, OverloadedError, PenstockError
 from .detokenizer import Detokenizer, TextTokenizer
 from .engine_config import EngineConfig
-from .engine_process import EngineHost, EngineProcess, EngineThread
+from .engine_process import EngineProcess, EngineThread
+from .host import Host
 from .outputs import Chunk, Delta, EngineStats, ModelInfo
 from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
 from .sampling_params import SamplingParams, checked_token_ids
@@ -57,7 +58,7 @@ class AsyncEngine:
     info: ModelInfo
 
     def __init__(self, config: EngineConfig, *, in_process: bool = False) -> None:
-        self._host: EngineHost | None = EngineThread(config) if in_process else EngineProcess(config)
+        self._host: Host | None = EngineThread(config) if in_process else EngineProcess(config)
         self._init(self._host.address)
 
     @classmethod

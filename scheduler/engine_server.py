@@ -3,17 +3,14 @@
 Runs in a child process (`python -m penstock.scheduler.engine_server`) or in a thread; its clients are the same.
 """
 
-import contextlib
 import gc
 import logging
-import os
 import selectors
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,20 +18,20 @@ import msgspec
 from ..errors import ModelLoadError, PenstockError
 from ..models.light_import import without_compiler
 from .engine_config import EngineConfig
+from .host import inherited, remove_address, report_failure
 from .outputs import Delta
 from .protocol import (
     Abort,
     Add,
     FrameDecoder,
     Hello,
-    LoadFailed,
     Refused,
     StepDone,
     ToClient,
     ToEngine,
     encode,
 )
-from .step_record import SUFFIX, StepRecord
+from .step_record import StepRecord
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -244,11 +241,11 @@ def serve_engine(
             engine = Engine(config)
         gc.freeze()
     except ModelLoadError as error:
-        _report_failure(error.message, listener)
+        report_failure(error.message, listener)
         return 1
     except Exception as error:
         log.exception("loading %s failed", config.model)
-        _report_failure(f"{config.model} cannot be loaded: {type(error).__name__}: {error}", listener)
+        report_failure(f"{config.model} cannot be loaded: {type(error).__name__}: {error}", listener)
         return 1
     finally:
         if collecting:
@@ -261,38 +258,15 @@ def serve_engine(
     return 0
 
 
-def _report_failure(message: str, listener: socket.socket) -> None:
-    """Tell whoever is connected or about to be; nobody may wait for a model that never comes."""
-    listener.settimeout(1.0)
-    try:
-        while True:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):  # it may have left already
-                connection.setblocking(True)
-                connection.sendall(encode(LoadFailed(message)))
-    except TimeoutError:
-        pass
-
-
 def main() -> int:
     """Entry of the child process: argv is the listener's descriptor; stdin carries the config, then is the lifeline."""
     # Ctrl-C reaches the whole terminal group; the owner decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    stdin = sys.stdin.buffer
-    size = int.from_bytes(stdin.read(4), "little")
-    config = msgspec.msgpack.decode(stdin.read(size), type=EngineConfig)
-    # Not through the buffered reader: poll the descriptor itself, which ends when the owner does.
-    lifeline = os.dup(stdin.fileno())
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    config, lifeline, listener = inherited(EngineConfig)
     status = serve_engine(config, listener, lifeline, loading=without_compiler())
     if status == 0:
-        # The owner is gone, or has us stop. Killed outright, it could not tidy up what it had made for us.
-        address = Path(listener.getsockname())
-        with contextlib.suppress(OSError):
-            address.unlink(missing_ok=True)
-            address.with_name(address.name + SUFFIX).unlink(missing_ok=True)
-            address.parent.rmdir()
+        remove_address(listener)  # the owner is gone, or has us stop
     return status
 
 

@@ -75,7 +75,7 @@ ToClient = Hello | LoadFailed | Refused | StepDone
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: ToEngine | ToClient) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     body = _encoder.encode(message)
     return len(body).to_bytes(HEADER_BYTES, "little") + body
 

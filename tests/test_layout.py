@@ -178,6 +178,13 @@ def test_the_proxy_process_loads_no_torch():
     assert not loaded_by(*names) & {"torch", "transformers"}
 
 
+def test_the_embedder_loads_no_transformers():
+    """A second of its start, for six layers."""
+    assert not loaded_by("penstock.scheduler.embedder_server", "penstock.models.embedding_model") & {
+        "transformers"
+    }
+
+
 @pytest.mark.skipif(
     int(version("setuptools").split(".")[0]) < 77,
     reason="building needs setuptools 77, as constraints.txt has it",

@@ -1,20 +1,38 @@
-"""GET /v1/models and /v1/models/{id}: the one model, its adapters, and the other names they answer to."""
+"""GET /v1/models and /v1/models/{id}: the one model, its adapters, the other names they answer to, and the embedding model."""
 
 from aiohttp import web
 
 from ..context import CONTEXT, Context
+from ..embeddings import EmbeddingBackend
 from ..json_reply import json_response
 
 
 async def list_models(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    return json_response({"object": "list", "data": [_card(context, name) for name in context.backend.names]})
+    cards = [_card(context, name) for name in context.backend.names]
+    if context.embeddings is not None:
+        cards.append(_embedding_card(context, context.embeddings))
+    return json_response({"object": "list", "data": cards})
 
 
 async def get_model(request: web.Request) -> web.Response:
     context, name = request.app[CONTEXT], request.match_info["id"]
+    if context.embeddings is not None and name == context.embeddings.name:
+        return json_response(_embedding_card(context, context.embeddings))
     context.backend.find(name)
     return json_response(_card(context, name))
+
+
+def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str, object]:
+    """It is not loaded for this, so that its length stays unsaid."""
+    return {
+        "id": embeddings.name,
+        "object": "model",
+        "created": context.started,
+        "owned_by": "penstock",
+        "root": embeddings.name,
+        "max_model_len": None,
+    }
 
 
 def _card(context: Context, name: str) -> dict[str, object]:

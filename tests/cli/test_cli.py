@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiny_encoder import write_tiny_encoder
 from tiny_model import write_tiny_model
 
 PENSTOCK = [sys.executable, "-m", "penstock"]
@@ -110,8 +111,11 @@ def test_a_batch_goes_on_where_it_was(
 def served(
     model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Two workers, one engine."""
+    """Two workers, one engine, one embedder."""
+    encoder = write_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny-encoder")
     process, url = start(
+        "--embedding-model",
+        str(encoder),
         "--model",
         str(model),
         "--workers",
@@ -191,6 +195,21 @@ def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str
     assert "/reset forgets" in said.stdout
     refused = run("complete", "abc", "--url", url, "--temperature", "-1", check=1)
     assert "temperature is -1" in refused.stderr
+
+
+def test_workers_share_one_embedder_that_starts_when_asked(served: tuple[str, subprocess.Popen[str]]) -> None:
+    url, process = served
+    asked: dict[str, object] = {"model": "tiny-encoder", "input": ["a question", ""]}
+    assert children(process, "embedder_server") == []
+    status, first = post(f"{url}/v1/embeddings", asked)
+    assert status == 200 and len(first["data"]) == 2  # type: ignore[arg-type]
+    (embedder,) = children(process, "embedder_server")
+    # Each new connection reaches one of the workers by chance.
+    assert all(post(f"{url}/v1/embeddings", asked) == (200, first) for _ in range(12))
+    os.kill(embedder, signal.SIGKILL)
+    assert all(post(f"{url}/v1/embeddings", asked) == (200, first) for _ in range(12))
+    (again,) = children(process, "embedder_server")
+    assert again != embedder
 
 
 def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:

@@ -11,8 +11,9 @@ from openai import AsyncOpenAI
 
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
+from penstock.proxy.embeddings import EmbeddingBackend
 from penstock.proxy.server import HttpServer, address_of, listen, open_cache
-from penstock.scheduler import AsyncEngine
+from penstock.scheduler import AsyncEmbedder, AsyncEngine
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def running_server(engine_address: str, model: Path, **settings: Any) -> AsyncIterator[RunningServer]:
-    """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them."""
+async def running_server(
+    engine_address: str, model: Path, *, embedder: AsyncEmbedder | None = None, **settings: Any
+) -> AsyncIterator[RunningServer]:
+    """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them. `embedder`, of the
+    setting `embedding_model`, stays the caller's.
+    """
     given = {"model": str(model), "port": 0, "cache": "cache_path" in settings, **settings}
     resolved = Settings(**given)
     sock = listen(resolved)
@@ -68,7 +73,8 @@ async def running_server(engine_address: str, model: Path, **settings: Any) -> A
         adapters=resolved.adapters,
     )
     cache = open_cache(resolved)
-    server = HttpServer(resolved, backend, cache, sock)
+    embeddings = None if embedder is None else EmbeddingBackend(resolved, embedder)
+    server = HttpServer(resolved, backend, cache, sock, embeddings)
     await server.start()
     await backend.start()
     try:

@@ -1,0 +1,93 @@
+"""POST /v1/embeddings.
+
+Texts longer than the model reads are cut at their end; the header `x-penstock-truncated` names them by their index.
+"""
+
+import base64
+
+import orjson
+from aiohttp import web
+
+from ...errors import InvalidRequestError, ModelNotFoundError
+from ...scheduler.async_embedder import AsyncEmbedder, EncodedText
+from ..compat import FieldPolicy
+from ..context import CONTEXT
+from ..errors import JSON
+from ..openai_types import EmbeddingsRequest, convert, decode_object
+from ..reply import model_headers
+from ..request_body import read_body
+
+# OpenAI's own limits of one request.
+MAX_INPUTS = 2048
+MAX_TOKENS = 300_000
+TRUNCATED = "x-penstock-truncated"
+
+
+async def create_embeddings(request: web.Request) -> web.Response:
+    context = request.app[CONTEXT]
+    policy = FieldPolicy(context.settings.unsupported)
+    asked = convert(policy.embeddings(decode_object(await read_body(request))), EmbeddingsRequest)
+    backend = context.embeddings
+    if backend is None:
+        raise ModelNotFoundError(
+            "No embedding model is served: install penstock[semantic], or start the server with --embedding-model.",
+            param="model",
+        )
+    backend.check_model(asked.model)
+    info = await backend.embedder.start()
+    if asked.dimensions not in (None, info.dims):
+        raise InvalidRequestError(
+            f"dimensions is {asked.dimensions}; vectors of {backend.name} have {info.dims}, and are not shortened.",
+            param="dimensions",
+        )
+    texts = await _encoded(asked.input, backend.embedder)
+    tokens = sum(len(text.token_ids) for text in texts)
+    if tokens > MAX_TOKENS:
+        raise InvalidRequestError(
+            f"input has {tokens} tokens; at most {MAX_TOKENS} fit one request. Send several.", param="input"
+        )
+    vectors = await backend.embedder.embed_token_ids([text.token_ids for text in texts])
+    as_text = asked.encoding_format == "base64"
+    body = {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(vector.tobytes()).decode() if as_text else vector,
+            }
+            for index, vector in enumerate(vectors)
+        ],
+        "model": backend.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    headers = model_headers(backend.name, policy.dropped)
+    if cut := [str(index) for index, text in enumerate(texts) if text.is_cut]:
+        headers[TRUNCATED] = ",".join(cut)
+    return web.Response(
+        body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), content_type=JSON, headers=headers
+    )
+
+
+async def _encoded(given: str | list[str | int | list[int]], embedder: AsyncEmbedder) -> list[EncodedText]:
+    """One text per vector, from a text, texts, token ids, or lists of token ids."""
+    if isinstance(given, str):
+        return await embedder.encode([given])
+    texts = [item for item in given if isinstance(item, str)]
+    token_ids = [item for item in given if isinstance(item, int)]
+    lists = [item for item in given if isinstance(item, list)]
+    if not given or len(given) not in (len(texts), len(token_ids), len(lists)):
+        raise InvalidRequestError(
+            "input must be a string, a list of strings, a list of token ids, or a list of such lists; "
+            "not empty, not mixed.",
+            param="input",
+        )
+    if len(given) > MAX_INPUTS and not token_ids:
+        raise InvalidRequestError(
+            f"input holds {len(given)} texts; at most {MAX_INPUTS} fit one request. Send several.",
+            param="input",
+        )
+    if texts:
+        return await embedder.encode(texts)
+    most = embedder.info.max_tokens
+    return [EncodedText(ids[:most], len(ids) > most) for ids in lists or [token_ids]]
