@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the one model, its adapters, the other names they answer to, and the embedding model."""
+"""GET /v1/models and /v1/models/{id}: the one model, its adapters, other names of theirs, and the embedding model."""
 
 from aiohttp import web
 
