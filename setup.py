@@ -18,6 +18,7 @@ setup(
     package_dir=package_dir,
     include_package_data=False,
     package_data={
+        "penstock.cache.semantic": ["*.c"],
         "penstock.kernels": ["tuned/*.json"],
         "penstock.kernels.cpu.native": ["*.c", "*.h"],
         "penstock.models": ["builtin/*.json", "builtin/*.safetensors", "builtin/*.jinja", "builtin/*.md"],

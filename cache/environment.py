@@ -3,8 +3,8 @@
 Facts this file is built on (py-lmdb 3.0, LMDB 0.9.36, tried on Linux):
 - A read transaction with two gets costs 4 µs and does not wait for a writer, not even during its fsync.
 - The file is as long as the pages ever used, whatever the map size; so a large map costs only address space.
-- `set_mapsize` replaces the mapping under every reader and writer of this process. Hence the rule here: only
-  the writing thread calls it, outside its own transactions, and `_map_lock` keeps readers out meanwhile.
+- `set_mapsize` replaces the mapping under every reader and writer of this process. Hence the rule here: it is called
+  with `_write_lock` held, outside any transaction of the caller's, and `_map_lock` keeps readers out meanwhile.
 - LMDB trusts its file: a page missing at the end is a SIGBUS later, not an error; so the length is checked.
 """
 
@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from .record import Record, body_key, unpack_record
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"  # quoted: the class takes no parameters at run time
+ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
 FORMAT = 1
 _MARKER = b"penstock completion cache"
@@ -46,6 +47,7 @@ class CacheEnvironment:
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.path = path
         self._map_lock = threading.Lock()
+        self._write_lock = threading.Lock()  # taken before `_map_lock` where both are
         self._map_limit = max(_MIN_MAP, _MAP_LIMIT * max_bytes)
         self._env = _open(path, max(_MIN_MAP, 2 * max_bytes))
         try:
@@ -78,25 +80,51 @@ class CacheEnvironment:
         return None if record is None or body is None else (record, body)
 
     @contextmanager
+    def reading(self) -> Iterator[ReadTransaction]:
+        """A read transaction whose values are views, dead when the block ends. Any thread; keep it short.
+
+        A file that another process has grown is adopted first, which waits for a writer of this process.
+        """
+        while True:
+            with self._map_lock:
+                try:
+                    txn = self._env.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    pass
+                else:
+                    with txn:
+                        yield txn
+                    return
+            with self._write_lock:
+                self._resize(0)
+
+    @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A write transaction, synced to disk when the block ends, undone when it raises. One thread only."""
-        try:
-            txn = self._env.begin(write=True)
-        except lmdb.MapResizedError:
-            self._resize(0)  # 0 adopts the size another process has set
-            txn = self._env.begin(write=True)
-        with txn:
-            yield txn
+        """A write transaction, synced to disk when the block ends, undone when it raises. Waits for another thread's."""
+        with self._write_lock:
+            try:
+                txn = self._env.begin(write=True)
+            except lmdb.MapResizedError:
+                self._resize(0)  # 0 adopts the size another process has set
+                txn = self._env.begin(write=True)
+            with txn:
+                yield txn
 
     def grow(self) -> bool:
-        """Makes room after MapFullError; False at the limit. Writing thread only, outside transactions."""
-        if self._env.reader_check():
-            return True  # a dead reader was what kept freed pages from being used
-        size = self._env.info()["map_size"]
-        if size >= self._map_limit:
-            return False
-        self._resize(min(2 * size, self._map_limit))
-        return True
+        """Makes room after MapFullError; False at the limit. Outside transactions."""
+        with self._write_lock:
+            if self._env.reader_check():
+                return True  # a dead reader was what kept freed pages from being used
+            size = self._env.info()["map_size"]
+            if size >= self._map_limit:
+                return False
+            self._resize(min(2 * size, self._map_limit))
+            return True
+
+    def open_database(self, name: bytes) -> lmdb._Database:
+        """A further database of this environment, created if missing."""
+        with self.write() as txn:
+            return self._env.open_db(name, txn)
 
     def check_readers(self) -> int:
         """Frees the reader slots of processes that died; how many there were."""

@@ -2,7 +2,7 @@
 
     kernels ← models ← scheduler ← proxy ← cli          cache ← proxy          kernels, models ← compress
 
-`penstock.errors` and `penstock.config` are leaves that all but kernels may import.
+`penstock.errors`, `penstock.config` and `penstock.native_build` are leaves that all may import, but kernels only the last.
 """
 
 import ast
@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"errors", "config"}
+LEAVES = {"errors", "config", "native_build"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "kernels": set(),
+    "native_build": set(),
+    "kernels": {"native_build"},
     "models": {"kernels", *LEAVES},
     "scheduler": {"models", "kernels", *LEAVES},
     "cache": LEAVES,
@@ -33,6 +34,7 @@ MAY_IMPORT = {
 MAY_NOT_USE = {
     "errors": {"aiohttp", "lmdb", "torch", "transformers", "msgspec"},
     "config": {"aiohttp", "lmdb", "torch", "transformers"},
+    "native_build": {"aiohttp", "lmdb", "numpy", "torch", "transformers", "msgspec"},
     "kernels": {"aiohttp", "lmdb", "transformers"},
     "models": {"aiohttp", "lmdb"},
     "scheduler": {"aiohttp", "lmdb"},
@@ -120,6 +122,8 @@ def test_imports_go_one_way():
         ("penstock.compress.prune", "from ..scheduler import Engine"),
         ("penstock.errors", "from .config import Settings"),
         ("penstock.config", "from .proxy import app"),
+        ("penstock.native_build", "from .errors import PenstockError"),
+        ("penstock.cache.semantic.scan", "from ...kernels.cpu.native import library"),
     ],
 )
 def test_the_wrong_way_is_noticed(name, source, monkeypatch):
@@ -209,6 +213,10 @@ def test_the_wheel_holds_what_runs_and_nothing_else(tmp_path):
     assert {str(Path(name).with_suffix("")).removesuffix("/__init__") for name in python} == wanted
     builtin = {f"penstock/models/builtin/{file.name}" for file in (ROOT / "models/builtin").glob("*.*")}
     tuned = {f"penstock/kernels/tuned/{file.name}" for file in (source / "kernels/tuned").glob("*.json")}
-    native = {f"penstock/kernels/cpu/native/{path.name}" for path in ROOT.glob("kernels/cpu/native/*.[ch]")}
+    native = {
+        f"penstock/{path.relative_to(ROOT)}"
+        for folder in ("kernels/cpu/native", "cache/semantic")
+        for path in (ROOT / folder).glob("*.[ch]")
+    }
     assert held - python == builtin | tuned | native
     assert not [name for name in held if "recipe" in name or "tests" in name or "bench" in name]

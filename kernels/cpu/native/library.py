@@ -4,14 +4,16 @@ import ctypes
 import functools
 import logging
 import subprocess
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .build import chip_has_vnni, compiled
+from ....native_build import chip_has, compiled
 
 log = logging.getLogger(__name__)
 
+CHIP = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 PANEL, STEP, ROW_ALIGNMENT = 64, 4, 64
 MOST_HEAD_DIM = 256
 
@@ -104,10 +106,10 @@ class Step(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, its functions declared; None where it cannot be had."""
-    if not chip_has_vnni():
+    if not chip_has(CHIP):
         return None
     try:
-        found = ctypes.CDLL(str(compiled()))
+        found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock", CHIP)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("the CPU's C kernels are not compiled (%s); torch's operators serve instead", error)
         return None

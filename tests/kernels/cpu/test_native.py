@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from penstock.kernels.cpu.int8_matmul import quantize_activation, quantize_weight
-from penstock.kernels.cpu.native import build
 from penstock.kernels.cpu.native import library as native
 from penstock.kernels.cpu.native.library import PackedWeight, argmax, library
 from penstock.kernels.reference.int8_matmul import int8_matmul_reference
@@ -136,7 +135,7 @@ def fresh():
 
 def test_no_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: None):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(native, "chip_has_vnni", lambda: True)
+    monkeypatch.setattr(native, "chip_has", lambda flags: True)
 
     def missing(*args: object, **kwargs: object) -> None:
         raise FileNotFoundError("cc")
@@ -156,5 +155,5 @@ def test_it_is_compiled_once_for_a_user(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_another_chip_is_left_alone(monkeypatch: pytest.MonkeyPatch, fresh: None):
-    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("penstock.native_build.platform.machine", lambda: "aarch64")
     assert library() is None

@@ -1,0 +1,1 @@
+../../penstock/native_build.py
