@@ -230,7 +230,8 @@ def _speed(reader: Reader, length: int, masses: list[float]) -> Speed:
             others.append(_attention_seconds(reader, length, None))
             mine.append(_attention_seconds(reader, length, mass))
         ratio[mass] = statistics.median(mine) / statistics.median(others)
-        kept[mass] = telemetry.kept_tokens / telemetry.context_tokens
+        # All of the mass is served as dense attention, which nobody counts.
+        kept[mass] = telemetry.kept_tokens / telemetry.context_tokens if telemetry.context_tokens else 1.0
         dense += others
     return Speed(length, statistics.median(dense) * 1e3, ratio, kept)
 

@@ -33,5 +33,9 @@ class Forward:
             use_threads(threads)
             # What torch has to do beside our layers is over before another thread is awake.
             torch.set_num_threads(1 if "layers" in self._model.fused else threads)
-        context = StepContext(self._kv_cache, self._kv_cache.prepare(spans))
-        return self._model.forward(input_ids, positions, kept_rows, context)
+        try:
+            context = StepContext(self._kv_cache, self._kv_cache.prepare(spans))
+            return self._model.forward(input_ids, positions, kept_rows, context)
+        finally:
+            if self._model.backend.kind == "cpu":
+                torch.set_num_threads(self._threads)  # in a process that is not ours alone

@@ -35,8 +35,8 @@ def attention_batch(spans: Sequence[Span], block_size: int, *, native: bool = Fa
         ]
     dense = None
     if native:
-        dense = native_spans([(row, span) for row, span in rows if span.sparse_mass is None], block_size)
-        rows = [(row, span) for row, span in rows if span.sparse_mass is not None]
+        dense = native_spans([(row, span) for row, span in rows if _is_dense(span)], block_size)
+        rows = [(row, span) for row, span in rows if not _is_dense(span)]
     num_decodes = next((i for i, (_, span) in enumerate(rows) if not span.is_decode), len(rows))
     return AttentionMetadata(
         slot_mapping=torch.tensor(slots),
@@ -45,6 +45,11 @@ def attention_batch(spans: Sequence[Span], block_size: int, *, native: bool = Fa
         prefills=_prefill_spans(rows[num_decodes:], block_size),
         block_size=block_size,
     )
+
+
+def _is_dense(span: Span) -> bool:
+    """All of the mass is all keys."""
+    return span.sparse_mass is None or (span.sparse_mass == 1 and not span.is_prompt)
 
 
 def fresh_blocks(spans: Sequence[Span], block_size: int) -> list[int]:

@@ -76,9 +76,9 @@ async def test_refusals(
         ),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "template"),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [], "content": "x"}]},
+            {"messages": [{"role": "assistant", "tool_calls": "x", "content": "x"}]},
             "messages[0].tool_calls",
-            "not",
+            "does not mention tools",
         ),
         ({"max_tokens": "many"}, "max_tokens", "int"),
         ({"max_tokens": -1}, "max_tokens", "-1"),

@@ -1,4 +1,4 @@
-"""Makes bf16 right in Triton's interpreter, for tests only.
+"""Makes bf16 and products right in Triton's interpreter, for tests only.
 
 The interpreter keeps bf16 as the bit patterns of uint16: products and sums of those are nonsense, and converting to bf16
 cuts bits off instead of rounding. Here bf16 operands become float32 before anything is computed, and results are
@@ -58,7 +58,12 @@ def make_bf16_right() -> None:
         return cast(self, source, target)
 
     def create_dot(self, a, b, d, *rest):  # type: ignore[no-untyped-def]
-        return dot(self, _widened(a), _widened(b), d, *rest)
+        a, b = _widened(a), _widened(b)
+        if d.dtype.scalar != tl.float32:
+            return dot(self, a, b, d, *rest)
+        # NumPy's BLAS sums in an order that depends on the machine and on the row; in float64 no order shows.
+        sums = a.data.astype(np.float64) @ b.data.astype(np.float64) + d.data
+        return TensorHandle(sums.astype(np.float32), tl.float32)
 
     def get_bf16(self, value):  # type: ignore[no-untyped-def]
         return TensorHandle(to_bits(np.array([value], np.float32)), tl.bfloat16)
