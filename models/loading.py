@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelLoadError
+from ..kernels.cpu.native.library import library
 from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .fingerprint import fingerprint
@@ -94,7 +95,7 @@ def load_model(
     precision = ("w8a8" if model == "builtin" else "none") if quantize == "auto" else quantize
     with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
         # What changes answers by rounding is part of what a cached one is filed under.
-        rounding = [] if backend.kind == "cpu" else [backend.kind, kv_cache_dtype]
+        rounding = [backend.kind, kv_cache_dtype] if backend.kind != "cpu" else ["c"] if library() else []
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype)
     config = module.config.get_text_config()

@@ -89,8 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         About(
             "server",
-            "compares questions and serves /v1/embeddings: 'auto' (penstock[semantic], if installed), 'none', "
-            "a folder, or a hub id",
+            "serves /v1/embeddings: 'auto' (penstock[semantic], if installed), 'none', a folder, or a hub id",
         ),
     ] = "auto"
     api_keys: Annotated[tuple[str, ...], About("server", "keys clients may use; none: open to all")] = ()
