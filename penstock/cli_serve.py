@@ -24,11 +24,11 @@ def run(settings: Settings, _arguments: Mapping[str, Any]) -> int:
 def _serve_alone(settings: Settings) -> None:
     import uvloop
 
-    from .proxy.embeddings import chosen_embedding_model
+    from .models.embedding_location import choose_embedding_model
     from .proxy.server import address_of, engine_config, listen, serve
 
     sock = listen(settings)
-    embedding_model = chosen_embedding_model(settings)
+    embedding_model = choose_embedding_model(settings.embedding_model)
 
     async def main() -> None:
         await serve(
@@ -51,6 +51,7 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
     model = f"{name} ({info.architecture}, {size})"
     print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
     print(info.kernels)
+    print(embeddings_line(settings))
     if info.draft_model:
         print(f"Drafts by {info.draft_model}")
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
@@ -59,4 +60,19 @@ def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
     print(
         f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         flush=True,
+    )
+
+
+def embeddings_line(settings: Settings) -> str:
+    """What embeds, or what does not work without."""
+    from .models.embedding_location import AUTO, choose_embedding_model, embedding_model_name
+
+    chosen = choose_embedding_model(settings.embedding_model)
+    if chosen is not None:
+        return f"Embeddings by {embedding_model_name(chosen)}"
+    remedy = ""
+    if settings.embedding_model == AUTO:
+        remedy = " Install penstock[semantic], or set --embedding-model."
+    return (
+        f"No embedding model: the cache finds exact repeats only, and /v1/embeddings is not served.{remedy}"
     )

@@ -1,28 +1,10 @@
 """The embedding model behind the server: its name, and the embedder that computes."""
 
-import logging
-
 from ..config import Settings
 from ..errors import ModelNotFoundError
-from ..models.embedding_location import AUTO, choose_embedding_model, embedding_model_name
+from ..models.embedding_location import choose_embedding_model, embedding_model_name
 from ..scheduler import AsyncEmbedder
 from .backend import ANY_NAME
-
-log = logging.getLogger(__name__)
-
-
-def chosen_embedding_model(settings: Settings) -> str | None:
-    """The folder or hub id to embed with, None for nothing. Says so in the log where that was left to us; call it once.
-
-    Raises ModelLoadError when the setting is nothing that could be loaded.
-    """
-    chosen = choose_embedding_model(settings.embedding_model)
-    if chosen is None and settings.embedding_model == AUTO:
-        log.info(
-            "no embedding model: the cache finds exact repeats only, and /v1/embeddings is not served. "
-            "Install penstock[semantic], or set --embedding-model."
-        )
-    return chosen
 
 
 class EmbeddingBackend:

@@ -20,8 +20,8 @@ import msgspec
 
 from ..config import Settings
 from ..errors import ModelLoadError, PenstockError
+from ..models.embedding_location import choose_embedding_model
 from ..scheduler import EmbedderProcess, EngineProcess, ModelInfo
-from .embeddings import chosen_embedding_model
 from .server import address_of, engine_config, listen
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
         signal.signal(number, lambda received, _frame: signals.append(received))
     metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
     engine = EngineProcess(engine_config(settings))
-    embedding_model = chosen_embedding_model(settings)
+    embedding_model = choose_embedding_model(settings.embedding_model)
     embedder = None if embedding_model is None else EmbedderProcess(embedding_model)
     workers: list[_Worker] = []
     try:

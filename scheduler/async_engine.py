@@ -15,6 +15,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
@@ -38,7 +39,7 @@ DEAD_RETRY_SECONDS = 5.0
 # A stream waits so long for an engine to come back.
 RESUME_SECONDS = 120.0
 # Engines that ended while computing a request, without a token from it in between, until it is suspected, and so computed
-# only while no other suspect is; and until it is given up.
+# alone; and until it is given up.
 SUSPECT, GUILTY = 2, 3
 
 
@@ -78,7 +79,7 @@ class AsyncEngine:
         self._streams: dict[str, _Stream] = {}
         self._ids = (f"{secrets.token_hex(8)}-{number}" for number in itertools.count())
         self._keeper: asyncio.Task[None] | None = None
-        self._suspects: list[_Stream] = []
+        self._held: deque[_Stream] = deque()
         self._on_probation: _Stream | None = None
 
     def attach_tokenizer(self, tokenizer: TextTokenizer) -> None:
@@ -135,7 +136,10 @@ class AsyncEngine:
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
         stream = _Stream(Add(engine_id, token_ids, params, tenant, draft, urgency))
         self._streams[engine_id] = stream
-        stream.was_sent = self._send(stream.request)
+        if self._on_probation is None:
+            stream.was_sent = self._send(stream.request)
+        else:
+            self._held.append(stream)
         try:
             while detokenizers:
                 for delta in await stream.take():
@@ -157,7 +161,7 @@ class AsyncEngine:
             if detokenizers and not stream.ended:
                 self._send(Abort(engine_id, None))
             if self._on_probation is stream:
-                self._try_next_suspect()
+                self._release()
 
     def _send(self, message: ToEngine) -> bool:
         """To the engine, or, while there is none, to nobody: the next one is told of all that still runs."""
@@ -215,6 +219,8 @@ class AsyncEngine:
             assert self._link is not None
             await self._link.closed.wait()
             self.healthy = False
+            self._held.clear()
+            self._on_probation = None
             self.stats = EngineStats(kv_blocks_total=self.stats.kv_blocks_total)
             self._blame(last_step(self.address))
             if self._host is not None:
@@ -250,20 +256,23 @@ class AsyncEngine:
                 )
 
     def _resume_streams(self) -> None:
-        """Hand all that still runs to the new engine; of those that may have ended the last ones, one at a time."""
-        running = [stream for stream in self._streams.values() if not stream.ended]
-        self._suspects = [stream for stream in running if stream.strikes >= SUSPECT]
-        for stream in running:
-            if stream.strikes < SUSPECT:
-                self._resume(stream)
-        self._try_next_suspect()
+        """Hand all that still runs to the new engine: those that may have ended the last ones first, one at a time.
 
-    def _try_next_suspect(self) -> None:
+        Such a suspect is computed alone until a token of it comes. Beside others, who may end engines too, another death
+        would convict the wrong one.
+        """
+        running = (stream for stream in self._streams.values() if not stream.ended)
+        self._held = deque(sorted(running, key=lambda stream: stream.strikes < SUSPECT))
+        self._release()
+
+    def _release(self) -> None:
+        """Hand over what was held back, up to the next suspect."""
         self._on_probation = None
-        while self._suspects and self._on_probation is None:
-            stream = self._suspects.pop(0)
+        while self._held and self._on_probation is None:
+            stream = self._held.popleft()
             if stream.request.request_id in self._streams and not stream.ended:
-                self._on_probation = stream
+                if stream.strikes >= SUSPECT:
+                    self._on_probation = stream
                 self._resume(stream)
 
     def _resume(self, stream: "_Stream") -> None:
@@ -289,7 +298,7 @@ class AsyncEngine:
                 if stream is not None:
                     stream.put(delta)
                     if stream is self._on_probation:
-                        self._try_next_suspect()
+                        self._release()
 
 
 class _Stream:

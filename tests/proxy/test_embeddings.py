@@ -1,7 +1,6 @@
 """/v1/embeddings, as the `openai` client and plain HTTP see it."""
 
 import base64
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from openai import AuthenticationError, BadRequestError, NotFoundError
 from running_server import RunningServer, running_server
 from tiny_encoder import MAX_TOKENS, write_tiny_encoder
 
+from penstock.cli_serve import embeddings_line
 from penstock.config import Settings
 from penstock.models import embedding_location
-from penstock.proxy.embeddings import chosen_embedding_model
 from penstock.proxy.routes.embeddings import MAX_INPUTS
 from penstock.scheduler import AsyncEmbedder
 
@@ -151,13 +150,8 @@ async def test_a_key_is_wanted_here_too(embedding, engine_address: str, model: P
         assert (await other.client("secret").embeddings.create(**body)).data
 
 
-def test_without_a_model_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_model_serve_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_location, "PACKAGE", "not_installed_anywhere")
-    with caplog.at_level(logging.INFO):
-        assert chosen_embedding_model(Settings(embedding_model="none")) is None
-        assert not caplog.records, "that was asked for"
-        assert chosen_embedding_model(Settings()) is None
-    (record,) = caplog.records
-    assert "the cache finds exact repeats only" in record.message
+    asked_for, left_open = embeddings_line(Settings(embedding_model="none")), embeddings_line(Settings())
+    assert "the cache finds exact repeats only" in asked_for and "Install" not in asked_for
+    assert left_open.startswith(asked_for) and "Install penstock[semantic]" in left_open
