@@ -24,6 +24,7 @@ from penstock.cache.semantic import SemanticIndex, scan
 DIMS = 384
 CENTRES = 20_000
 PARTITION = b"bench"
+BATCH = 8192
 
 
 def units(x: np.ndarray) -> np.ndarray:
@@ -95,14 +96,16 @@ def build(path: Path, stored: np.ndarray) -> dict[str, object]:
     environment = CacheEnvironment(path, max_bytes=4 << 30)
     opened = SemanticIndex(environment, DIMS)
     start = time.perf_counter()
-    for number, embedding in enumerate(stored):
-        opened.add(PARTITION, number.to_bytes(40, "big"), embedding)
-        if number % 8192 == 8191:
-            opened.flush()
-    opened.flush()
+    for begin in range(0, len(stored), BATCH):
+        batch = {
+            number.to_bytes(40, "big"): stored[number]
+            for number in range(begin, min(begin + BATCH, len(stored)))
+        }
+        with environment.write() as txn:
+            trainable = opened.change(txn, {PARTITION: batch})
+        for partition in trainable:
+            opened.train(partition)
     seconds = time.perf_counter() - start
-    assert opened.dropped == 0
-    opened.close()
     environment.close()
     return build_figures(len(stored), seconds, (path / "data.mdb").stat().st_size)
 
@@ -121,7 +124,6 @@ def measure(path: Path, stored: np.ndarray, queries: np.ndarray) -> None:
     more["cold open s"] = round(time.perf_counter() - start, 3)
     more["mirror bytes/entry"] = round(opened._mirrors.num_bytes / len(stored), 1)
     report("penstock", truth, cosine, queries, lambda query: best_of(opened, query), **more)
-    opened.close()
     environment.close()
 
 

@@ -7,8 +7,8 @@ cache.store(key, completion)           # returns at once; a thread writes
 """
 
 from .completion_cache import CompletionCache
-from .key import CacheKey, completion_key
-from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats
+from .key import CacheKey, completion_key, partition_key
+from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats, Neighbour, Question
 
 __all__ = [
     "CacheHit",
@@ -17,5 +17,8 @@ __all__ = [
     "CachedChoice",
     "CachedCompletion",
     "CompletionCache",
+    "Neighbour",
+    "Question",
     "completion_key",
+    "partition_key",
 ]

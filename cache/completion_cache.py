@@ -1,7 +1,8 @@
 """The completion cache as its users see it: look up, store, flush, close. Knows neither HTTP nor the engine.
 
-Built to sit on an event loop: `lookup` reads LMDB inline (microseconds), `store` encodes and queues, one
-thread writes. Any number of processes may open the same folder; each opens it once, after forking.
+Built to sit on an event loop: `lookup` reads LMDB inline (microseconds), `store` encodes and queues, one thread writes.
+Completions stored with the embedding of their question are found by meaning, too: `nearest`, which is for a thread.
+Any number of processes may open the same folder; each opens it once, after forking.
 """
 
 import contextlib
@@ -11,16 +12,20 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import lmdb
 
 from ..errors import ConfigError, PenstockError
-from .environment import CacheEnvironment
+from .environment import INDEX_DATABASE, CacheEnvironment
 from .key import CacheKey
 from .ledger import Ledger
-from .record import Record, decode_body, encode_body, new_record, stamp
-from .values import CachedCompletion, CacheHit, CacheStats
+from .record import Record, decode_body, decode_question, encode_body, new_record, stamp
+from .values import CachedCompletion, CacheHit, CacheStats, Neighbour, Question
 from .writer import Pending, Writer
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 MIN_BYTES = 1 << 20
 _ENTRY_SHARE = 8  # one entry may take at most this part of the cap
@@ -62,6 +67,21 @@ class CompletionCache:
         self._env = CacheEnvironment(path, max_bytes=max_bytes)
         self._writer = Writer(self._env, Ledger(self._env, max_bytes=max_bytes), clock)
         _open_caches.add(self)
+        # Also where nothing embeds now: what is evicted must leave the index.
+        if self._env.has_database(INDEX_DATABASE) and self._index_has_entries():
+            self.open_index(None)
+
+    def open_index(self, dims: int | None) -> None:
+        """Lets completions be stored and found by embeddings of `dims` numbers. Again is harmless.
+
+        Raises ConfigError when the folder holds embeddings of another length, PenstockError when `dims` is too small.
+        """
+        if self._writer.index is None:
+            from .semantic import SemanticIndex  # late: numpy takes a tenth of a second
+
+            self._writer.index = SemanticIndex(self._env, dims)
+        elif dims is not None:
+            self._writer.index.check_dims(dims)
 
     def lookup(self, key: CacheKey) -> CacheHit | None:
         """The completion stored under `key`, unless it is over. Never waits for a writer; event-loop safe.
@@ -90,21 +110,74 @@ class CompletionCache:
         self._writer.touch(key.place, stamp(now))
         return CacheHit(completion, max(0.0, now - record.created))
 
-    def store(self, key: CacheKey, completion: CachedCompletion, *, ttl: float | None = None) -> None:
+    def nearest(self, partition: bytes, embedding: "ArrayLike", k: int = 1) -> list[Neighbour]:
+        """The `k` completions of a partition whose questions are nearest by cosine, the nearest first.
+
+        For a thread: see SemanticIndex.search. Empty where nothing can be read. Raises PenstockError when the embedding
+        is none of this index, or k not 1 to 32, or the cache was closed or forked.
+        """
+        self._check_usable()
+        index = self._writer.index
+        if index is None or self._writer.state == "off":
+            return []
+        try:
+            matches = index.search(partition, embedding, k)
+        except lmdb.Error as error:
+            self._failed_to_read(error)
+            return []
+        found = (self._neighbour(match.key, match.similarity) for match in matches)
+        return [neighbour for neighbour in found if neighbour is not None]
+
+    def _index_has_entries(self) -> bool:
+        from .semantic import has_entries
+
+        return has_entries(self._env)
+
+    def _neighbour(self, place: bytes, similarity: float) -> Neighbour | None:
+        found = self._find(place)
+        if found is None:
+            return None
+        record, body = found
+        now = self._clock()
+        completion, question = decode_body(body, record.checksum), decode_question(body)
+        if completion is None or question is None or now >= record.expires:
+            return None
+        return Neighbour(place, similarity, question, completion, max(0.0, now - record.created))
+
+    def touch(self, place: bytes) -> None:
+        """Notes that a neighbour was of use, so that it is not the next to be evicted."""
+        self._check_usable()
+        self._writer.touch(place, stamp(self._clock()))
+
+    def store(
+        self,
+        key: CacheKey,
+        completion: CachedCompletion,
+        *,
+        ttl: float | None = None,
+        question: Question | None = None,
+        embedding: "ArrayLike | None" = None,
+    ) -> None:
         """Queues a completion and returns; this process finds it at once, others after the commit.
 
         Dropped, and counted, when the queue is full, the disk cannot be written, or the entry is larger than
         an eighth of the cap. `ttl` in seconds overrides the cache's; 0 or less stores nothing.
+
+        With a `question` and its `embedding` (after `open_index`) it is found by meaning, too, once it is committed.
+        Raises PenstockError when the embedding is none of this index.
         """
         self._check_usable()
         ttl = self._ttl if ttl is None else ttl
         if ttl is not None and not ttl > 0:
             return
-        body = encode_body(completion)
+        body = encode_body(completion, question)
         if len(body) > self._max_bytes // _ENTRY_SHARE:
             self._too_large += 1
             return
-        self._writer.put(key.place, Pending(new_record(body, key.digest, self._clock(), ttl), body))
+        record = new_record(body, key.digest, self._clock(), ttl)
+        index = self._writer.index
+        vector = None if embedding is None or index is None else index.unit(embedding)
+        self._writer.put(key.place, Pending(record, body, question, vector))
 
     def flush(self) -> None:
         """Blocks until all stores are synced to disk or given up (see `stats`). Not for the event loop."""
@@ -162,11 +235,15 @@ class CompletionCache:
             return None
         try:
             return self._env.read(place)
-        except (lmdb.MapResizedError, lmdb.ReadersFullError):
-            self._writer.wake()  # its next round adopts the grown map or frees dead slots; meanwhile a miss
         except lmdb.Error as error:
-            self._writer.turn_off(error)
+            self._failed_to_read(error)
         return None
+
+    def _failed_to_read(self, error: lmdb.Error) -> None:
+        if isinstance(error, lmdb.MapResizedError | lmdb.ReadersFullError):
+            self._writer.wake()  # its next round adopts the grown map or frees dead slots; meanwhile a miss
+        else:
+            self._writer.turn_off(error)
 
     def _check_usable(self) -> None:
         if self._unusable is None:

@@ -26,6 +26,8 @@ ReadTransaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
 FORMAT = 1
 _MARKER = b"penstock completion cache"
+INDEX_DATABASE = b"semantic"
+_OWN = (b"records", b"bodies", b"order", b"expiry")
 _MAX_READERS = 1024
 _MAX_DATABASES = 16
 _MIN_MAP = 64 << 20
@@ -55,10 +57,8 @@ class CacheEnvironment:
             _check_length(self._env, path)
             with self.write() as txn:
                 _check_marker(txn, path)
-                self.records = self._env.open_db(b"records", txn)
-                self.bodies = self._env.open_db(b"bodies", txn)
-                self.order = self._env.open_db(b"order", txn)
-                self.expiry = self._env.open_db(b"expiry", txn)
+                self._databases = {name: self._env.open_db(name, txn) for name in _OWN}
+                self.records, self.bodies, self.order, self.expiry = self._databases.values()
                 self.page_size = txn.stat(self.records)["psize"]
         except lmdb.Error as error:
             self._env.close()
@@ -121,10 +121,17 @@ class CacheEnvironment:
             self._resize(min(2 * size, self._map_limit))
             return True
 
+    def has_database(self, name: bytes) -> bool:
+        with self._map_lock, self._env.begin() as txn, txn.cursor() as cursor:
+            return cursor.set_key(name)
+
     def open_database(self, name: bytes) -> lmdb._Database:
         """A further database of this environment, created if missing."""
-        with self.write() as txn:
-            return self._env.open_db(name, txn)
+        if name not in self._databases:
+            with self.write() as txn:
+                database = self._env.open_db(name, txn)
+            self._databases[name] = database
+        return self._databases[name]
 
     def check_readers(self) -> int:
         """Frees the reader slots of processes that died; how many there were."""
@@ -133,7 +140,7 @@ class CacheEnvironment:
     def used_bytes(self, txn: Transaction) -> int:
         """Bytes of pages with live data. LMDB counts them: exact in every process, and after any crash."""
         pages = 0
-        for database in (self.bodies, self.records, self.order, self.expiry):
+        for database in self._databases.values():
             stat = txn.stat(database)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * self.page_size

@@ -52,14 +52,39 @@ def completion_key(
 
     Raises TypeError when `request` holds something JSON cannot express.
     """
-    plain = request if isinstance(request, dict) else dict(request)
-    canonical = orjson.dumps(
-        (_KEY_VERSION, tenant, namespace, model, fingerprint, plain),
-        option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
-    )
+    canonical = _canonical(tenant, namespace, model, fingerprint, request)
     return CacheKey(
         place=_scope(tenant, namespace) + xxhash.xxh3_128_digest(canonical),
         digest=blake2b(canonical, digest_size=DIGEST_BYTES).digest(),
+    )
+
+
+def partition_key(
+    *,
+    tenant: str,
+    namespace: str,
+    model: str,
+    fingerprint: str,
+    embedder: str,
+    request: Mapping[str, object],
+) -> bytes:
+    """What must be equal before the meanings of two questions are compared, as 40 bytes.
+
+    Args:
+        embedder: fingerprint of what embeds: vectors of two embedders say nothing of each other.
+        request: that of `completion_key`, with what stands around the question instead of the whole prompt.
+    """
+    canonical = _canonical(tenant, namespace, model, fingerprint, {"embedder": embedder, "request": request})
+    return _scope(tenant, namespace) + blake2b(canonical, digest_size=REQUEST_BYTES).digest()
+
+
+def _canonical(
+    tenant: str, namespace: str, model: str, fingerprint: str, request: Mapping[str, object]
+) -> bytes:
+    plain = request if isinstance(request, dict) else dict(request)
+    return orjson.dumps(
+        (_KEY_VERSION, tenant, namespace, model, fingerprint, plain),
+        option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
     )
 
 

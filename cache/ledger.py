@@ -4,20 +4,37 @@ Least recently used, cheaply: an entry has exactly one line in the order index, 
 use only rewrites the small record (`accessed`). When eviction reaches a line whose entry was used since, it
 moves the line to that later stamp and goes on, so what is evicted is the least recently used entry of all
 processes' noted uses.
+
+Entries that are found by meaning, too, must leave the semantic index with their completion: that is noted in
+`index_changes`, for whoever changes the index in the same transaction.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import lmdb
 
 from .environment import CacheEnvironment, Transaction
-from .record import Record, body_key, index_line, pack_record, split_line, stamp, unpack_record
+from .record import (
+    Record,
+    body_key,
+    decode_question,
+    index_line,
+    pack_record,
+    split_line,
+    stamp,
+    unpack_record,
+)
+
+if TYPE_CHECKING:
+    from .semantic.codes import Floats
 
 
 class Ledger:
     def __init__(self, environment: CacheEnvironment, *, max_bytes: int) -> None:
         self._env = environment
         self._max_bytes = max_bytes
+        self.index_changes: dict[bytes, dict[bytes, Floats | None]] = {}  # partition -> place; None: removed
 
     def put(self, txn: Transaction, place: bytes, record: Record, body: bytes) -> None:
         """Adds an entry, in place of any older one."""
@@ -40,7 +57,10 @@ class Ledger:
         if record is None:
             return
         txn.delete(place, db=self._env.records)
-        txn.delete(body_key(record, place), db=self._env.bodies)
+        body = txn.pop(body_key(record, place), db=self._env.bodies)
+        question = None if body is None else decode_question(body)
+        if question is not None:
+            self.index_changes.setdefault(question.partition, {})[place] = None
         txn.delete(index_line(record.queued, place), db=self._env.order)
         if record.expires != math.inf:
             txn.delete(index_line(stamp(record.expires), place), db=self._env.expiry)

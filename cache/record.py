@@ -7,14 +7,22 @@ import msgspec
 import xxhash
 
 from .key import DIGEST_BYTES
-from .values import CachedCompletion
+from .values import CachedCompletion, Question
 
 _RECORD = struct.Struct(f"<ddQQQ{DIGEST_BYTES}s")
 _STAMP = struct.Struct(">Q")  # big-endian: LMDB sorts by bytes, so time order is key order
 _LAST_STAMP = float(2**63)
 
+
+class _Body(CachedCompletion, array_like=True):
+    """A completion and, behind it, where a reader of the completion alone does not look, what was asked."""
+
+    question: Question | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(CachedCompletion)
+_whole_decoder = msgspec.msgpack.Decoder(_Body)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -53,8 +61,10 @@ def unpack_record(data: bytes) -> Record | None:
     return Record(*_RECORD.unpack(data)) if len(data) == _RECORD.size else None
 
 
-def encode_body(completion: CachedCompletion) -> bytes:
-    return _encoder.encode(completion)
+def encode_body(completion: CachedCompletion, question: Question | None) -> bytes:
+    return _encoder.encode(
+        _Body(completion.choices, completion.prompt_tokens, completion.engine_seconds, question)
+    )
 
 
 def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
@@ -64,6 +74,14 @@ def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
     try:
         return _decoder.decode(body)
     except msgspec.DecodeError:  # also the base of ValidationError
+        return None
+
+
+def decode_question(body: bytes) -> Question | None:
+    """What was asked; None when that was not kept, or the bytes are no body."""
+    try:
+        return _whole_decoder.decode(body).question
+    except msgspec.DecodeError:
         return None
 
 

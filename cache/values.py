@@ -23,7 +23,36 @@ class CachedCompletion(msgspec.Struct, array_like=True):
     """What computing it took: what a hit saves."""
 
 
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    """What a completion answers, as far as a question that is put otherwise is compared with it."""
+
+    partition: bytes
+    """Everything that must be equal before meanings are compared; `partition_key` makes it."""
+    text: str
+    """The last user turn."""
+    before: str
+    after: str
+    """What stands around it in the prompt that the model read."""
+
+    @property
+    def prompt(self) -> str:
+        return self.before + self.text + self.after
+
+
 class CacheHit(msgspec.Struct, frozen=True):
+    completion: CachedCompletion
+    age: float
+    """Seconds since it was stored."""
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """A kept completion whose question means nearly the same."""
+
+    place: bytes
+    """Where it lies, as in CacheKey."""
+    similarity: float
+    """Cosine of the two questions' embeddings."""
+    question: Question
     completion: CachedCompletion
     age: float
     """Seconds since it was stored."""

@@ -8,12 +8,13 @@ When the file cannot be written (disk full, limits), stores are dropped with one
 """
 
 import errno
+import functools
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import lmdb
 import msgspec
@@ -21,9 +22,15 @@ import msgspec
 from .environment import CacheEnvironment
 from .ledger import Ledger
 from .record import Record
+from .values import Question
+
+if TYPE_CHECKING:
+    from .semantic import SemanticIndex
+    from .semantic.codes import Floats
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 State = Literal["on", "reading", "off"]
 
 MAX_QUEUED = 1024
@@ -35,6 +42,7 @@ _READER_CHECK_SECONDS = 60.0
 RETRY_SECONDS = 30.0
 _MAX_TOUCHES = 65536
 _REMOVALS = 4096  # per transaction: a much smaller cap at reopening must not become one huge transaction
+_EVICTIONS = 256  # until what they free in the index is counted, too
 _CLOSE_SECONDS = 10.0
 
 _DAMAGE = (
@@ -51,13 +59,21 @@ class Pending(msgspec.Struct, frozen=True):
 
     record: Record
     body: bytes
+    question: Question | None = None
+    embedding: "Floats | None" = None
+    """Unit vector of the question, by which it is found; None keeps it out of the index."""
 
 
 class Writer:
-    """Start it with the environment open; it must be stopped before the environment closes."""
+    """Start it with the environment open; it must be stopped before the environment closes.
+
+    Attributes:
+        index: changed together with the completions; None while nothing was ever found by meaning here.
+    """
 
     def __init__(self, environment: CacheEnvironment, ledger: Ledger, clock: Callable[[], float]) -> None:
         self.state: State = "on"
+        self.index: SemanticIndex | None = None
         self.stored = self.dropped = self.evicted = self.expired = 0
         self._env, self._ledger, self._clock = environment, ledger, clock
         self._changed = threading.Condition()
@@ -163,7 +179,7 @@ class Writer:
             self._changed.wait_for(lambda: urgent() or len(self._queued) >= _FULL_BATCH, LINGER_SECONDS)
 
     def _round(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
-        """One transaction: stores, uses, expiry, eviction. Never raises."""
+        """One transaction: stores, uses, expiry, eviction, and what they mean for the index. Never raises."""
         self._more_to_remove = False
         if self._resting():
             self.dropped += len(entries)
@@ -183,26 +199,56 @@ class Writer:
             self.turn_off(error)
 
     def _commit(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
-        while True:
-            try:
-                with self._env.write() as txn:
-                    for place, entry in entries.items():
-                        self._ledger.put(txn, place, entry.record, entry.body)
-                    for place, moment in touches.items():
-                        self._ledger.touch(txn, place, moment)
-                    expired = self._ledger.expire(txn, self._clock(), _REMOVALS)
-                    evicted, more = self._ledger.evict(txn, _REMOVALS)
-                break
-            except lmdb.MapFullError:
-                if not self._env.grow():
-                    raise
+        index = self.index
+        expired, evicted, more, trainable = self._with_room(lambda: self._write(index, entries, touches))
         self.stored += len(entries)
         self.expired += expired
         self.evicted += evicted
-        self._more_to_remove = more or expired == _REMOVALS
+        self._more_to_remove = more
         if entries and self.state == "reading":
             self.state = "on"
             log.warning("The completion cache at %s can be written again.", self._env.path)
+        if index is not None:
+            for partition in trainable:
+                self._with_room(functools.partial(index.train, partition))
+
+    def _write(
+        self, index: "SemanticIndex | None", entries: dict[bytes, Pending], touches: dict[bytes, int]
+    ) -> tuple[int, int, bool, list[bytes]]:
+        """The transaction: how many entries expired and how many were evicted, whether more are to go, and which
+        partitions of the index can be trained."""
+        ledger, trainable = self._ledger, []
+        with self._env.write() as txn:
+            changes = ledger.index_changes
+            changes.clear()
+            for place, entry in entries.items():
+                ledger.put(txn, place, entry.record, entry.body)
+                if entry.question is not None and entry.embedding is not None:
+                    changes.setdefault(entry.question.partition, {})[place] = entry.embedding
+            for place, moment in touches.items():
+                ledger.touch(txn, place, moment)
+            expired = ledger.expire(txn, self._clock(), _REMOVALS)
+            if index is not None:
+                trainable = index.change(txn, changes)
+            evicted = 0
+            for _ in range(_REMOVALS // _EVICTIONS):
+                changes.clear()
+                gone, more = ledger.evict(txn, _EVICTIONS)
+                evicted += gone
+                if index is not None:
+                    index.change(txn, changes)
+                if not more:
+                    break
+        return expired, evicted, more or expired == _REMOVALS, trainable
+
+    def _with_room(self, write: Callable[[], Result]) -> Result:
+        """What `write` returns, tried again with a larger map when it is full."""
+        while True:
+            try:
+                return write()
+            except lmdb.MapFullError:
+                if not self._env.grow():
+                    raise
 
     def _pause(self, error: Exception) -> None:
         if self.state == "on":

@@ -1,10 +1,12 @@
 """The semantic index: which stored prompts mean nearly the same. Knows neither text nor completions: embeddings and keys.
 
-index = SemanticIndex(CacheEnvironment(path, max_bytes=1 << 30))
-index.add(partition, key, embedding)          # returns at once; a thread writes
+index = SemanticIndex(environment, dims=384)
+with environment.write() as txn:
+    index.change(txn, {partition: {key: index.unit(embedding)}})
 index.search(partition, embedding, 5)         # [Match(key, similarity), ...], the nearest first
 """
 
-from .index import Match, SemanticIndex
+from .index import Changes, Match, SemanticIndex
+from .store import has_entries
 
-__all__ = ["Match", "SemanticIndex"]
+__all__ = ["Changes", "Match", "SemanticIndex", "has_entries"]

@@ -1,18 +1,17 @@
-"""The semantic index as its users see it: add, search, remove, flush, close. Knows neither text nor completions.
+"""The semantic index as the cache uses it: searched in any thread, changed in a transaction. Knows keys, not completions.
 
 A search takes the entries whose first code word is within `RADIUS` of the query's, keeps the `RERANKED` nearest by
 all 256 bits, and orders those by the cosine of their INT8 embeddings.
 """
 
-import os
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import PenstockError
-from ..environment import CacheEnvironment
-from .changes import Changes
+from ..environment import CacheEnvironment, Transaction
 from .codes import Floats
 from .mirror import Mirrors, View
 from .scan import scan
@@ -25,7 +24,10 @@ RERANKED = 32
 _SMALL = 16_384  # entries: up to here all 256 bits of each are compared, in 30 µs
 _ATTEMPTS = 5
 MIN_DIMS = 256
-MAX_KEY_BYTES = 500  # of LMDB's 511, a partition's number takes 8
+
+Changes = Mapping[
+    bytes, Mapping[bytes, Floats | None]
+]  # partition -> key -> unit vector to add; None removes
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -38,52 +40,59 @@ class SemanticIndex:
     """Keys found by the embeddings they were added with. Threads of a process share one; processes share the folder.
 
     Args:
-        environment: the cache's; it must stay open until the index is closed.
-        dims: the length of all embeddings, at least 256.
+        environment: the cache's.
+        dims: the length of all embeddings, at least 256; None takes that of the embeddings in the folder.
         mirror_bytes: memory for the codes of partitions in use, 33 bytes an entry; the last used partition may exceed it.
 
     Raises ConfigError when the folder holds embeddings of another length, PenstockError when `dims` is too small.
     """
 
     def __init__(
-        self, environment: CacheEnvironment, dims: int = 384, *, mirror_bytes: int = 256 << 20
+        self, environment: CacheEnvironment, dims: int | None = None, *, mirror_bytes: int = 256 << 20
     ) -> None:
-        if dims < MIN_DIMS:
+        if dims is not None and dims < MIN_DIMS:
             raise PenstockError(
                 f"Embeddings of {dims} numbers are too short for a code of {MIN_DIMS} bits; use an embedder with at "
                 f"least {MIN_DIMS}."
             )
-        self._env, self._dims, self._process, self._closed = environment, dims, os.getpid(), False
+        self._env = environment
         self._store = SemanticStore(environment, dims)
+        self.dims = self._store.dims
         self._mirrors = Mirrors(environment, self._store, mirror_bytes)
-        self._changes = Changes(environment, self._store)
 
-    def add(self, partition: bytes, key: bytes, embedding: ArrayLike) -> None:
-        """Queues an entry and returns; searches of every process see it once it is committed, some 15 ms later.
+    def check_dims(self, dims: int) -> None:
+        """Raises ConfigError unless embeddings of `dims` numbers are the ones kept here."""
+        self._store.check_dims(dims)
 
-        A key added before to the same partition gets the new embedding. Dropped, and counted, when the queue is full.
-        Raises PenstockError when the embedding is not [dims] finite numbers, or the key not 1 to 500 bytes.
+    def change(self, txn: Transaction, changes: Changes) -> list[bytes]:
+        """Adds and removes; returns the partitions that can be trained now. A key that is not there is no error.
+
+        Searches of every process see it once `txn` is committed. A key added before gets the new embedding.
         """
-        self._check_usable()
-        self._check_key(key)
-        self._changes.put(partition, key, self._unit(embedding))
+        trainable = []
+        for partition, of_partition in changes.items():
+            head = self._store.change(txn, partition, of_partition)
+            if head is not None and self._store.wants_training(head):
+                trainable.append(partition)
+        return trainable
 
-    def remove(self, partition: bytes, key: bytes) -> None:
-        """Queues a removal; a key that is not there is no error."""
-        self._check_usable()
-        self._check_key(key)
-        self._changes.put(partition, key, None)
+    def train(self, partition: bytes) -> None:
+        """Fits the codes of a partition to its entries: a second of work, in transactions of its own.
+
+        Raises lmdb.Error when the file cannot be written; then nothing has changed.
+        """
+        self._store.train(partition)
 
     def search(self, partition: bytes, embedding: ArrayLike, k: int = 1) -> list[Match]:
         """The `k` nearest entries of one partition by cosine, the nearest first; fewer when it has fewer.
 
+        Not for an event loop: milliseconds in a large partition, tenths of a second when it is asked for the first time.
         Raises PenstockError when the embedding is not [dims] finite numbers, or k not 1 to 32; lmdb.Error when the
         file cannot be read.
         """
-        self._check_usable()
         if not 1 <= k <= RERANKED:
             raise PenstockError(f"k is {k}; a search gives 1 to {RERANKED} matches.")
-        query = self._unit(embedding)
+        query = self.unit(embedding)
         for _ in range(_ATTEMPTS):
             view = self._mirrors.view(partition)
             if view is None:
@@ -95,22 +104,6 @@ class SemanticIndex:
             if matches is not None:
                 return matches
         return []  # compacted each time while it was scanned: as good as a miss
-
-    def flush(self) -> None:
-        """Blocks until all changes are synced to disk or given up."""
-        self._check_usable()
-        self._changes.flush()
-
-    def close(self) -> None:
-        """Writes what is queued. Again is harmless. The environment stays open."""
-        if not self._closed and os.getpid() == self._process:
-            self._changes.stop()
-        self._closed = True
-
-    @property
-    def dropped(self) -> int:
-        """Changes given up: the queue was full, or the file could not be written."""
-        return self._changes.dropped
 
     def _ranked(
         self, partition: bytes, view: View, query: Floats, slots: NDArray[np.int32], k: int
@@ -131,12 +124,12 @@ class SemanticIndex:
                     break
         return matches
 
-    def _unit(self, embedding: ArrayLike) -> Floats:
-        """[dims] float32 of length 1."""
+    def unit(self, embedding: ArrayLike) -> Floats:
+        """[dims] float32 of length 1. Raises PenstockError for what has no direction."""
         values = np.asarray(embedding, np.float64)
-        if values.shape != (self._dims,):
+        if values.shape != (self.dims,):
             raise PenstockError(
-                f"The embedding has the shape {list(values.shape)}; this index holds vectors of {self._dims} numbers."
+                f"The embedding has the shape {list(values.shape)}; this index holds vectors of {self.dims} numbers."
             )
         length = float(np.sqrt(values @ values))
         if not 0 < length < np.inf:
@@ -144,18 +137,3 @@ class SemanticIndex:
                 f"The embedding's length is {length}; only finite vectors other than zero have a direction."
             )
         return (values / length).astype(np.float32)
-
-    def _check_key(self, key: bytes) -> None:
-        if not 1 <= len(key) <= MAX_KEY_BYTES:
-            raise PenstockError(f"The key has {len(key)} bytes; the index takes 1 to {MAX_KEY_BYTES}.")
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise PenstockError(
-                f"The semantic index at {self._env.path} is closed; open a new SemanticIndex."
-            )
-        if os.getpid() != self._process:
-            raise PenstockError(
-                f"The semantic index at {self._env.path} was opened before this process ({os.getpid()}) was forked; "
-                "open the cache and its index after forking, or spawn."
-            )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConfigError
-from ..environment import CacheEnvironment, ReadTransaction, Transaction
+from ..environment import INDEX_DATABASE, CacheEnvironment, ReadTransaction, Transaction
 from . import layout
 from .codes import Floats, Rotation, Words, quantize, random_rotation, restored, trained_rotation
 from .layout import CODES, REMOVED, ROTATION, SEGMENT, TAIL, VECTORS, Head
@@ -29,20 +29,36 @@ _FORMAT = struct.Struct("<II")
 AnyTransaction: TypeAlias = "Transaction | ReadTransaction"
 
 
+def has_entries(environment: CacheEnvironment) -> bool:
+    """Whether anything was ever indexed here."""
+    rows = environment.open_database(INDEX_DATABASE)
+    with environment.reading() as txn:
+        return txn.get(layout.FORMAT_ROW, db=rows) is not None
+
+
 class SemanticStore:
     """The index's databases in an environment.
 
     Raises ConfigError when they hold embeddings of another size, or another format.
     """
 
-    def __init__(self, environment: CacheEnvironment, dims: int) -> None:
-        self._env, self._dims = environment, dims
-        self._tail = layout.tail_type(dims)
-        self.rows = environment.open_database(b"semantic")
+    def __init__(self, environment: CacheEnvironment, dims: int | None) -> None:
+        self._env = environment
+        self.rows = environment.open_database(INDEX_DATABASE)
         self.keys = environment.open_database(b"semantic_keys")
         self.slots = environment.open_database(b"semantic_slots")
         with environment.write() as txn:
-            self._check_format(txn)
+            self._check_format(txn, dims)
+        self._tail = layout.tail_type(self.dims)
+
+    def check_dims(self, dims: int) -> None:
+        """Raises ConfigError unless embeddings of `dims` numbers are the ones kept here."""
+        if dims != self.dims:
+            raise ConfigError(
+                f"The semantic index at {self._env.path} holds embeddings of {self.dims} numbers, and the embedder makes "
+                f"{dims}. Use the embedder it was made with, or choose another path.",
+                param="cache.path",
+            )
 
     def head(self, txn: AnyTransaction, partition: bytes) -> Head | None:
         data = txn.get(layout.head_row(partition), db=self.rows)
@@ -50,7 +66,7 @@ class SemanticStore:
 
     def rotation(self, txn: AnyTransaction, head: Head) -> Rotation:
         data = txn.get(layout.number_row(ROTATION, head.number), db=self.rows)
-        return random_rotation(self._dims) if data is None else Rotation.unpack(data)
+        return random_rotation(self.dims) if data is None else Rotation.unpack(data)
 
     def codes_since(self, txn: AnyTransaction, head: Head, slot: int) -> Iterator[tuple[int, Words, Words]]:
         """First slot, first words and other words of every run of entries from `slot` on."""
@@ -76,13 +92,13 @@ class SemanticStore:
         for slot in slots.tolist():
             data = txn.get(layout.row(VECTORS, head.number, slot // SEGMENT), db=self.rows)
             if data is not None:
-                scale, vector = layout.vector_in(data, slot % SEGMENT, self._dims)
+                scale, vector = layout.vector_in(data, slot % SEGMENT, self.dims)
             else:
                 scale, vector = layout.vector_of_tail(self._row(txn, TAIL, head.number, slot))
             scales.append(scale)
             rows.append(vector)
         # Joined, not taken from arrays row by row: 1 µs a slot instead of 3.
-        return np.frombuffer(b"".join(rows), np.int8).reshape(-1, self._dims), np.array(scales, np.float32)
+        return np.frombuffer(b"".join(rows), np.int8).reshape(-1, self.dims), np.array(scales, np.float32)
 
     def key(self, txn: AnyTransaction, head: Head, slot: int) -> bytes | None:
         """None when it was removed."""
@@ -260,21 +276,20 @@ class SemanticStore:
         txn.put(layout.NEXT_ROW, (number + 1).to_bytes(8, "little"), db=self.rows)
         return number
 
-    def _check_format(self, txn: Transaction) -> None:
+    def _check_format(self, txn: Transaction, dims: int | None) -> None:
         found = txn.get(layout.FORMAT_ROW, db=self.rows)
         if found is None:
-            txn.put(layout.FORMAT_ROW, _FORMAT.pack(layout.FORMAT, self._dims), db=self.rows)
+            assert dims is not None, "an index without entries takes any length: say which"
+            txn.put(layout.FORMAT_ROW, _FORMAT.pack(layout.FORMAT, dims), db=self.rows)
+            self.dims = dims
             return
-        form, dims = _FORMAT.unpack(found)
+        form, kept = _FORMAT.unpack(found)
         if form != layout.FORMAT:
             raise ConfigError(
                 f"The semantic index at {self._env.path} has format {form}; this Penstock reads format {layout.FORMAT}. "
                 "Upgrade Penstock, choose another path, or delete the folder (only cached completions are lost).",
                 param="cache.path",
             )
-        if dims != self._dims:
-            raise ConfigError(
-                f"The semantic index at {self._env.path} holds embeddings of {dims} numbers, and the embedder makes "
-                f"{self._dims}. Use the embedder it was made with, or choose another path.",
-                param="cache.path",
-            )
+        self.dims = int(kept)
+        if dims is not None:
+            self.check_dims(dims)

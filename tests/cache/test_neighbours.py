@@ -1,0 +1,219 @@
+"""Completions found by meaning: which ones, and that index and completions agree whatever comes and goes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cache_worker
+import numpy as np
+import pytest
+from cache_worker import make_completion, make_key
+from semantic_worker import DIMS, make_embedding
+
+from penstock.cache import CompletionCache, Question, partition_key
+from penstock.errors import ConfigError, PenstockError
+
+
+def partition(tenant: str = "acme", **changes: object) -> bytes:
+    scope: dict = {"namespace": "", "model": "model", "fingerprint": "f00d", "embedder": "e", "request": {}}
+    return partition_key(tenant=tenant, **(scope | changes))
+
+
+def question(number: int, tenant: str = "acme") -> Question:
+    return Question(partition(tenant), f"question {number}", "before ", " after")
+
+
+def store(cache: CompletionCache, number: int, tenant: str = "acme", **settings: object) -> None:
+    key, asked = make_key(number, tenant), question(number, tenant)
+    cache.store(key, make_completion(number), question=asked, embedding=make_embedding(number), **settings)
+
+
+def nearest(cache: CompletionCache, number: int, tenant: str = "acme"):
+    """The neighbour with the very embedding of `number`, or None."""
+    found = cache.nearest(partition(tenant), make_embedding(number))
+    return found[0] if found and found[0].similarity > 0.999 else None
+
+
+def assert_agree(cache: CompletionCache) -> None:
+    """The index holds what the ledger holds, and nothing else."""
+    index, environment = cache._writer.index, cache._env
+    with environment.reading() as txn:
+        kept = txn.stat(environment.records)["entries"]
+        assert txn.stat(index._store.keys)["entries"] == txn.stat(index._store.slots)["entries"] == kept
+
+
+@pytest.fixture
+def open_semantic(open_cache):
+    def open_one(**settings: object) -> CompletionCache:
+        cache = open_cache(**settings)
+        cache.open_index(DIMS)
+        return cache
+
+    return open_one
+
+
+def test_a_neighbour_comes_whole(open_semantic, clock):
+    cache = open_semantic(clock=clock)
+    store(cache, 3)
+    cache.store(make_key(4), make_completion(4))  # without an embedding: found by its key only
+    cache.flush()
+    clock.now += 5
+    (found,) = cache.nearest(partition(), make_embedding(3) + 0.1 * make_embedding(9), k=5)
+    assert found.completion == make_completion(3) and found.question == question(3)
+    assert found.place == make_key(3).place and found.age == 5 and 0.98 < found.similarity < 0.999
+    assert found.question.prompt == "before question 3 after"
+    assert cache.lookup(make_key(3)).completion == make_completion(3)
+    assert cache.lookup(make_key(4)).completion == make_completion(4)
+
+
+def test_all_that_must_be_equal_parts_them(open_semantic):
+    cache = open_semantic()
+    store(cache, 3)
+    cache.flush()
+    others = {
+        "tenant": "bolt",
+        "namespace": "n",
+        "model": "m",
+        "fingerprint": "f",
+        "embedder": "d",
+        "request": {"top_p": 0.5},
+    }
+    for name, value in others.items():
+        assert cache.nearest(partition(**{name: value}), make_embedding(3)) == [], name
+    assert cache.nearest(partition(), make_embedding(3))
+
+
+def test_what_leaves_the_cache_leaves_the_index(open_semantic, clock):
+    cache = open_semantic(clock=clock)
+    for number in range(20):
+        store(cache, number, ttl=10 if number % 2 else None)
+    store(cache, 4)  # again
+    cache.flush()
+    assert_agree(cache)
+    clock.now += 11
+    assert nearest(cache, 4) is not None and nearest(cache, 5) is None, "over, though still in the file"
+    cache.flush()
+    assert cache.stats().expired == 10
+    assert_agree(cache)
+    assert nearest(cache, 5) is None and nearest(cache, 6) is not None
+
+
+def test_eviction_keeps_index_and_completions_equal_and_the_file_near_its_cap(open_semantic, clock):
+    cap = 2 << 20
+    cache = open_semantic(clock=clock, max_bytes=cap)
+    for number in range(3000):
+        clock.now += 1
+        store(cache, number)
+        if number % 100 == 99:
+            assert nearest(cache, 0) is not None or number < 100 or number == 99
+            cache.touch(make_key(0).place)
+            cache.flush()
+    stats = cache.stats()
+    assert stats.evicted > 1500 and stats.used_bytes <= cap
+    assert_agree(cache)
+    assert nearest(cache, 0) is not None, "a neighbour of use stays"
+    assert nearest(cache, 1) is None and nearest(cache, 2999) is not None
+
+
+def test_without_an_embedder_what_is_evicted_still_leaves_the_index(open_semantic, open_cache, clock):
+    cache = open_semantic(clock=clock)
+    for number in range(2000):
+        store(cache, number)
+    cache.flush()
+    cache.close()
+    clock.now += 1
+    small = open_cache(clock=clock, max_bytes=1 << 20)
+    small.store(make_key(5000), make_completion(5000))
+    small.flush()
+    stats = small.stats()
+    # A full MiB holds 330; what the evicted ones leave behind in the index may cost a third of them.
+    assert 200 < stats.entries < 350 and stats.used_bytes <= 1 << 20
+    with small._env.reading() as txn:  # the last one has no embedding
+        assert txn.stat(small._writer.index._store.keys)["entries"] == stats.entries - 1
+
+
+def test_embeddings_of_another_length_are_refused(open_semantic, open_cache):
+    cache = open_semantic()
+    store(cache, 1)
+    with pytest.raises(PenstockError, match=rf"holds vectors of {DIMS} numbers"):
+        cache.store(make_key(2), make_completion(2), question=question(2), embedding=np.ones(DIMS + 1))
+    with pytest.raises(ConfigError, match=rf"holds embeddings of {DIMS} numbers, and the embedder makes 384"):
+        cache.open_index(384)
+    cache.open_index(DIMS)
+    cache.close()
+    again = open_cache()
+    with pytest.raises(ConfigError, match="and the embedder makes 384"):
+        again.open_index(384)
+    assert nearest(again, 1) is not None
+
+
+def test_a_closed_cache_finds_no_neighbours(open_semantic):
+    cache = open_semantic()
+    cache.close()
+    with pytest.raises(PenstockError, match="is closed"):
+        cache.nearest(partition(), make_embedding(1))
+
+
+WORKER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_neighbours import *
+cache = CompletionCache(Path(sys.argv[1]), max_bytes=int(sys.argv[4]))
+cache.open_index(DIMS)
+for number in range(int(sys.argv[3]), 1 << 30):
+    store(cache, number, sys.argv[2])
+    if number % 10 == 9:
+        cache.flush()
+        print(number + 1, flush=True)
+"""
+
+
+def start_worker(path: Path, tenant: str, first: int, max_bytes: int) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", WORKER, str(path), tenant, str(first), str(max_bytes)]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cache_worker.__file__).parent)},
+    )
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 28, 1 << 20])
+def test_kill_9_leaves_index_and_completions_equal(open_semantic, path, max_bytes):
+    acknowledged = 0
+    for round_ in range(4):
+        worker = start_worker(path, "acme", acknowledged, max_bytes)
+        for _ in range(20 + round_):
+            acknowledged = int(worker.stdout.readline())
+        time.sleep(0.004 * round_)  # at another moment of the batch each time
+        worker.kill()
+        worker.stdout.read()
+        worker.stdout.close()
+        assert worker.wait() == -signal.SIGKILL
+        cache = open_semantic(max_bytes=max_bytes)
+        assert_agree(cache)
+        cache.flush()
+        assert_agree(cache)
+        for number in range(acknowledged - 50, acknowledged):
+            found = nearest(cache, number)
+            assert found.completion == make_completion(number) and found.question == question(number)
+        cache.close()
+
+
+def test_two_processes_see_each_others_entries(open_semantic, path):
+    cache = open_semantic()
+    worker = start_worker(path, "bolt", 0, 1 << 28)
+    for _ in range(10):
+        last = int(worker.stdout.readline())
+        assert nearest(cache, last - 1, "bolt").completion == make_completion(last - 1)
+        store(cache, last)
+    worker.kill()
+    worker.stdout.close()
+    worker.wait()
+    cache.flush()
+    assert nearest(cache, last) is not None and nearest(cache, last - 1) is None, "not the other's tenant"
+    assert_agree(cache)
