@@ -30,13 +30,18 @@ def draft_length(times: StepTimes, acceptance: float, limit: int, num_tokens: in
         num_tokens, num_seqs: of the step without it: its tokens, and the sequences that get one.
     """
     best, best_gain = 0, 0.0
+    hoped = acceptance / (1 - acceptance)  # of a draft without an end
+    # Not only up to the first length that loses: a size of step that was measured in a bad moment, as when the engine was
+    # new, hid all behind it, and as nobody chose it again, for good (seen: right drafts that were never verified).
     for tried in LENGTHS:
         if tried > limit:
             break
-        gain = expected_tokens(acceptance, tried) - MARGIN * num_seqs * rows_cost(times, num_tokens, tried)
-        if gain <= best_gain:
-            break  # what is promised grows ever more slowly
-        best, best_gain = tried, gain
+        loss = MARGIN * num_seqs * rows_cost(times, num_tokens, tried)
+        if hoped - loss <= best_gain:
+            break  # and longer ones lose more
+        gain = expected_tokens(acceptance, tried) - loss
+        if gain > best_gain:
+            best, best_gain = tried, gain
     return best
 
 

@@ -8,11 +8,12 @@ import torch
 
 from penstock import Engine, EngineConfig, InvalidRequestError, SamplingParams
 from penstock.config import SparseAttention
-from penstock.scheduler.draft_length import LENGTHS, draft_length
+from penstock.scheduler.draft_length import LENGTHS, MARGIN, draft_length, rows_cost
 from penstock.scheduler.drafters import CompletionDraft, PromptLookup
 from penstock.scheduler.outputs import Delta
 from penstock.scheduler.speculation import Guesser, Speculation, Speculator
 from penstock.scheduler.step_times import StepTimes
+from penstock.scheduler.track_record import expected_tokens
 
 GPU = "cuda" if torch.cuda.is_available() else "interpreter"
 # Tokens in parallel for nothing, as on a machine that is bound by memory; and none at all.
@@ -121,6 +122,21 @@ def test_drafts_are_as_long_as_they_pay():
     # Where many share the step, a guess has to make up for all of them.
     assert draft_length(StepTimes(), 0.5, 128, 64, 64) == 0
     assert draft_length(FREE, 0.9, 0, 1, 1) == 0
+
+
+def test_a_size_that_was_measured_in_a_bad_moment_hides_no_longer_draft():
+    """Nobody would choose it again, so nothing would ever correct it."""
+    times = StepTimes()
+    for size, seconds in ((1, 0.00019), (2, 0.00039), (13, 0.00048), (29, 0.0009)):
+        times.record(size, seconds)
+    for acceptance in (0.9, 0.99):
+        length = draft_length(times, acceptance, 128, 1, 1)
+        assert length >= 12
+
+        def gain(tried: int, acceptance: float = acceptance) -> float:
+            return expected_tokens(acceptance, tried) - MARGIN * rows_cost(times, 1, tried)
+
+        assert gain(length) == max(gain(tried) for tried in LENGTHS) > 0
 
 
 def test_a_drafter_that_errs_is_heard_less_and_may_come_back():
