@@ -2,6 +2,7 @@
 
     python bench/speculation.py                              the shape of Qwen2.5-0.5B, random weights, W8A8
     python bench/speculation.py --model builtin
+    python bench/speculation.py --model builtin --late 2     a right draft that takes 2 ms to be found, waited for or not
     python bench/speculation.py --draft-model builtin        what a draft model saves or costs, at temperature 0 and 1
     python bench/speculation.py --model builtin --draft-model builtin --always 4     the most it could be right
 
@@ -10,11 +11,13 @@ answer must be the same, token for token.
 """
 
 import argparse
+import asyncio
 import json
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 
 import msgspec
@@ -66,6 +69,48 @@ def measure(model: str, repeats: int) -> dict[str, dict[str, float]]:
                 raise SystemExit(f"{name}: another answer than without a draft")
             if turn:  # the first warms up
                 seconds.setdefault(name, []).append(took)
+    return medians(seconds)
+
+
+async def measure_late(model: str, repeats: int, milliseconds: float) -> dict[str, dict[str, float]]:
+    """A right draft given with its request, found later, and waited for before; and a search that finds none."""
+    from penstock.scheduler import AsyncEngine, EngineConfig, SamplingParams
+
+    engine = AsyncEngine(EngineConfig(model=model, quantize="w8a8", max_model_len=2048, prefix_caching=False))
+    await engine.start()
+    params = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True, drafters=())
+
+    async def search(found: list[int] | None) -> list[int] | None:
+        await asyncio.sleep(milliseconds / 1000)
+        return found
+
+    rng = random.Random(1)
+    seconds: dict[str, list[float]] = {}
+    for turn in range(repeats + 1):
+        prompt = [rng.randrange(10, 4000) for _ in range(PROMPT_TOKENS)]
+        answer: list[int] = []
+        for name in ("none", "at the start", "later", "waited for", "nothing found"):
+            start = time.perf_counter()
+            draft: Awaitable[list[int] | None] | list[int] | None = None
+            if name == "waited for":
+                draft = await search(answer)
+            elif name == "at the start":
+                draft = answer
+            elif name != "none":
+                draft = search(answer if name == "later" else None)
+            chunks = engine.generate(prompt, params, draft_token_ids=draft)
+            tokens = [token async for chunk in chunks for token in chunk.token_ids]
+            took = time.perf_counter() - start
+            answer = answer or tokens
+            if tokens != answer:
+                raise SystemExit(f"{name}: another answer than without a draft")
+            if turn:  # the first warms up
+                seconds.setdefault(name, []).append(took)
+    await engine.shutdown()
+    return medians(seconds)
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     median = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
     return {name: {"seconds": took, "times_faster": median["none"] / took} for name, took in median.items()}
 
@@ -137,6 +182,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="", help="default: the shape of Qwen2.5-0.5B")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--late", type=float, default=0, help="milliseconds that it takes to find a draft")
     parser.add_argument("--draft-model", default="", help="measure this drafter instead")
     parser.add_argument("--concurrent", type=int, default=1, help="with a draft model: requests at once")
     parser.add_argument("--always", type=int, default=0, help="with a draft model: guesses in every step")
@@ -149,6 +195,8 @@ def main() -> None:
         model = made.stdout.strip().splitlines()[-1]
     if args.draft_model:
         found = measure_draft_model(model, args.draft_model, args.repeats, args.concurrent, args.always)
+    elif args.late:
+        found = asyncio.run(measure_late(model, args.repeats, args.late))
     else:
         found = measure(model, args.repeats)
     for name, figures in found.items():

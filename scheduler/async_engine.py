@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import cast
 
 import msgspec
@@ -27,7 +27,19 @@ from .engine_config import EngineConfig
 from .engine_process import EngineProcess, EngineThread
 from .host import Host
 from .outputs import Chunk, Delta, EngineStats, ModelInfo
-from .protocol import Abort, Add, FrameDecoder, Hello, LoadFailed, Refused, ToClient, ToEngine, encode
+from .protocol import (
+    Abort,
+    Add,
+    FrameDecoder,
+    Hello,
+    LoadFailed,
+    Refused,
+    Suggest,
+    ToClient,
+    ToEngine,
+    encode,
+)
+from .request_checks import check_draft
 from .sampling_params import SamplingParams, checked_token_ids
 from .step_record import last_step
 from .urgency import ORDINARY, Urgency
@@ -111,13 +123,15 @@ class AsyncEngine:
         *,
         request_id: str | None = None,
         tenant: str = "default",
-        draft_token_ids: list[int] | None = None,
+        draft_token_ids: list[int] | Awaitable[list[int] | None] | None = None,
         urgency: Urgency = ORDINARY,
     ) -> AsyncGenerator[Chunk, None]:
         """Stream the completions of one prompt; closing the generator aborts what is left of them at once.
 
         `draft_token_ids` is a completion that the model is likely to give: verified many tokens at a time, it comes that
-        much faster, and what is not right of it changes nothing.
+        much faster, and what is not right of it changes nothing. One that is still being looked for may be given as an
+        awaitable: nothing waits for it, and the draft is used from when it is there. An awaitable that gives None, fails or
+        is cancelled gives no draft; it is cancelled with the generator's end.
 
         Chunks of all `params.n` completions come interleaved; each ends with a chunk that has a finish_reason. A
         reader that lags gets what piled up as one chunk. `request_id` only names the request in logs.
@@ -127,7 +141,9 @@ class AsyncEngine:
         if self._keeper is None or self._tokenizer is None:
             raise EngineDeadError("The engine is not running: it was not started yet, or was shut down.")
         token_ids = checked_token_ids(prompt_token_ids)
-        draft = None if draft_token_ids is None else checked_token_ids(draft_token_ids)
+        draft: list[int] | None = None
+        if draft_token_ids is not None and not isinstance(draft_token_ids, Awaitable):
+            draft = checked_token_ids(draft_token_ids, "draft_token_ids")
         if params.seed is None:
             # Here, so that an engine that goes on with the request draws the same tokens.
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
@@ -140,6 +156,10 @@ class AsyncEngine:
             stream.was_sent = self._send(stream.request)
         else:
             self._held.append(stream)
+        search: asyncio.Future[list[int] | None] | None = None
+        if isinstance(draft_token_ids, Awaitable):
+            search = asyncio.ensure_future(draft_token_ids)
+            search.add_done_callback(lambda found: self._suggest(stream, found))
         try:
             while detokenizers:
                 for delta in await stream.take():
@@ -157,11 +177,27 @@ class AsyncEngine:
                             self._send(Abort(engine_id, delta.index))
                     yield chunk
         finally:
+            if search is not None:
+                search.cancel()
             del self._streams[engine_id]
             if detokenizers and not stream.ended:
                 self._send(Abort(engine_id, None))
             if self._on_probation is stream:
                 self._release()
+
+    def _suggest(self, stream: "_Stream", found: "asyncio.Future[list[int] | None]") -> None:
+        """Pass a draft that was waited for to the engine that has its request, if any has, and to whichever will."""
+        request_id = stream.request.request_id
+        try:
+            if found.cancelled() or found.result() is None:
+                return
+            draft = checked_token_ids(found.result(), "draft_token_ids")
+            check_draft(self.info, draft)
+        except Exception as error:
+            log.warning("request %s goes on without the draft that was to come: %r", request_id, error)
+            return
+        stream.request = msgspec.structs.replace(stream.request, draft_token_ids=draft)
+        self._send(Suggest(request_id, draft))
 
     def _send(self, message: ToEngine) -> bool:
         """To the engine, or, while there is none, to nobody: the next one is told of all that still runs."""

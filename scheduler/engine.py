@@ -38,9 +38,9 @@ from .outputs import (
     ModelInfo,
     SparseStats,
 )
-from .request_checks import check_request
+from .request_checks import check_draft, check_request
 from .sampler import SampledToken
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, checked_token_ids
 from .scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from .sequence import Sequence, Status
 from .speculation import Guesser, ModelGuesser, Speculation, Speculator
@@ -212,6 +212,22 @@ class Engine:
             for seq in seqs:
                 self.scheduler.hold(seq)
             self._compiling[request_id] = self._grammars.compile(params.grammar)
+
+    def suggest(self, request_id: str, token_ids: list[int]) -> None:
+        """Give a live request a draft after all, instead of `draft_token_ids` of `add_request` or of an earlier suggestion.
+
+        Outputs may have begun: each is looked for in the draft, and from the next step on what follows there is verified.
+        Unknown or finished ids are fine.
+
+        Raises InvalidRequestError for token ids that the model does not have.
+        """
+        token_ids = checked_token_ids(token_ids, "draft_token_ids")
+        check_draft(self.info, token_ids)
+        for seq in self._live.get(request_id, ()):
+            if seq.speculation is None:
+                seq.speculation = self._speculation(seq.params, seq.num_prompt_tokens, token_ids)
+            else:
+                seq.speculation.suggest(CompletionDraft(token_ids, seq.num_prompt_tokens))
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks at once; unknown or finished ids are fine."""

@@ -27,6 +27,7 @@ from .protocol import (
     Hello,
     Refused,
     StepDone,
+    Suggest,
     ToClient,
     ToEngine,
     encode,
@@ -123,6 +124,8 @@ class EngineServer:
             for message in client.decoder.feed(data):
                 if isinstance(message, Add):
                     self._add(client, message)
+                elif isinstance(message, Suggest):
+                    self._suggest(client, message)
                 else:
                     self._abort(client, message)
                     aborted = True
@@ -150,6 +153,16 @@ class EngineServer:
             return
         self._owner[message.request_id] = client
         client.request_ids.add(message.request_id)
+
+    def _suggest(self, client: Client, message: Suggest) -> None:
+        if message.request_id not in client.request_ids:
+            return  # finished in the meantime
+        try:
+            self.engine.suggest(message.request_id, message.token_ids)
+        except PenstockError as error:
+            log.warning(
+                "request %s goes on without the draft suggested for it: %s", message.request_id, error
+            )
 
     def _abort(self, client: Client, message: Abort) -> None:
         if message.request_id not in client.request_ids:

@@ -37,6 +37,13 @@ class Abort(msgspec.Struct, tag=True, array_like=True):
     index: int | None
 
 
+class Suggest(msgspec.Struct, tag=True, array_like=True):
+    """A draft that was found after the request had been sent. Nothing answers it: it may well come too late."""
+
+    request_id: str
+    token_ids: list[int]
+
+
 class Hello(msgspec.Struct, tag=True, array_like=True):
     """First message to every client, once the model is loaded."""
 
@@ -69,7 +76,7 @@ class StepDone(msgspec.Struct, tag=True, array_like=True):
     stats: EngineStats
 
 
-ToEngine = Add | Abort
+ToEngine = Add | Abort | Suggest
 ToClient = Hello | LoadFailed | Refused | StepDone
 
 _encoder = msgspec.msgpack.Encoder()

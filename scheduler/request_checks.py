@@ -40,17 +40,26 @@ def check_request(
         )
 
 
+def check_draft(info: ModelInfo, draft_token_ids: list[int]) -> None:
+    """Raises InvalidRequestError for a draft with token ids that the model does not have."""
+    _check_vocabulary(info, "draft_token_ids", draft_token_ids)
+
+
+def _check_vocabulary(info: ModelInfo, name: str, token_ids: list[int]) -> None:
+    size = info.vocab_size
+    worst = max(token_ids, key=lambda token: token if token >= 0 else size - token, default=0)
+    if not 0 <= worst < size:
+        raise InvalidRequestError(
+            f"The {name} holds token id {worst}; this model's ids are 0 to {size - 1}.", param=name
+        )
+
+
 def _check_token_ids(
     info: ModelInfo, prompt_token_ids: list[int], params: SamplingParams, draft_token_ids: list[int]
 ) -> None:
     vocab_size = info.vocab_size
-    for name, given in (("prompt", prompt_token_ids), ("draft_token_ids", draft_token_ids)):
-        worst = max(given, key=lambda token: token if token >= 0 else vocab_size - token, default=0)
-        if not 0 <= worst < vocab_size:
-            raise InvalidRequestError(
-                f"The {name} holds token id {worst}; this model's ids are 0 to {vocab_size - 1}.",
-                param=name,
-            )
+    _check_vocabulary(info, "prompt", prompt_token_ids)
+    check_draft(info, draft_token_ids)
     for name, token_ids in (
         ("logit_bias", params.logit_bias or {}),
         ("stop_token_ids", params.stop_token_ids),

@@ -127,17 +127,15 @@ _TYPES = get_type_hints(SamplingParams)
 _MACHINE_INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-def checked_token_ids(prompt: object) -> list[int]:
-    """A copy of a prompt as plain integers, whether or not the model has them.
+def checked_token_ids(given: object, name: str = "prompt") -> list[int]:
+    """A copy of a prompt, or of what else is a list of tokens, as plain integers, whether or not the model has them.
 
     Raises InvalidRequestError for anything else: it could not travel to the engine, or would stop it there.
     """
     try:
-        return msgspec.convert(prompt, list[_MACHINE_INT])
+        return msgspec.convert(given, list[_MACHINE_INT])
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(
-            f"The prompt must be a list of token ids: {error}.", param="prompt"
-        ) from error
+        raise InvalidRequestError(f"The {name} must be a list of token ids: {error}.", param=name) from error
 
 
 def _make_typed(params: SamplingParams) -> None:

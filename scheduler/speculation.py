@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .draft_length import draft_length
 from .draft_plan import DraftPlanner
-from .drafters import Drafter, DrafterName
+from .drafters import CompletionDraft, Drafter, DrafterName
 from .outputs import DrafterStats
 from .step_times import StepTimes
 from .track_record import TrackRecord
@@ -68,6 +68,12 @@ class Speculation:
     model: ModelGuesser | None = None
     draft: list[int] = field(default_factory=list)
     source: Guesser | ModelGuesser | None = None
+
+    def suggest(self, draft: CompletionDraft) -> None:
+        """Hear this draft instead of the one so far, behind what a grammar forces and before all others."""
+        others = [guesser for guesser in self.guessers if guesser.name != "draft"]
+        others.insert(sum(guesser.name == "grammar" for guesser in others), Guesser(draft))
+        self.guessers = others
 
     def num_computed(self, num_right: int) -> int:
         """Of the draft's first `num_right` tokens, those that the draft model has computed; not its last guess."""

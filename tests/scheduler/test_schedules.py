@@ -63,7 +63,7 @@ def draft_of(answer: list[int], vocab_size: int, rng: random.Random) -> list[int
 def run_schedule(
     engine: Engine, chosen: dict[str, Request], answers: dict[str, Answer], rng: random.Random
 ) -> None:
-    """One random schedule: arrivals, budgets and draft lengths change from step to step, and some leave."""
+    """One random schedule: arrivals, budgets and draft lengths change from step to step, drafts come late, some leave."""
     engine.speculator.choose_length = lambda times, acceptance, limit, tokens, seqs: min(
         limit, rng.choice([0, 0, 1, 2, *LENGTHS])
     )
@@ -84,6 +84,11 @@ def run_schedule(
             prompt, params = chosen[name]
             draft = draft_of(answers[name][0], engine.info.vocab_size, rng)
             engine.add_request(name, prompt, params, draft_token_ids=draft)
+        if rng.random() < 0.2:
+            late = rng.choice(sorted(chosen))  # waiting, running, preempted, not there yet or no longer
+            draft = draft_of(answers[late][0], engine.info.vocab_size, rng)
+            if draft is not None:
+                engine.suggest(late, draft)
         engine.scheduler.max_num_batched_tokens = rng.choice([16, 17, 40, 64, 300])
         if rng.random() < 0.02 and found:
             gone = rng.choice(sorted(found))
