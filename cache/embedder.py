@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """`dims` and `fingerprint` are known once a first `embed` has returned: a model may load only then."""
+    """Of one event loop. `dims` and `fingerprint` are known once a first `embed` has returned: it may load a model."""
 
     @property
     def dims(self) -> int:

@@ -118,6 +118,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float | None, About("cache", "seconds a completion stays valid; default: for ever")
     ] = None
 
+    cache_mode: Annotated[
+        Literal["off", "draft", "trusted"],
+        About(
+            "cache",
+            "what is made of questions that mean the same: nothing, drafts that the model verifies, "
+            "or trusted answers under a bound of errors",
+        ),
+    ] = "draft"
+    cache_similarity: Annotated[
+        float, About("cache", "least cosine of two questions for one's answer to be a draft for the other")
+    ] = 0.8
+
     max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
     max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512
@@ -166,6 +178,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1.",
                 param="gpu_memory_utilization",
+            )
+        if not 0 < self.cache_similarity <= 1:
+            raise ConfigError(
+                f"cache_similarity is {self.cache_similarity}; it must be above 0 and at most 1.",
+                param="cache_similarity",
             )
         for name in ("write_timeout", "cache_ttl"):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..cache import CompletionCache
+from ..cache.near import NearHits
 from ..config import Settings
 from .backend import Backend
 from .context import CONTEXT, Context
@@ -25,6 +26,7 @@ def create_app(
     backend: Backend,
     cache: CompletionCache | None,
     embeddings: EmbeddingBackend | None = None,
+    near: NearHits | None = None,
     *,
     shared_metrics: Path | None = None,
 ) -> web.Application:
@@ -39,7 +41,7 @@ def create_app(
     app[CONTEXT] = Context(
         settings=settings,
         backend=backend,
-        service=CompletionService(backend, cache, figures),
+        service=CompletionService(backend, cache, near, figures),
         metrics=figures,
         edge=edge,
         embeddings=embeddings,

@@ -28,6 +28,12 @@ def template_messages(
     return [reader.read(f"messages[{place}]", message) for place, message in enumerate(messages)]
 
 
+def last_question(messages: list[dict[str, object]]) -> str | None:
+    """The last turn, where it is the user's."""
+    content = messages[-1].get("content")
+    return content if messages[-1]["role"] == "user" and isinstance(content, str) else None
+
+
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
     """The request's `chat_template_kwargs`: whatever the model's template knows, but not what has a field of
     its own.

@@ -9,10 +9,11 @@ import re
 import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
+from ..cache.near import Mode
 from ..config import did_you_mean
 from ..errors import AuthenticationError, InvalidRequestError
 
@@ -20,11 +21,12 @@ CACHE_CONTROL = "x-penstock-cache-control"
 NAMESPACE = "x-penstock-namespace"
 REQUEST_ID = "x-request-id"
 DEFAULT_TENANT = "default"
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 # Keys of the body field `penstock`.
 EXTENSIONS = ("cache", "deadline", "drafters", "priority", "sparse_attention", "ttft_deadline")
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_DIRECTIVES = ["no-cache", "no-store", "sampled", "ttl", "namespace"]
+_DIRECTIVES = ["no-cache", "no-store", "sampled", "ttl", "namespace", "mode"]
 
 
 class CacheControls(msgspec.Struct, frozen=True):
@@ -36,6 +38,7 @@ class CacheControls(msgspec.Struct, frozen=True):
         sampled: also when neither greedy nor seeded, so that an answer stands for a whole distribution.
         ttl: seconds the kept answer stays valid; None takes the server's.
         namespace: entries of other namespaces are not seen.
+        mode: what is made of questions that mean the same, at most; None for what the server allows.
     """
 
     read: bool = True
@@ -43,6 +46,7 @@ class CacheControls(msgspec.Struct, frozen=True):
     sampled: bool = False
     ttl: float | None = None
     namespace: str = ""
+    mode: Mode | None = None
 
 
 def request_id(headers: Mapping[str, str]) -> str:
@@ -95,6 +99,7 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
         sampled=_switch(directives, "sampled"),
         ttl=_seconds(directives.get("ttl")),
         namespace=_name(directives.get("namespace", "")),
+        mode=_mode(directives.get("mode")),
     )
 
 
@@ -133,6 +138,15 @@ def _seconds(value: object) -> float | None:
             param=CACHE_CONTROL,
         )
     return seconds
+
+
+def _mode(value: object) -> Mode | None:
+    if value is not None and value not in MODES:
+        raise InvalidRequestError(
+            f"The cache directive mode is {value!r}; it must be one of {', '.join(MODES)}.",
+            param=CACHE_CONTROL,
+        )
+    return value
 
 
 def _name(value: object) -> str:

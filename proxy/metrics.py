@@ -19,6 +19,7 @@ from ..cache import CompletionCache
 from ..errors import PenstockError
 from ..scheduler.outputs import Chunk, DrafterStats
 from .backend import Backend
+from .provenance import Provenance
 from .transcript import Transcript
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -113,19 +114,20 @@ class Metrics:
         if cache is not None:
             self._asked.register(_CacheCollector(cache))
 
-    def observe(self, outcome: str, started: float) -> "Observation":
-        return Observation(self, outcome, started)
+    def observe(self, provenance: Provenance, started: float) -> "Observation":
+        return Observation(self, provenance, started)
 
     def exposition(self) -> bytes:
         return generate_latest(self._asked)
 
 
 class Observation:
-    """The times of one generation. Leaving it without `finished` counts as aborted."""
+    """The times of one generation, whose provenance is final with its first batch. Leaving it without `finished` counts
+    as aborted."""
 
-    def __init__(self, metrics: Metrics, outcome: str, started: float) -> None:
+    def __init__(self, metrics: Metrics, provenance: Provenance, started: float) -> None:
         self._metrics = metrics
-        self._outcome = outcome
+        self._provenance = provenance
         self._started = started
         self._last: float | None = None
         self._finished = False
@@ -136,7 +138,7 @@ class Observation:
             if chunk.queue_seconds is not None:
                 self._metrics._queue.observe(chunk.queue_seconds)
         if self._last is None:
-            self._metrics._first_token.labels(self._outcome).observe(now - self._started)
+            self._metrics._first_token.labels(self._provenance.outcome).observe(now - self._started)
         else:
             self._metrics._inter_token.observe(now - self._last)
         self._last = now
@@ -145,15 +147,15 @@ class Observation:
         self._finished = True
         for choice in transcript.choices:
             self._metrics._finished.labels(choice.finish_reason).inc()
-        self._metrics._whole.labels(self._outcome).observe(time.perf_counter() - self._started)
+        self._metrics._whole.labels(self._provenance.outcome).observe(time.perf_counter() - self._started)
 
     def __enter__(self) -> "Observation":
-        self._metrics._cache_requests.labels(self._outcome).inc()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._metrics._cache_requests.labels(self._provenance.outcome).inc()
         refused = isinstance(error, PenstockError) and self._last is None
         if not self._finished and not refused:
             self._metrics._aborted.inc()

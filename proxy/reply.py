@@ -19,7 +19,6 @@ from .usage import Usage
 
 log = logging.getLogger(__name__)
 
-CACHE_OUTCOME = "x-penstock-cache"
 MODEL = "x-penstock-model"
 DROPPED = "x-penstock-dropped"
 _STREAM_HEADERS = {
@@ -37,7 +36,7 @@ class StreamForm(Protocol):
 
 
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
-    return {CACHE_OUTCOME: generation.outcome, **model_headers(model, dropped)}
+    return {**generation.provenance.headers(), **model_headers(model, dropped)}
 
 
 def model_headers(model: str, dropped: list[str]) -> dict[str, str]:

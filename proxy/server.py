@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from ..cache import CompletionCache
+    from ..cache.near import NearHits
 
 BACKLOG = 1024
 # How often a drain looks whether the last request has ended.
@@ -90,6 +91,7 @@ class HttpServer:
         cache: "CompletionCache | None",
         sock: socket.socket,
         embeddings: EmbeddingBackend | None = None,
+        near: "NearHits | None" = None,
         *,
         shared_metrics: Path | None = None,
     ) -> None:
@@ -98,7 +100,7 @@ class HttpServer:
         from .context import CONTEXT
         from .runner import production_runner
 
-        app = create_app(settings, backend, cache, embeddings, shared_metrics=shared_metrics)
+        app = create_app(settings, backend, cache, embeddings, near, shared_metrics=shared_metrics)
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, access_log=settings.access_log)
         self._sock = sock
@@ -156,22 +158,25 @@ async def serve(
     loading = asyncio.create_task(backend.start())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
-    cache = None
-    server = None
+    cache = server = starting = None
     try:
         cache = open_cache(settings)
-        server = HttpServer(settings, backend, cache, sock, embeddings, shared_metrics=shared_metrics)
+        near = near_hits(settings, cache, embedder)
+        server = HttpServer(settings, backend, cache, sock, embeddings, near, shared_metrics=shared_metrics)
         await server.start()
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
             loading.result()
             on_ready(backend)
+            if near is not None:
+                starting = asyncio.create_task(near.start())  # after the model, which is waited for
         await stopped
         await server.drain(settings.drain_timeout, hurry)
     finally:
-        stopped.cancel()
-        loading.cancel()
-        await asyncio.wait({loading, stopped})
+        tasks = {task for task in (loading, stopped, starting) if task is not None}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         # The engine goes first: streams that still run end with an error event that says why, not with a cut.
         await backend.close()
         if embedder is not None:
@@ -191,6 +196,17 @@ def open_cache(settings: Settings) -> "CompletionCache | None":
 
     assert settings.cache_path is not None, "load_settings fills it in"
     return CompletionCache(settings.cache_path, max_bytes=settings.cache_max_bytes, ttl=settings.cache_ttl)
+
+
+def near_hits(
+    settings: Settings, cache: "CompletionCache | None", embedder: AsyncEmbedder | None
+) -> "NearHits | None":
+    """None when only exact repeats are to be found, or nothing embeds; to be started."""
+    if cache is None or embedder is None or settings.cache_mode == "off":
+        return None
+    from ..cache.near import NearHits
+
+    return NearHits(cache, embedder, mode=settings.cache_mode, draft_similarity=settings.cache_similarity)
 
 
 def _on_signals(signals: tuple[signal.Signals, ...]) -> tuple[asyncio.Event, asyncio.Event]:

@@ -1,29 +1,36 @@
 """One generation, from prompt to chunks: cache, tokenizer, engine, and the cache again.
 
+A question that nothing was kept for is searched for by its meaning while the engine computes already: what is found reaches
+the engine as a draft, and what is not found costs no time.
+
 Knows no wire format.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 
 import msgspec
 
-from ..cache import CacheKey, CompletionCache, completion_key
+from ..cache import CacheKey, CompletionCache
+from ..cache.near import Near, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
 from ..scheduler.urgency import ORDINARY, Urgency
 from .backend import Backend
+from .cache_scope import CacheScope
 from .controls import CacheControls
 from .merge import merged
 from .metrics import Metrics
+from .provenance import Provenance
 from .transcript import Transcript, replayed
 
-HIT, MISS, BYPASS = "hit", "miss", "bypass"
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
 LONG_TEXT = 16_384
+# A first chunk waits this long at most for the search for near hits, which its headers tell of.
+SEARCH_SECONDS = 0.05
 
 Batches = AsyncGenerator[list[Chunk], None]
 
@@ -39,6 +46,7 @@ class Prompt(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What one HTTP request asks of the model.
 
+    `question`: the part of the prompt by whose meaning its answer may be found; None for none.
     `draft`: what the answer is likely to be; verified, so that it changes nothing but the time.
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
     `params` names no limit, cut to what the context has room for; None for all it has.
@@ -50,19 +58,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     controls: CacheControls
     urgency: Urgency = ORDINARY
+    question: str | None = None
     draft: str | None = None
     nothing: bool = False
     default_limit: int | None = None
 
 
 class Generation:
-    """A job under way: iterate for batches of chunks; `transcript` has all that was iterated so far.
+    """A job under way: iterate for batches of chunks; `transcript` has all that was iterated so far, `provenance` is
+    final with the first batch.
 
     Closing it (or the iteration) aborts what still runs.
     """
 
-    def __init__(self, outcome: str, transcript: Transcript, batches: Batches) -> None:
-        self.outcome = outcome
+    def __init__(self, provenance: Provenance, transcript: Transcript, batches: Batches) -> None:
+        self.provenance = provenance
         self.transcript = transcript
         self._batches = batches
         self._first: list[Chunk] | None = None
@@ -91,12 +101,16 @@ class CompletionService:
     Args:
         backend: the model.
         cache: None when caching is off.
+        near: None when only exact repeats are to be found.
         metrics: told of every job's times and outcome.
     """
 
-    def __init__(self, backend: Backend, cache: CompletionCache | None, metrics: Metrics) -> None:
+    def __init__(
+        self, backend: Backend, cache: CompletionCache | None, near: NearHits | None, metrics: Metrics
+    ) -> None:
         self._backend = backend
         self._cache = cache
+        self._near = near
         self._metrics = metrics
 
     async def start(self, job: Job) -> Generation:
@@ -106,12 +120,14 @@ class CompletionService:
         """
         started = time.perf_counter()
         await self._backend.ready()
-        key = self._key(job)
+        scope = self._scope(job)
+        key = None if scope is None else scope.key()
         if self._cache is not None and key is not None and job.controls.read:
             hit = self._cache.lookup(key)
             if hit is not None:
+                chunks, prompt_tokens = replayed(hit.completion), hit.completion.prompt_tokens
                 return await self._begun(
-                    job, started, HIT, hit.completion.prompt_tokens, _at_once(replayed(hit.completion))
+                    job, started, Provenance.of_hit(hit), prompt_tokens, _at_once(chunks)
                 )
         in_thread = sum(len(prompt.text or "") for prompt in job.prompts) >= LONG_TEXT
         encoded = [await self._encode(prompt, in_thread=in_thread) for prompt in job.prompts]
@@ -119,26 +135,52 @@ class CompletionService:
         # Here already: a prompt of a million ids would keep the engine, and so all streams, busy before it is refused.
         self._check_length(encoded)
         if job.nothing:
-            return await self._begun(job, started, BYPASS, prompt_tokens, _at_once(_nothing(job)))
-        draft = None
+            nothing = _at_once(_nothing(job))
+            return await self._begun(job, started, Provenance("bypass"), prompt_tokens, nothing)
+        prediction = None
         if job.draft:
             in_thread = len(job.draft) >= LONG_TEXT
-            draft = await self._encode(Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread)
-        outcome = MISS if key is not None and job.controls.read else BYPASS
-        keep = key if job.controls.write else None
-        return await self._begun(
-            job, started, outcome, prompt_tokens, self._compute(job, encoded, draft), keep, draft
+            prediction = await self._encode(
+                Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread
+            )
+        search = None if scope is None else self._search(job, scope)
+        draft = (
+            prediction if prediction is not None or search is None else asyncio.create_task(_draft_of(search))
         )
+        return await self._begun(
+            job,
+            started,
+            Provenance("miss" if key is not None and job.controls.read else "bypass"),
+            prompt_tokens,
+            self._compute(job, encoded, draft),
+            keep=key if job.controls.write else None,
+            prediction=prediction,
+            search=search,
+        )
+
+    def _search(self, job: Job, scope: CacheScope) -> "asyncio.Task[Near] | None":
+        """Looks for the completion of a question that means the same, while the engine computes already."""
+        if self._near is None or not self._near.is_ready or job.controls.mode == "off":
+            return None
+        question = scope.question(self._near.fingerprint)
+        if question is None:
+            return None
+        # Who brings a draft of its own needs no other; the question is embedded all the same, to be found later.
+        drafters = job.params.drafters
+        find = job.controls.read and not job.draft and (drafters is None or "draft" in drafters)
+        return asyncio.create_task(self._near.search(question, find=find))
 
     async def _begun(
         self,
         job: Job,
         started: float,
-        outcome: str,
+        provenance: Provenance,
         prompt_tokens: int,
         batches: Batches,
+        *,
         keep: CacheKey | None = None,
         prediction: list[int] | None = None,
+        search: "asyncio.Task[Near] | None" = None,
     ) -> Generation:
         transcript = Transcript(
             prompt_tokens=prompt_tokens,
@@ -147,9 +189,10 @@ class CompletionService:
             with_logprobs=job.params.logprobs is not None,
             prediction=prediction,
         )
-        generation = Generation(
-            outcome, transcript, self._settled(job, started, outcome, transcript, batches, keep)
-        )
+        batches = self._observed(started, provenance, transcript, batches, search)
+        if keep is not None:
+            batches = self._kept(job, started, transcript, batches, keep, search)
+        generation = Generation(provenance, transcript, batches)
         try:
             await generation.begin()
         except BaseException:
@@ -157,30 +200,50 @@ class CompletionService:
             raise
         return generation
 
-    async def _settled(
+    async def _observed(
+        self,
+        started: float,
+        provenance: Provenance,
+        transcript: Transcript,
+        batches: Batches,
+        search: "asyncio.Task[Near] | None",
+    ) -> Batches:
+        """Passes batches on, and tells the metrics."""
+        async with aclosing(batches):
+            with self._metrics.observe(provenance, started) as observed:
+                async for batch in batches:
+                    _raise_if_broken(batch)
+                    if search is not None:
+                        await _attribute(provenance, search)
+                        search = None
+                    observed.batch(batch)
+                    yield batch
+                observed.finished(transcript)
+
+    async def _kept(
         self,
         job: Job,
         started: float,
-        outcome: str,
         transcript: Transcript,
         batches: Batches,
-        keep: CacheKey | None,
+        key: CacheKey,
+        search: "asyncio.Task[Near] | None",
     ) -> Batches:
         """Passes batches on; at the end, and only when all of it came, keeps the completion."""
-        observed = self._metrics.observe(outcome, started)
-        with observed:
-            async with aclosing(batches):
-                async for batch in batches:
-                    _raise_if_broken(batch)
-                    observed.batch(batch)
-                    yield batch
-            observed.finished(transcript)
-        if keep is not None and self._cache is not None:
-            completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
-            if completion is not None:
-                self._cache.store(keep, completion, ttl=job.controls.ttl)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+        completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
+        if completion is None or self._cache is None:
+            return
+        if search is None or self._near is None:
+            self._cache.store(key, completion, ttl=job.controls.ttl)
+        else:
+            self._near.store(key, await search, completion, ttl=job.controls.ttl)
 
-    def _compute(self, job: Job, encoded: list[list[int]], draft: list[int] | None) -> Batches:
+    def _compute(
+        self, job: Job, encoded: list[list[int]], draft: list[int] | Awaitable[list[int] | None] | None
+    ) -> Batches:
         n, engine = job.params.n, self._backend.engine
         if len(encoded) == 1:
             params = self._limited(job, encoded[0])
@@ -227,31 +290,14 @@ class CompletionService:
             return encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
 
-    def _key(self, job: Job) -> CacheKey | None:
+    def _scope(self, job: Job) -> CacheScope | None:
         """None for what is never cached: answers that stand for a whole distribution, unless asked for."""
         params, controls = job.params, job.controls
         if self._cache is None or job.nothing or not (controls.read or controls.write):
             return None
         if not (params.is_greedy or params.seed is not None or controls.sampled):
             return None
-        asked = msgspec.to_builtins(params)
-        if params.max_tokens is None:
-            asked["default_limit"] = job.default_limit
-        del asked["drafters"]  # they change no output
-        adapter = asked.pop("adapter")  # what it is counts, not what it is called
-        if params.is_greedy:
-            asked["seed"] = None  # decides nothing, so that it must not part equal requests
-        info = self._backend.engine.info
-        fingerprint = f"{info.fingerprint}:{self._backend.tokenizer.fingerprint}:{info.max_model_len}"
-        if adapter is not None:
-            fingerprint += f":{info.adapters[adapter]}"
-        return completion_key(
-            tenant=job.tenant,
-            namespace=controls.namespace,
-            model=info.name,
-            fingerprint=fingerprint,
-            request={"prompts": msgspec.to_builtins(job.prompts), "params": asked},
-        )
+        return CacheScope(job, self._backend)
 
     def _check_length(self, encoded: list[list[int]]) -> None:
         limit = self._backend.engine.info.max_model_len
@@ -262,6 +308,18 @@ class CompletionService:
                     "Shorten it.",
                     param="prompt",
                 )
+
+
+async def _draft_of(search: "asyncio.Task[Near]") -> list[int] | None:
+    """The tokens that the model is likely to give again."""
+    neighbour = (await asyncio.shield(search)).neighbour
+    return None if neighbour is None else neighbour.completion.choices[0].token_ids
+
+
+async def _attribute(provenance: Provenance, search: "asyncio.Task[Near]") -> None:
+    await asyncio.wait({search}, timeout=SEARCH_SECONDS)
+    if search.done() and (neighbour := search.result().neighbour) is not None:
+        provenance.becomes_draft(neighbour)
 
 
 async def _singly(source: AsyncGenerator[Chunk, None]) -> Batches:

@@ -9,7 +9,7 @@ from ...scheduler.outputs import Chunk
 from ..answer import AnswerReader, Layout, message_of
 from ..answer_layout import constrained, layout_of
 from ..answer_stream import AnswerStream
-from ..chat import template_messages, template_variables
+from ..chat import last_question, template_messages, template_variables
 from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..controls import cache_controls
@@ -46,6 +46,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         prompts=(Prompt(text=text, add_special_tokens=False),),
         params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),
         urgency=asked.urgency,
+        question=last_question(messages),
         draft=asked.prediction.text if asked.prediction else None,
         controls=controls,
         nothing=nothing,

@@ -33,6 +33,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts=_prompts(asked),
         params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,
+        question=asked.prompt if isinstance(asked.prompt, str) else None,
         controls=cache_controls(request.headers, asked.penstock),
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,

@@ -9,10 +9,11 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from penstock.cache import CompletionCache
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.embeddings import EmbeddingBackend
-from penstock.proxy.server import HttpServer, address_of, listen, open_cache
+from penstock.proxy.server import HttpServer, address_of, listen, near_hits, open_cache
 from penstock.scheduler import AsyncEmbedder, AsyncEngine
 
 
@@ -22,6 +23,7 @@ class RunningServer:
     backend: Backend
     http: HttpServer
     settings: Settings
+    cache: CompletionCache | None
 
     @property
     def engine(self) -> AsyncEngine:
@@ -74,11 +76,14 @@ async def running_server(
     )
     cache = open_cache(resolved)
     embeddings = None if embedder is None else EmbeddingBackend(resolved, embedder)
-    server = HttpServer(resolved, backend, cache, sock, embeddings)
+    near = near_hits(resolved, cache, embedder)
+    server = HttpServer(resolved, backend, cache, sock, embeddings, near)
     await server.start()
     await backend.start()
+    if near is not None:
+        await near.start()
     try:
-        yield RunningServer(address_of(sock), backend, server, resolved)
+        yield RunningServer(address_of(sock), backend, server, resolved, cache)
     finally:
         await backend.close()
         await server.close()
