@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .blas import one_thread
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.int8]
 Words = NDArray[np.uint64]
@@ -30,7 +32,8 @@ class Rotation(msgspec.Struct, frozen=True):
 
     def encode(self, embeddings: Floats) -> Words:
         """[N, dims] -> codes [N, WORDS]."""
-        bits = embeddings @ self.planes > self.thresholds
+        with one_thread():
+            bits = embeddings @ self.planes > self.thresholds
         return np.packbits(bits, axis=1, bitorder="little").view("<u8")
 
     def pack(self) -> bytes:
@@ -46,11 +49,18 @@ class Rotation(msgspec.Struct, frozen=True):
 def random_rotation(dims: int) -> Rotation:
     """Orthonormal planes, the same ones in every process."""
     gauss = np.random.default_rng(_SEED).standard_normal((dims, BITS))
-    return Rotation(np.linalg.qr(gauss)[0].astype(np.float32), np.zeros(BITS, np.float32))
+    with one_thread():
+        planes = np.linalg.qr(gauss)[0]
+    return Rotation(planes.astype(np.float32), np.zeros(BITS, np.float32))
 
 
 def trained_rotation(embeddings: Floats) -> Rotation:
     """ITQ on embeddings [N, dims]. About a second at N = 4,096."""
+    with one_thread():
+        return _itq(embeddings)
+
+
+def _itq(embeddings: Floats) -> Rotation:
     mean = embeddings.mean(axis=0)
     centred = embeddings - mean
     directions = np.linalg.eigh(centred.T @ centred)[1][:, -BITS:]

@@ -16,11 +16,11 @@ from cache_worker import make_completion, make_key
 from penstock.cache import CompletionCache
 from penstock.errors import ConfigError, PenstockError
 
-COUNT = 2000
+slow = pytest.mark.slow
 
 
 def start_worker(
-    path: Path, tenant: str, first: int = 0, count: int = COUNT, batch: int = 50
+    path: Path, tenant: str, first: int = 0, count: int = 2000, batch: int = 50
 ) -> subprocess.Popen[str]:
     arguments = [str(path), tenant, str(first), str(count), str(batch)]
     return subprocess.Popen(
@@ -28,12 +28,13 @@ def start_worker(
     )
 
 
-def test_two_processes_write_while_a_third_reads(open_cache, path):
+@pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=slow)])
+def test_two_processes_write_while_a_third_reads(open_cache, path, count):
     cache = open_cache()
-    writers = {tenant: start_worker(path, tenant) for tenant in ("acme", "bolt")}
+    writers = {tenant: start_worker(path, tenant, count=count) for tenant in ("acme", "bolt")}
     seen = 0
     while any(process.poll() is None for process in writers.values()):
-        for number in range(0, COUNT, 97):
+        for number in range(0, count, 97):
             for tenant in writers:
                 hit = cache.lookup(make_key(number, tenant))
                 seen += hit is not None
@@ -42,17 +43,18 @@ def test_two_processes_write_while_a_third_reads(open_cache, path):
     for process in writers.values():
         process.stdout.close()
     for tenant in writers:
-        for number in range(COUNT):
+        for number in range(count):
             assert cache.lookup(make_key(number, tenant)).completion == make_completion(number)
     assert seen > 0, "the reader never met a writer at work"
     assert cache.stats().damaged == cache.stats().collisions == 0
 
 
-def test_what_flush_acknowledged_survives_kill_9(open_cache, path):
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=slow)])
+def test_what_flush_acknowledged_survives_kill_9(open_cache, path, kills):
     acknowledged = 0
-    for round_ in range(10):
+    for round_ in range(kills):
         process = start_worker(path, "acme", first=acknowledged, count=100_000, batch=10)
-        for _ in range(3 + round_):
+        for _ in range(3 + round_ % 10):
             acknowledged = int(process.stdout.readline())
         time.sleep(0.003 * round_ % 0.017)  # at another moment of the batch each time
         process.kill()
