@@ -49,7 +49,7 @@ def fill(cache: CompletionCache, entries: int) -> None:
             completion = CachedCompletion(
                 [CachedChoice("answer " * 40, [1] * 80, "stop", None, None)], 9, 0.5
             )
-            question = Question(partition, f"question {number}", "", "")
+            question = Question(partition, bytes(24), f"question {number}", "", "")
             cache.store(key, completion, question=question, embedding=embedding_of(number))
             if number % 500 == 499:
                 cache.flush()

@@ -7,7 +7,7 @@ cache.store(key, completion)           # returns at once; a thread writes
 """
 
 from .completion_cache import CompletionCache
-from .key import CacheKey, completion_key, partition_key
+from .key import CacheKey, completion_key, family_key, partition_key
 from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats, Neighbour, Question
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "Neighbour",
     "Question",
     "completion_key",
+    "family_key",
     "partition_key",
 ]

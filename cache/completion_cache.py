@@ -21,6 +21,7 @@ from .environment import INDEX_DATABASE, CacheEnvironment
 from .key import CacheKey
 from .ledger import Ledger
 from .record import Record, decode_body, decode_question, encode_body, new_record, stamp
+from .trust.label_log import LabelLog
 from .values import CachedCompletion, CacheHit, CacheStats, Neighbour, Question
 from .writer import Pending, Writer
 
@@ -65,7 +66,9 @@ class CompletionCache:
         self._hits = self._misses = self._collisions = self._damaged = self._too_large = 0
         self._unusable: str | None = None
         self._env = CacheEnvironment(path, max_bytes=max_bytes)
-        self._writer = Writer(self._env, Ledger(self._env, max_bytes=max_bytes), clock)
+        self._label_log = LabelLog(self._env)
+        ledger = Ledger(self._env, max_bytes=max_bytes)
+        self._writer = Writer(self._env, ledger, self._label_log, clock)
         _open_caches.add(self)
         # Also where nothing embeds now: what is evicted must leave the index.
         if self._env.has_database(INDEX_DATABASE) and self._index_has_entries():
@@ -148,6 +151,24 @@ class CompletionCache:
         """Notes that a neighbour was of use, so that it is not the next to be evicted."""
         self._check_usable()
         self._writer.touch(place, stamp(self._clock()))
+
+    def note_label(self, family: bytes, row: bytes) -> None:
+        """Queues what verification said about a near hit; on disk within seconds. `family`: 24 bytes."""
+        self._check_usable()
+        self._writer.note_label(family, row)
+
+    def labels(self, family: bytes, since: int = 0) -> tuple[bytes, int]:
+        """The rows of a family from number `since` on, and how many there ever were. For a thread; nothing where
+        nothing can be read."""
+        self._check_usable()
+        if self._writer.state == "off":
+            return b"", since
+        try:
+            with self._env.reading() as txn:
+                return self._label_log.read(txn, family, since)
+        except lmdb.Error as error:
+            self._failed_to_read(error)
+            return b"", since
 
     def store(
         self,

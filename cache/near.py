@@ -1,11 +1,12 @@
 """Near hits: completions kept for questions that mean nearly the same. Embeds, searches, and says what a find is good for.
 
-Knows no wire format and no engine. A find is at least a *draft*: what the model is likely to say, to be verified by it.
+Knows no wire format and no engine. A find is a *draft*, what the model is likely to say and is to verify; or it is
+*trusted*, where the labels that such verifications gave say that it may be served as it is.
 """
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -13,27 +14,43 @@ from ..errors import PenstockError
 from .completion_cache import CompletionCache
 from .embedder import Embedder
 from .key import CacheKey
+from .trust.same_answer import SameAnswer, same_answer
 from .values import CachedCompletion, Neighbour, Question
 
 if TYPE_CHECKING:
     from .semantic.codes import Floats
+    from .trust.ruling import Ruling
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["off", "draft", "trusted"]
+MODES: tuple[Mode, ...] = get_args(Mode)  # from the least to the most
 
 # Below it the answers of the built-in model's questions share too little to be worth verifying (bench/LOG.md).
 DRAFT_SIMILARITY = 0.8
+# The nearest, and those that say whether answers around it agree.
+NEIGHBOURS = 5
 # Searches under way beyond which a question goes without: they would only wait for each other.
 MAX_SEARCHES = 32
 
 
 class Near(msgspec.Struct, frozen=True):
-    """What is known of one question. Without an `embedding` it could not be searched for, and will not be found."""
+    """What is known of one question.
+
+    Attributes:
+        embedding: None where it could not be searched for, so that it will not be found either.
+        neighbour: the nearest one, near enough to be of use.
+        ruling: what may be made of the neighbour; None where there is none.
+    """
 
     question: Question
     embedding: "Floats | None" = None
     neighbour: Neighbour | None = None
+    ruling: "Ruling | None" = None
+
+    @property
+    def trusted(self) -> bool:
+        return self.ruling is not None and self.ruling.trusted
 
 
 class NearHits:
@@ -44,6 +61,8 @@ class NearHits:
         embedder: started by `start`; whoever made it shuts it down.
         mode: the most that may be made of a find.
         draft_similarity: least cosine of two questions for one's completion to be a draft for the other.
+        max_error_rate: share of wrong answers allowed among trusted hits.
+        same: when two answers count as the same one.
     """
 
     def __init__(
@@ -53,11 +72,17 @@ class NearHits:
         *,
         mode: Mode = "draft",
         draft_similarity: float = DRAFT_SIMILARITY,
+        max_error_rate: float = 0.01,
+        same: SameAnswer = "normalised",
     ) -> None:
+        from .trust.keeper import TrustKeeper  # late, with numpy
+
         self.mode = mode
         self._cache = cache
         self._embedder = embedder
         self._draft_similarity = draft_similarity
+        self._same = same
+        self._keeper = TrustKeeper(cache, max_error_rate=max_error_rate)
         self._searches = 0
         self._failing = False
         self.is_ready = False
@@ -89,7 +114,7 @@ class NearHits:
             embedding = (await self._embedder.embed([question.text]))[0]
             if not find:
                 return Near(question, embedding)
-            found = await asyncio.to_thread(self._cache.nearest, question.partition, embedding)
+            near = await self._found(question, embedding)
         except PenstockError as error:
             if not self._failing:
                 log.warning("a question could not be searched for by its meaning: %s", error.message)
@@ -98,10 +123,33 @@ class NearHits:
         finally:
             self._searches -= 1
         self._failing = False
-        if not found or found[0].similarity < self._draft_similarity:
+        return near
+
+    async def _found(self, question: Question, embedding: "Floats") -> Near:
+        from .trust.ruling import Candidate, candidate_of
+
+        def look() -> Candidate | None:
+            found = self._cache.nearest(question.partition, embedding, NEIGHBOURS)
+            if not found or found[0].similarity < self._draft_similarity:
+                return None
+            return candidate_of(question.text, found)
+
+        candidate = await asyncio.to_thread(look)
+        if candidate is None:
             return Near(question, embedding)
-        self._cache.touch(found[0].place)
-        return Near(question, embedding, found[0])
+        self._cache.touch(candidate.neighbour.place)
+        ruling = await self._keeper.rule(question.family, candidate)
+        return Near(question, embedding, candidate.neighbour, ruling)
+
+    def verified(self, near: Near, completion: CachedCompletion) -> bool | None:
+        """What the model itself answered to a question with a near hit that was not served: whether it is the same answer
+        as the neighbour's, from which is learnt what can be trusted. None where there is no neighbour."""
+        if near.neighbour is None or near.ruling is None:
+            return None
+        pairs = zip(completion.choices, near.neighbour.completion.choices, strict=True)
+        same = all(same_answer(own.text, other.text, self._same).same for own, other in pairs)
+        self._keeper.learn(near.question.family, near.ruling, same=same)
+        return same
 
     def store(
         self, key: CacheKey, near: Near, completion: CachedCompletion, *, ttl: float | None = None

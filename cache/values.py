@@ -28,6 +28,8 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
 
     partition: bytes
     """Everything that must be equal before meanings are compared; `partition_key` makes it."""
+    family: bytes
+    """Whose near hits teach what can be trusted of its own; `family_key` makes it."""
     text: str
     """The last user turn."""
     before: str

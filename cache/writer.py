@@ -13,6 +13,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -22,6 +23,7 @@ import msgspec
 from .environment import CacheEnvironment
 from .ledger import Ledger
 from .record import Record
+from .trust.label_log import LabelLog
 from .values import Question
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ _TICK = 5.0
 _READER_CHECK_SECONDS = 60.0
 RETRY_SECONDS = 30.0
 _MAX_TOUCHES = 65536
+_MAX_LABELS = 65536
 _REMOVALS = 4096  # per transaction: a much smaller cap at reopening must not become one huge transaction
 _EVICTIONS = 256  # until what they free in the index is counted, too
 _CLOSE_SECONDS = 10.0
@@ -71,16 +74,23 @@ class Writer:
         index: changed together with the completions; None while nothing was ever found by meaning here.
     """
 
-    def __init__(self, environment: CacheEnvironment, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        environment: CacheEnvironment,
+        ledger: Ledger,
+        label_log: LabelLog,
+        clock: Callable[[], float],
+    ) -> None:
         self.state: State = "on"
         self.index: SemanticIndex | None = None
         self.stored = self.dropped = self.evicted = self.expired = 0
-        self._env, self._ledger, self._clock = environment, ledger, clock
+        self._env, self._ledger, self._label_log, self._clock = environment, ledger, label_log, clock
         self._changed = threading.Condition()
         self._queued: dict[bytes, Pending] = {}
         self._queued_bytes = 0
         self._writing: dict[bytes, Pending] = {}
         self._touches: dict[bytes, int] = {}
+        self._labels: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_LABELS)
         self._rounds_wanted = self._rounds_done = 0
         self._stopping = False
         self._more_to_remove = False
@@ -111,6 +121,10 @@ class Writer:
         """Notes a use, written with the next round. Lock-free; past the bound, LRU only gets coarser."""
         if len(self._touches) < _MAX_TOUCHES:
             self._touches[place] = moment
+
+    def note_label(self, family: bytes, row: bytes) -> None:
+        """Written with the next round. Lock-free; past the bound the oldest are lost."""
+        self._labels.append((family, row))
 
     def queued(self) -> int:
         return len(self._queued) + len(self._writing)
@@ -171,6 +185,13 @@ class Writer:
             if last:
                 return
 
+    def _take_labels(self) -> dict[bytes, list[bytes]]:
+        labels: dict[bytes, list[bytes]] = {}
+        while self._labels:
+            family, row = self._labels.popleft()
+            labels.setdefault(family, []).append(row)
+        return labels
+
     def _wait_for_work(self) -> None:
         def urgent() -> bool:
             return self._stopping or self._rounds_wanted > self._rounds_done or self._more_to_remove
@@ -199,8 +220,10 @@ class Writer:
             self.turn_off(error)
 
     def _commit(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
-        index = self.index
-        expired, evicted, more, trainable = self._with_room(lambda: self._write(index, entries, touches))
+        index, labels = self.index, self._take_labels()
+        expired, evicted, more, trainable = self._with_room(
+            lambda: self._write(index, entries, touches, labels)
+        )
         self.stored += len(entries)
         self.expired += expired
         self.evicted += evicted
@@ -213,7 +236,11 @@ class Writer:
                 self._with_room(functools.partial(index.train, partition))
 
     def _write(
-        self, index: "SemanticIndex | None", entries: dict[bytes, Pending], touches: dict[bytes, int]
+        self,
+        index: "SemanticIndex | None",
+        entries: dict[bytes, Pending],
+        touches: dict[bytes, int],
+        labels: dict[bytes, list[bytes]],
     ) -> tuple[int, int, bool, list[bytes]]:
         """The transaction: how many entries expired and how many were evicted, whether more are to go, and which
         partitions of the index can be trained."""
@@ -227,6 +254,8 @@ class Writer:
                     changes.setdefault(entry.question.partition, {})[place] = entry.embedding
             for place, moment in touches.items():
                 ledger.touch(txn, place, moment)
+            for family, rows in labels.items():
+                self._label_log.append(txn, family, rows)
             expired = ledger.expire(txn, self._clock(), _REMOVALS)
             if index is not None:
                 trainable = index.change(txn, changes)

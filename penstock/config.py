@@ -130,6 +130,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, About("cache", "least cosine of two questions for one's answer to be a draft for the other")
     ] = 0.8
 
+    cache_max_error_rate: Annotated[
+        float, About("cache", "share of wrong answers allowed among trusted hits")
+    ] = 0.01
+    cache_same_answer: Annotated[
+        Literal["exact", "normalised", "agreement"],
+        About(
+            "cache",
+            "when two answers count as the same: to the letter, but for case and layout, or in nearly the same words with "
+            "the same numbers and code",
+        ),
+    ] = "normalised"
+
     max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
     max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512
@@ -183,6 +195,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError(
                 f"cache_similarity is {self.cache_similarity}; it must be above 0 and at most 1.",
                 param="cache_similarity",
+            )
+        if not 0 < self.cache_max_error_rate <= 0.2:
+            raise ConfigError(
+                f"cache_max_error_rate is {self.cache_max_error_rate}; it must be above 0 and at most 0.2.",
+                param="cache_max_error_rate",
             )
         for name in ("write_timeout", "cache_ttl"):
             value = getattr(self, name)

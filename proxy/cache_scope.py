@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..cache import CacheKey, Question, completion_key, partition_key
+from ..cache import CacheKey, Question, completion_key, family_key, partition_key
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -58,4 +58,5 @@ class CacheScope:
         partition = partition_key(
             **self._names, embedder=embedder, request={"around": around, "params": self._asked}
         )
-        return Question(partition, text, before, after)
+        names = {name: self._names[name] for name in ("tenant", "model", "fingerprint")}
+        return Question(partition, family_key(**names, embedder=embedder), text, before, after)

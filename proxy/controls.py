@@ -9,11 +9,11 @@ import re
 import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
-from ..cache.near import Mode
+from ..cache.near import MODES, Mode
 from ..config import did_you_mean
 from ..errors import AuthenticationError, InvalidRequestError
 
@@ -21,7 +21,6 @@ CACHE_CONTROL = "x-penstock-cache-control"
 NAMESPACE = "x-penstock-namespace"
 REQUEST_ID = "x-request-id"
 DEFAULT_TENANT = "default"
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 # Keys of the body field `penstock`.
 EXTENSIONS = ("cache", "deadline", "drafters", "priority", "sparse_attention", "ttft_deadline")

@@ -72,6 +72,18 @@ class Metrics:
         self._cache_requests = Counter(
             "penstock_cache_requests", "Generations by what the cache did.", ["outcome"], registry=own
         )
+        self._near_hits = Counter(
+            "penstock_cache_near_hits",
+            "Near hits that the model verified, by what the trusted rung said of them, and whether its answer was the same.",
+            ["reason", "same"],
+            registry=own,
+        )
+        self._saved = Counter(
+            "penstock_cache_saved_seconds",
+            "Seconds of the engine that hits were spared.",
+            ["outcome"],
+            registry=own,
+        )
         self._finished = Counter(
             "penstock_request_success", "Finished choices by reason.", ["finished_reason"], registry=own
         )
@@ -117,6 +129,10 @@ class Metrics:
     def observe(self, provenance: Provenance, started: float) -> "Observation":
         return Observation(self, provenance, started)
 
+    def verified(self, reason: str, *, same: bool) -> None:
+        """The model's own answer to a question with a near hit is known."""
+        self._near_hits.labels(reason, "yes" if same else "no").inc()
+
     def exposition(self) -> bytes:
         return generate_latest(self._asked)
 
@@ -156,6 +172,8 @@ class Observation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._metrics._cache_requests.labels(self._provenance.outcome).inc()
+        if self._provenance.saved is not None:
+            self._metrics._saved.labels(self._provenance.outcome).inc(self._provenance.saved)
         refused = isinstance(error, PenstockError) and self._last is None
         if not self._finished and not refused:
             self._metrics._aborted.inc()

@@ -6,7 +6,7 @@ import msgspec
 
 from ..cache import CacheHit, Neighbour
 
-Outcome = Literal["hit", "draft", "miss", "bypass"]
+Outcome = Literal["hit", "trusted", "draft", "miss", "bypass"]
 
 OUTCOME = "x-penstock-cache"
 SIMILARITY = "x-penstock-similarity"
@@ -31,6 +31,11 @@ class Provenance(msgspec.Struct):
     @classmethod
     def of_hit(cls, hit: CacheHit) -> "Provenance":
         return cls("hit", age=hit.age, saved=hit.completion.engine_seconds)
+
+    @classmethod
+    def of_trusted(cls, neighbour: Neighbour) -> "Provenance":
+        saved = neighbour.completion.engine_seconds
+        return cls("trusted", similarity=neighbour.similarity, age=neighbour.age, saved=saved)
 
     def becomes_draft(self, neighbour: Neighbour) -> None:
         self.outcome, self.similarity, self.age = "draft", neighbour.similarity, neighbour.age

@@ -206,7 +206,14 @@ def near_hits(
         return None
     from ..cache.near import NearHits
 
-    return NearHits(cache, embedder, mode=settings.cache_mode, draft_similarity=settings.cache_similarity)
+    return NearHits(
+        cache,
+        embedder,
+        mode=settings.cache_mode,
+        draft_similarity=settings.cache_similarity,
+        max_error_rate=settings.cache_max_error_rate,
+        same=settings.cache_same_answer,
+    )
 
 
 def _on_signals(signals: tuple[signal.Signals, ...]) -> tuple[asyncio.Event, asyncio.Event]:

@@ -14,7 +14,7 @@ from contextlib import aclosing
 import msgspec
 
 from ..cache import CacheKey, CompletionCache
-from ..cache.near import Near, NearHits
+from ..cache.near import MODES, Mode, Near, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
@@ -144,6 +144,12 @@ class CompletionService:
                 Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread
             )
         search = None if scope is None else self._search(job, scope)
+        if search is not None and self._mode(job) == "trusted":
+            near = await search
+            if near.trusted and near.neighbour is not None:
+                provenance = Provenance.of_trusted(near.neighbour)
+                chunks = replayed(near.neighbour.completion, prompt_tokens=prompt_tokens)
+                return await self._begun(job, started, provenance, prompt_tokens, _at_once(chunks))
         draft = (
             prediction if prediction is not None or search is None else asyncio.create_task(_draft_of(search))
         )
@@ -160,7 +166,7 @@ class CompletionService:
 
     def _search(self, job: Job, scope: CacheScope) -> "asyncio.Task[Near] | None":
         """Looks for the completion of a question that means the same, while the engine computes already."""
-        if self._near is None or not self._near.is_ready or job.controls.mode == "off":
+        if self._near is None or not self._near.is_ready or self._mode(job) == "off":
             return None
         question = scope.question(self._near.fingerprint)
         if question is None:
@@ -169,6 +175,15 @@ class CompletionService:
         drafters = job.params.drafters
         find = job.controls.read and not job.draft and (drafters is None or "draft" in drafters)
         return asyncio.create_task(self._near.search(question, find=find))
+
+    def _mode(self, job: Job) -> Mode:
+        """What the server allows, or less where the request asks for less."""
+        allowed = "off" if self._near is None else self._near.mode
+        asked = job.controls.mode or allowed
+        # The log-probabilities of an answer are those of its very question.
+        if asked == "trusted" and job.params.logprobs is not None:
+            asked = "draft"
+        return min(allowed, asked, key=MODES.index)
 
     async def _begun(
         self,
@@ -190,7 +205,7 @@ class CompletionService:
             prediction=prediction,
         )
         batches = self._observed(started, provenance, transcript, batches, search)
-        if keep is not None:
+        if keep is not None or search is not None:
             batches = self._kept(job, started, transcript, batches, keep, search)
         generation = Generation(provenance, transcript, batches)
         try:
@@ -226,10 +241,10 @@ class CompletionService:
         started: float,
         transcript: Transcript,
         batches: Batches,
-        key: CacheKey,
+        key: CacheKey | None,
         search: "asyncio.Task[Near] | None",
     ) -> Batches:
-        """Passes batches on; at the end, and only when all of it came, keeps the completion."""
+        """Passes batches on; at the end, and only when all of it came, learns from the completion and keeps it."""
         async with aclosing(batches):
             async for batch in batches:
                 yield batch
@@ -237,9 +252,15 @@ class CompletionService:
         if completion is None or self._cache is None:
             return
         if search is None or self._near is None:
-            self._cache.store(key, completion, ttl=job.controls.ttl)
-        else:
-            self._near.store(key, await search, completion, ttl=job.controls.ttl)
+            if key is not None:
+                self._cache.store(key, completion, ttl=job.controls.ttl)
+            return
+        near = await search
+        same = self._near.verified(near, completion)
+        if same is not None and near.ruling is not None:
+            self._metrics.verified(near.ruling.reason, same=same)
+        if key is not None:
+            self._near.store(key, near, completion, ttl=job.controls.ttl)
 
     def _compute(
         self, job: Job, encoded: list[list[int]], draft: list[int] | Awaitable[list[int] | None] | None

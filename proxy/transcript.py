@@ -118,8 +118,10 @@ class Transcript:
         )
 
 
-def replayed(completion: CachedCompletion) -> list[Chunk]:
-    """The kept completion as the chunks of a response: one per choice."""
+def replayed(completion: CachedCompletion, *, prompt_tokens: int | None = None) -> list[Chunk]:
+    """The kept completion as the chunks of a response: one per choice. `prompt_tokens`: of the prompt it now answers;
+    None where that is its own."""
+    computed_before = completion.prompt_tokens if prompt_tokens is None else prompt_tokens
     return [
         Chunk(
             index=index,
@@ -129,7 +131,7 @@ def replayed(completion: CachedCompletion) -> list[Chunk]:
             finish_reason="stop",
             stop_reason=choice.stop_reason,
             # Nothing was computed for any of the prompts; the figure is one for all of them.
-            num_cached_tokens=0 if index else completion.prompt_tokens,
+            num_cached_tokens=0 if index else computed_before,
         )
         for index, choice in enumerate(completion.choices)
     ]

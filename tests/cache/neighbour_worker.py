@@ -20,7 +20,7 @@ def make_partition(tenant: str = "acme", **changes: object) -> bytes:
 
 
 def make_question(number: int, tenant: str = "acme") -> Question:
-    return Question(make_partition(tenant), f"question {number}", "before ", " after")
+    return Question(make_partition(tenant), bytes(24), f"question {number}", "before ", " after")
 
 
 def store(cache: CompletionCache, number: int, tenant: str = "acme", **settings: object) -> None:
