@@ -2,12 +2,11 @@
 
 import math
 import random
-from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+from trust_replay import NearHit
 
-from penstock.cache.trust.features import Features
 from penstock.cache.trust.policy import Decision, Observation, TrustPolicy
 
 # Below it a near hit is not even a draft.
@@ -22,8 +21,8 @@ class Fixed:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
-    def decide(self, entry: int, measured: Callable[[], Features], cosine: float) -> bool:
-        return cosine >= self.threshold
+    def serves(self, near: NearHit) -> bool:
+        return near.cosine >= self.threshold
 
     def learn(self, same: bool, number: int) -> None:
         pass
@@ -39,10 +38,10 @@ class Trust:
         self.random = random.Random(seed)
         self.decision: Decision | None = None
 
-    def decide(self, entry: int, measured: Callable[[], Features], cosine: float) -> bool:
+    def serves(self, near: NearHit) -> bool:
         # Row numbers are spread over 64 bits, as hashes of entries are.
-        name = entry * 0x9E3779B97F4A7C15 & (1 << 64) - 1
-        self.decision = self.policy.decide(Observation(name, measured()), self.random.random())
+        name = near.entry * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+        self.decision = self.policy.decide(Observation(name, near.features()), self.random.random())
         return self.decision.serve
 
     def learn(self, same: bool, number: int) -> None:
@@ -70,21 +69,21 @@ class VCache:
         self.max_error_rate = max_error_rate
         self.random = random.Random(seed)
         self.labels: dict[int, list[tuple[float, bool]]] = {}
-        self.last: tuple[int, float] = (0, 0.0)
+        self.last: NearHit | None = None
 
-    def decide(self, entry: int, measured: Callable[[], Features], cosine: float) -> bool:
-        self.last = (entry, cosine)
-        labels = self.labels.setdefault(entry, [(0.0, False), (1.0, True)])
+    def serves(self, near: NearHit) -> bool:
+        self.last = near
+        labels = self.labels.setdefault(near.entry, [(0.0, False), (1.0, True)])
         if len(labels) < self.FEWEST:
             return False
         t, gamma, deviation = _sigmoid(labels)
-        steepness = np.clip(gamma * (cosine - t - self._DEVIATIONS * deviation), -50, 50)
+        steepness = np.clip(gamma * (near.cosine - t - self._DEVIATIONS * deviation), -50, 50)
         right = (1 - self._DOUBTS) / (1 + np.exp(-steepness))
         return self.random.random() > float((1 - self.max_error_rate / (1 - right)).min())
 
     def learn(self, same: bool, number: int) -> None:
-        entry, cosine = self.last
-        self.labels[entry].append((cosine, same))
+        assert self.last is not None
+        self.labels[self.last.entry].append((self.last.cosine, same))
 
 
 def _sigmoid(labels: list[tuple[float, bool]]) -> tuple[float, float, float]:

@@ -1,8 +1,8 @@
 """Replays a labelled stream through a semantic cache. Knows the true answers, which no policy sees before it has decided.
 
-A request whose text is stored is an exact hit and no policy's business. Else the nearest stored text is a near
-hit: the policy serves it, or the model answers, which labels the near hit and stores the request. What was served
-is not stored, so every policy has a cache of its own.
+A request whose text is stored is an exact hit and no policy's business. Else the nearest stored text is a near hit: the
+policy serves it, or the model answers, which labels the near hit and stores the request. What was served is not stored,
+so every policy has a cache of its own.
 """
 
 from collections.abc import Callable
@@ -20,42 +20,62 @@ AROUND = 6
 KNOWN = 192
 
 
+@dataclass
+class Stream:
+    """Requests in order, and of each distinct text (a row) its nearest ones."""
+
+    name: str
+    rows: list[int]
+    answers: list[str]
+    texts: list[str]  # [distinct texts]
+    vectors: np.ndarray  # [distinct texts, dims]
+    nearest: np.ndarray  # [distinct texts, KNOWN] rows, the nearest first
+    cosines: np.ndarray  # as above
+    compared: dict[tuple[int, int, Neighbourhood], Features] = field(default_factory=dict)
+
+
+class NearHit:
+    """The nearest stored text of a request."""
+
+    def __init__(
+        self, stream: Stream, row: int, around: list[tuple[int, float]], answers: dict[int, str]
+    ) -> None:
+        self.entry, self.cosine = around[0]
+        self.answer = answers[self.entry]
+        self._stream, self._row = stream, row
+        self._around = [(answers[other], cosine) for other, cosine in around[1:]]
+
+    def features(self) -> Features:
+        around = Neighbourhood(
+            agreeing=sum(answer == self.answer for answer, _ in self._around),
+            rival=max((cosine for answer, cosine in self._around if answer != self.answer), default=0.0),
+        )
+        key = (self._row, self.entry, around)
+        if key not in self._stream.compared:
+            texts = self._stream.texts
+            self._stream.compared[key] = features(texts[self._row], texts[self.entry], self.cosine, around)
+        return self._stream.compared[key]
+
+
 class Policy(Protocol):
     floor: float
     """Cosines below it are no near hits."""
     keeps_repeats: bool
     """Whether a request whose near hit was right is stored, too."""
 
-    def decide(self, entry: int, measured: Callable[[], Features], cosine: float) -> bool:
-        """Whether to serve. Called in turn with `learn`, which follows when it does not."""
+    def serves(self, near: NearHit) -> bool: ...
 
     def learn(self, same: bool, number: int) -> None:
-        """What the model said about the last decision; `number` of the request."""
-
-
-@dataclass
-class Stream:
-    """Requests in order: texts, true answers, and of each distinct text its nearest ones."""
-
-    name: str
-    texts: list[str]
-    answers: list[str]
-    vectors: np.ndarray  # [distinct texts, dims]
-    nearest: np.ndarray  # [distinct texts, KNOWN], the nearest first
-    cosines: np.ndarray  # as above
-    distinct: list[int] = field(default_factory=list)  # of each request, its row above
-    measured: dict[tuple[int, int, int, float], Features] = field(default_factory=dict)
+        """What the model said about the near hit that was not served; `number` of the request."""
 
 
 @dataclass
 class Outcome:
     requests: int = 0
     exact: int = 0
-    near: int = 0
     hits: int = 0
     wrong: int = 0
-    first_hit: int = 0
-    halves: list[tuple[int, int]] = field(default_factory=list)
+    first_hit: int | None = None
 
     def error(self) -> float:
         return self.wrong / self.hits if self.hits else 0.0
@@ -67,10 +87,9 @@ class Outcome:
         return lower(self.wrong, self.hits, 0.975), upper(self.wrong, self.hits, 0.975)
 
 
-def stream(
-    name: str, texts: list[str], answers: list[str], embed: Callable[[list[str]], np.ndarray]
-) -> Stream:
-    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+def stream(name: str, requests: list[tuple[str, str]], embed: Callable[[list[str]], np.ndarray]) -> Stream:
+    """From (text, answer id) pairs; `embed` makes unit vectors."""
+    rows = {text: row for row, text in enumerate(dict.fromkeys(text for text, _ in requests))}
     vectors = embed(list(rows))
     known = min(KNOWN, len(rows) - 1)
     nearest = np.empty((len(rows), known), np.int32)
@@ -83,56 +102,39 @@ def stream(
         order = np.argsort(-found, axis=1)
         nearest[begin : begin + 1000] = np.take_along_axis(best, order, axis=1)
         cosines[begin : begin + 1000] = np.take_along_axis(found, order, axis=1)
-    return Stream(name, texts, answers, vectors, nearest, cosines, [rows[text] for text in texts])
+    return Stream(
+        name,
+        [rows[text] for text, _ in requests],
+        [answer for _, answer in requests],
+        list(rows),
+        vectors,
+        nearest,
+        cosines,
+    )
 
 
 def replay(stream: Stream, policy: Policy) -> Outcome:
-    outcome, answer_of = Outcome(requests=len(stream.texts)), {}
-    text_of: dict[int, str] = {}
-    for number, (row, text, answer) in enumerate(
-        zip(stream.distinct, stream.texts, stream.answers, strict=True)
-    ):
-        if number == len(stream.texts) // 2:
-            outcome.halves.append((outcome.hits, outcome.wrong))
-        if row in answer_of:
+    outcome, stored = Outcome(requests=len(stream.rows)), {}
+    for number, (row, answer) in enumerate(zip(stream.rows, stream.answers, strict=True)):
+        if row in stored:
             outcome.exact += 1
             continue
-        around = _stored(stream, row, answer_of, policy.floor)
-        if around:
-            outcome.near += 1
-            entry, cosine = around[0]
-            same = answer_of[entry] == answer
-
-            def measured(
-                row: int = row,
-                entry: int = entry,
-                cosine: float = cosine,
-                around: list = around,
-                text: str = text,
-            ) -> Features:
-                agreeing = sum(answer_of[other] == answer_of[entry] for other, _ in around[1:])
-                rival = max((c for other, c in around if answer_of[other] != answer_of[entry]), default=0.0)
-                key = (row, entry, agreeing, rival)
-                if key not in stream.measured:
-                    stream.measured[key] = features(
-                        text, text_of[entry], cosine, Neighbourhood(agreeing, rival)
-                    )
-                return stream.measured[key]
-
-            if policy.decide(entry, measured, cosine):
+        if around := _around(stream, row, stored, policy.floor):
+            near = NearHit(stream, row, around, stored)
+            same = near.answer == answer
+            if policy.serves(near):
                 outcome.hits += 1
                 outcome.wrong += not same
-                outcome.first_hit = outcome.first_hit or number
+                outcome.first_hit = number if outcome.first_hit is None else outcome.first_hit
                 continue
             policy.learn(same, number)
             if same and not policy.keeps_repeats:
                 continue
-        answer_of[row], text_of[row] = answer, text
-    outcome.halves.append((outcome.hits - outcome.halves[0][0], outcome.wrong - outcome.halves[0][1]))
+        stored[row] = answer
     return outcome
 
 
-def _stored(stream: Stream, row: int, stored: dict[int, str], floor: float) -> list[tuple[int, float]]:
+def _around(stream: Stream, row: int, stored: dict[int, str], floor: float) -> list[tuple[int, float]]:
     """The nearest stored texts and their cosines."""
     found: list[tuple[int, float]] = []
     for other, cosine in zip(stream.nearest[row].tolist(), stream.cosines[row].tolist(), strict=True):

@@ -10,6 +10,13 @@ are verified all the same (explored): their labels keep the evidence alive. Wher
 calls, the sampling may depend on nothing but the decision.
 
 Pure: the caller owns time, randomness and the rows' storage, and has already applied its guards.
+
+    decision = policy.decide(Observation(entry, features(query, neighbour, cosine, around)), random())
+    if not decision.serve:                                      # the model answers, with the completion as its draft
+        row = policy.learn(decision, same_answer(completion, answer).same, time())
+        store(row)                                              # and other workers: policy.fold(row)
+        if policy.refit_due:
+            policy.refit()                                      # in a thread that alone has the policy
 """
 
 import math
