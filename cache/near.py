@@ -39,18 +39,16 @@ class Near(msgspec.Struct, frozen=True):
 
     Attributes:
         embedding: None where it could not be searched for, so that it will not be found either.
-        neighbour: the nearest one, near enough to be of use.
-        ruling: what may be made of the neighbour; None where there is none.
+        neighbours: the nearest ones, if the first is near enough to be of use.
     """
 
     question: Question
     embedding: "Floats | None" = None
-    neighbour: Neighbour | None = None
-    ruling: "Ruling | None" = None
+    neighbours: tuple[Neighbour, ...] = ()
 
     @property
-    def trusted(self) -> bool:
-        return self.ruling is not None and self.ruling.trusted
+    def neighbour(self) -> Neighbour | None:
+        return self.neighbours[0] if self.neighbours else None
 
 
 class NearHits:
@@ -114,7 +112,7 @@ class NearHits:
             embedding = (await self._embedder.embed([question.text]))[0]
             if not find:
                 return Near(question, embedding)
-            near = await self._found(question, embedding)
+            found = await asyncio.to_thread(self._cache.nearest, question.partition, embedding, NEIGHBOURS)
         except PenstockError as error:
             if not self._failing:
                 log.warning("a question could not be searched for by its meaning: %s", error.message)
@@ -123,33 +121,35 @@ class NearHits:
         finally:
             self._searches -= 1
         self._failing = False
-        return near
-
-    async def _found(self, question: Question, embedding: "Floats") -> Near:
-        from .trust.ruling import Candidate, candidate_of
-
-        def look() -> Candidate | None:
-            found = self._cache.nearest(question.partition, embedding, NEIGHBOURS)
-            if not found or found[0].similarity < self._draft_similarity:
-                return None
-            return candidate_of(question.text, found)
-
-        candidate = await asyncio.to_thread(look)
-        if candidate is None:
+        if not found or found[0].similarity < self._draft_similarity:
             return Near(question, embedding)
-        self._cache.touch(candidate.neighbour.place)
-        ruling = await self._keeper.rule(question.family, candidate)
-        return Near(question, embedding, candidate.neighbour, ruling)
+        self._cache.touch(found[0].place)
+        return Near(question, embedding, tuple(found))
 
-    def verified(self, near: Near, completion: CachedCompletion) -> bool | None:
-        """What the model itself answered to a question with a near hit that was not served: whether it is the same answer
-        as the neighbour's, from which is learnt what can be trusted. None where there is no neighbour."""
-        if near.neighbour is None or near.ruling is None:
+    async def rule(self, near: Near) -> "Ruling | None":
+        """What may be made of the neighbour; None where there is none."""
+        if near.neighbour is None:
+            return None
+        from .trust.ruling import candidate_of
+
+        candidate = await asyncio.to_thread(candidate_of, near.question.text, near.neighbours)
+        return await self._keeper.rule(near.question.family, candidate)
+
+    async def learn(
+        self, near: Near, ruling: "Ruling | None", completion: CachedCompletion
+    ) -> tuple[str, bool] | None:
+        """What the model itself answered to a question with a near hit that was not served teaches what can be trusted.
+
+        `ruling`: what was said of it, if it was asked for. Returns its reason, and whether the model's answer is the same
+        as the neighbour's; None where there is no neighbour.
+        """
+        ruling = ruling or await self.rule(near)
+        if ruling is None or near.neighbour is None:
             return None
         pairs = zip(completion.choices, near.neighbour.completion.choices, strict=True)
         same = all(same_answer(own.text, other.text, self._same).same for own, other in pairs)
-        self._keeper.learn(near.question.family, near.ruling, same=same)
-        return same
+        self._keeper.learn(near.question.family, ruling, same=same)
+        return ruling.reason, same
 
     def store(
         self, key: CacheKey, near: Near, completion: CachedCompletion, *, ttl: float | None = None

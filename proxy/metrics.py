@@ -129,7 +129,7 @@ class Metrics:
     def observe(self, provenance: Provenance, started: float) -> "Observation":
         return Observation(self, provenance, started)
 
-    def verified(self, reason: str, *, same: bool) -> None:
+    def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
         self._near_hits.labels(reason, "yes" if same else "no").inc()
 

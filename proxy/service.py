@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
+from typing import TypeAlias
 
 import msgspec
 
 from ..cache import CacheKey, CompletionCache
-from ..cache.near import MODES, Mode, Near, NearHits
+from ..cache.near import MODES, Mode, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
@@ -24,15 +25,15 @@ from .cache_scope import CacheScope
 from .controls import CacheControls
 from .merge import merged
 from .metrics import Metrics
+from .near_search import NearSearch
 from .provenance import Provenance
 from .transcript import Transcript, replayed
 
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
 LONG_TEXT = 16_384
-# A first chunk waits this long at most for the search for near hits, which its headers tell of.
-SEARCH_SECONDS = 0.05
 
 Batches = AsyncGenerator[list[Chunk], None]
+Draft: TypeAlias = list[int] | Awaitable[list[int] | None] | None
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -111,6 +112,7 @@ class CompletionService:
         self._backend = backend
         self._cache = cache
         self._near = near
+        self._settling: set[asyncio.Task[None]] = set()
         self._metrics = metrics
 
     async def start(self, job: Job) -> Generation:
@@ -145,14 +147,14 @@ class CompletionService:
             )
         search = None if scope is None else self._search(job, scope)
         if search is not None and self._mode(job) == "trusted":
-            near = await search
-            if near.trusted and near.neighbour is not None:
-                provenance = Provenance.of_trusted(near.neighbour)
-                chunks = replayed(near.neighbour.completion, prompt_tokens=prompt_tokens)
+            neighbour = await search.trusted()
+            if neighbour is not None:
+                chunks = replayed(neighbour.completion, prompt_tokens=prompt_tokens)
+                provenance = Provenance.of_trusted(neighbour)
                 return await self._begun(job, started, provenance, prompt_tokens, _at_once(chunks))
-        draft = (
-            prediction if prediction is not None or search is None else asyncio.create_task(_draft_of(search))
-        )
+        draft: Draft = prediction
+        if search is not None and prediction is None:
+            draft = search.draft()
         return await self._begun(
             job,
             started,
@@ -164,7 +166,7 @@ class CompletionService:
             search=search,
         )
 
-    def _search(self, job: Job, scope: CacheScope) -> "asyncio.Task[Near] | None":
+    def _search(self, job: Job, scope: CacheScope) -> NearSearch | None:
         """Looks for the completion of a question that means the same, while the engine computes already."""
         if self._near is None or not self._near.is_ready or self._mode(job) == "off":
             return None
@@ -174,7 +176,7 @@ class CompletionService:
         # Who brings a draft of its own needs no other; the question is embedded all the same, to be found later.
         drafters = job.params.drafters
         find = job.controls.read and not job.draft and (drafters is None or "draft" in drafters)
-        return asyncio.create_task(self._near.search(question, find=find))
+        return NearSearch(self._near, question, find=find)
 
     def _mode(self, job: Job) -> Mode:
         """What the server allows, or less where the request asks for less."""
@@ -195,7 +197,7 @@ class CompletionService:
         *,
         keep: CacheKey | None = None,
         prediction: list[int] | None = None,
-        search: "asyncio.Task[Near] | None" = None,
+        search: NearSearch | None = None,
     ) -> Generation:
         transcript = Transcript(
             prompt_tokens=prompt_tokens,
@@ -221,7 +223,7 @@ class CompletionService:
         provenance: Provenance,
         transcript: Transcript,
         batches: Batches,
-        search: "asyncio.Task[Near] | None",
+        search: NearSearch | None,
     ) -> Batches:
         """Passes batches on, and tells the metrics."""
         async with aclosing(batches):
@@ -229,7 +231,7 @@ class CompletionService:
                 async for batch in batches:
                     _raise_if_broken(batch)
                     if search is not None:
-                        await _attribute(provenance, search)
+                        await search.attribute(provenance)
                         search = None
                     observed.batch(batch)
                     yield batch
@@ -242,29 +244,25 @@ class CompletionService:
         transcript: Transcript,
         batches: Batches,
         key: CacheKey | None,
-        search: "asyncio.Task[Near] | None",
+        search: NearSearch | None,
     ) -> Batches:
-        """Passes batches on; at the end, and only when all of it came, learns from the completion and keeps it."""
+        """Passes batches on; at the end, and only when all of it came, keeps the completion and learns from it."""
         async with aclosing(batches):
             async for batch in batches:
                 yield batch
         completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
         if completion is None or self._cache is None:
             return
-        if search is None or self._near is None:
-            if key is not None:
-                self._cache.store(key, completion, ttl=job.controls.ttl)
-            return
-        near = await search
-        same = self._near.verified(near, completion)
-        if same is not None and near.ruling is not None:
-            self._metrics.verified(near.ruling.reason, same=same)
-        if key is not None:
-            self._near.store(key, near, completion, ttl=job.controls.ttl)
+        if search is not None:
+            # The reply's end does not wait for it.
+            settling = search.settle(key, completion, job.controls.ttl, self._metrics)
+            task = asyncio.create_task(settling)
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+        elif key is not None:
+            self._cache.store(key, completion, ttl=job.controls.ttl)
 
-    def _compute(
-        self, job: Job, encoded: list[list[int]], draft: list[int] | Awaitable[list[int] | None] | None
-    ) -> Batches:
+    def _compute(self, job: Job, encoded: list[list[int]], draft: Draft) -> Batches:
         n, engine = job.params.n, self._backend.engine
         if len(encoded) == 1:
             params = self._limited(job, encoded[0])
@@ -329,18 +327,6 @@ class CompletionService:
                     "Shorten it.",
                     param="prompt",
                 )
-
-
-async def _draft_of(search: "asyncio.Task[Near]") -> list[int] | None:
-    """The tokens that the model is likely to give again."""
-    neighbour = (await asyncio.shield(search)).neighbour
-    return None if neighbour is None else neighbour.completion.choices[0].token_ids
-
-
-async def _attribute(provenance: Provenance, search: "asyncio.Task[Near]") -> None:
-    await asyncio.wait({search}, timeout=SEARCH_SECONDS)
-    if search.done() and (neighbour := search.result().neighbour) is not None:
-        provenance.becomes_draft(neighbour)
 
 
 async def _singly(source: AsyncGenerator[Chunk, None]) -> Batches:
