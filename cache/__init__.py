@@ -7,7 +7,9 @@ cache.store(key, completion)           # returns at once; a thread writes
 """
 
 from .completion_cache import CompletionCache
+from .embedder import Embedder
 from .key import CacheKey, completion_key, family_key, partition_key
+from .near import Near, NearHits
 from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats, Neighbour, Question
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "CachedChoice",
     "CachedCompletion",
     "CompletionCache",
+    "Embedder",
+    "Near",
+    "NearHits",
     "Neighbour",
     "Question",
     "completion_key",

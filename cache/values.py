@@ -22,6 +22,11 @@ class CachedCompletion(msgspec.Struct, array_like=True):
     engine_seconds: float
     """What computing it took: what a hit saves."""
 
+    @classmethod
+    def of_text(cls, text: str, *, seconds: float = 0.0) -> "CachedCompletion":
+        """One choice that ended by itself, of a model whose tokens are not known; `seconds` that it took."""
+        return cls([CachedChoice(text, [], "stop", None, None)], 0, seconds)
+
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
     """What a completion answers, as far as a question that is put otherwise is compared with it."""
