@@ -7,6 +7,7 @@ environment.
 
 import argparse
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,6 +142,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "the same numbers and code",
         ),
     ] = "normalised"
+    cache_no_store_patterns: Annotated[
+        tuple[str, ...],
+        About(
+            "cache",
+            "regular expressions; a question that one of them matches is neither stored nor found "
+            "(one that holds a comma: in the TOML file)",
+        ),
+    ] = ()
 
     max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
@@ -205,6 +214,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}; it must be a number of seconds above 0.", param=name)
+        for pattern in self.cache_no_store_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"cache_no_store_patterns holds {pattern!r}, which is no regular expression: {error}.",
+                    param="cache_no_store_patterns",
+                ) from error
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys holds an empty key; remove it.", param="api_keys")
 

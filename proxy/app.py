@@ -41,7 +41,7 @@ def create_app(
     app[CONTEXT] = Context(
         settings=settings,
         backend=backend,
-        service=CompletionService(backend, cache, near, figures),
+        service=CompletionService(backend, cache, near, figures, no_store=settings.cache_no_store_patterns),
         metrics=figures,
         edge=edge,
         embeddings=embeddings,

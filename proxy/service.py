@@ -7,8 +7,9 @@ Knows no wire format.
 """
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import TypeAlias
 
@@ -104,16 +105,24 @@ class CompletionService:
         cache: None when caching is off.
         near: None when only exact repeats are to be found.
         metrics: told of every job's times and outcome.
+        no_store: regular expressions; a question that one of them matches is neither looked up nor kept.
     """
 
     def __init__(
-        self, backend: Backend, cache: CompletionCache | None, near: NearHits | None, metrics: Metrics
+        self,
+        backend: Backend,
+        cache: CompletionCache | None,
+        near: NearHits | None,
+        metrics: Metrics,
+        *,
+        no_store: Sequence[str] = (),
     ) -> None:
         self._backend = backend
         self._cache = cache
         self._near = near
         self._settling: set[asyncio.Task[None]] = set()
         self._metrics = metrics
+        self._no_store = [re.compile(pattern) for pattern in no_store]
 
     async def start(self, job: Job) -> Generation:
         """A generation whose first chunks are there.
@@ -310,11 +319,14 @@ class CompletionService:
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
 
     def _scope(self, job: Job) -> CacheScope | None:
-        """None for what is never cached: answers that stand for a whole distribution, unless asked for."""
+        """None for what is never cached: answers that stand for a whole distribution, unless asked for, and what the
+        operator excluded."""
         params, controls = job.params, job.controls
         if self._cache is None or job.nothing or not (controls.read or controls.write):
             return None
         if not (params.is_greedy or params.seed is not None or controls.sampled):
+            return None
+        if any(pattern.search(text) for pattern in self._no_store for text in _asked(job)):
             return None
         return CacheScope(job, self._backend)
 
@@ -327,6 +339,13 @@ class CompletionService:
                     "Shorten it.",
                     param="prompt",
                 )
+
+
+def _asked(job: Job) -> list[str]:
+    """The question; where there is not just one, all that is known as text."""
+    if job.question is not None:
+        return [job.question]
+    return [prompt.text for prompt in job.prompts if prompt.text is not None]
 
 
 async def _singly(source: AsyncGenerator[Chunk, None]) -> Batches:

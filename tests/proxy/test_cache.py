@@ -179,3 +179,32 @@ async def test_hits_survive_a_restart_and_take_under_a_millisecond(
     assert {outcome for outcome, _, _ in replies} == {"hit"}
     assert all(reply["choices"] == first["choices"] for _, reply, _ in replies)
     assert statistics.median(spent for _, _, spent in replies) < 1.0
+
+
+async def test_what_the_operator_excludes_is_neither_kept_nor_found(
+    engine_address: str, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "completions"
+    async with running_server(engine_address, model, cache_path=path) as before:
+        bodies = [ends_by_itself(before, text) for text in ("What TIME is it?", "order #12", "timeless")]
+        assert [(await post(before, body))[0] for body in bodies] == ["miss"] * 3
+    patterns = (r"(?i)\btime\b", r"order #\d+")
+    async with running_server(
+        engine_address, model, cache_path=path, cache_no_store_patterns=patterns
+    ) as server:
+        outcomes = [(await post(server, body))[0] for body in bodies]
+        assert outcomes == ["bypass", "bypass", "hit"], "what was kept before is not found"
+        # Only the question counts, and any prompt where there are several.
+        earlier = [{"role": "user", "content": "the time"}, {"role": "assistant", "content": "is late"}]
+        body = ends_by_itself(server, "and?")
+        assert (await post(server, {**body, "messages": earlier + body["messages"]}))[0] == "miss"
+        several = {name: value for name, value in body.items() if name != "messages"}
+        for prompts, outcome in (
+            (["x", "the time?"], "bypass"),
+            (["x", "y"], "miss"),
+            ("order #7", "bypass"),
+        ):
+            assert (await post(server, {**several, "prompt": prompts}, "/v1/completions"))[0] == outcome
+        assert server.cache is not None
+        await asyncio.to_thread(server.cache.flush)
+        assert server.cache.stats().entries == 5, "three of before, two of now"
