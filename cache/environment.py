@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import lmdb
 import orjson
@@ -150,6 +150,14 @@ class CacheEnvironment:
         with self._map_lock, self._env.begin() as txn:
             entries, used = txn.stat(self.records)["entries"], self.used_bytes(txn)
         return entries, used, (self.path / "data.mdb").stat().st_size
+
+    def copy(self, file: BinaryIO) -> None:
+        """What is committed now, without freed pages, into a file; others write meanwhile.
+
+        One read transaction: until it is done, pages that others free are not used again.
+        """
+        with self._map_lock:
+            self._env.copyfd(file.fileno(), compact=True)
 
     def close(self) -> None:
         with self._map_lock:

@@ -16,7 +16,8 @@ import xxhash
 TENANT_BYTES = 16
 NAMESPACE_BYTES = 8
 REQUEST_BYTES = 16
-PLACE_BYTES = TENANT_BYTES + NAMESPACE_BYTES + REQUEST_BYTES
+SCOPE_BYTES = TENANT_BYTES + NAMESPACE_BYTES
+PLACE_BYTES = SCOPE_BYTES + REQUEST_BYTES
 DIGEST_BYTES = 32
 
 # Part of the hashed bytes: changing how a request is canonicalised must not find older entries.
@@ -94,10 +95,17 @@ def _canonical(
     )
 
 
+def tenant_hash(tenant: str) -> bytes:
+    """The first 16 bytes of all its places and partitions."""
+    # blake2b, not xxh3: a tenant may choose its own name, and must not be able to choose another's prefix.
+    return blake2b(tenant.encode(), digest_size=TENANT_BYTES).digest()
+
+
+def namespace_hash(namespace: str) -> bytes:
+    """The 8 bytes behind the tenant's."""
+    return blake2b(namespace.encode(), digest_size=NAMESPACE_BYTES).digest()
+
+
 @lru_cache(maxsize=4096)
 def _scope(tenant: str, namespace: str) -> bytes:
-    # blake2b, not xxh3: a tenant may choose its own name, and must not be able to choose another's prefix.
-    return (
-        blake2b(tenant.encode(), digest_size=TENANT_BYTES).digest()
-        + blake2b(namespace.encode(), digest_size=NAMESPACE_BYTES).digest()
-    )
+    return tenant_hash(tenant) + namespace_hash(namespace)

@@ -36,6 +36,10 @@ class Ledger:
         self._max_bytes = max_bytes
         self.index_changes: dict[bytes, dict[bytes, Floats | None]] = {}  # partition -> place; None: removed
 
+    def record(self, txn: Transaction, place: bytes) -> Record | None:
+        data = txn.get(place, db=self._env.records)
+        return None if data is None else unpack_record(data)
+
     def put(self, txn: Transaction, place: bytes, record: Record, body: bytes) -> None:
         """Adds an entry, in place of any older one."""
         self.remove(txn, place)
@@ -47,13 +51,13 @@ class Ledger:
 
     def touch(self, txn: Transaction, place: bytes, moment: int) -> None:
         """Notes a use, unless the entry is gone or another process noted a later one."""
-        record = self._record(txn, place)
+        record = self.record(txn, place)
         if record is not None and record.accessed < moment:
             self._put_record(txn, place, record, accessed=moment, queued=record.queued)
 
     def remove(self, txn: Transaction, place: bytes) -> None:
         """Takes an entry away, its lines included; nothing happens if there is none."""
-        record = self._record(txn, place)
+        record = self.record(txn, place)
         if record is None:
             return
         txn.delete(place, db=self._env.records)
@@ -91,7 +95,7 @@ class Ledger:
             if line is None:
                 return evicted, False
             queued, place = split_line(line)
-            record = self._record(txn, place)
+            record = self.record(txn, place)
             txn.delete(line, db=self._env.order)
             if record is None or record.queued != queued:
                 continue  # a line that has lost its entry
@@ -106,10 +110,6 @@ class Ledger:
     def _first(self, txn: Transaction, database: lmdb._Database) -> bytes | None:
         with txn.cursor(database) as cursor:
             return cursor.key() if cursor.first() else None
-
-    def _record(self, txn: Transaction, place: bytes) -> Record | None:
-        data = txn.get(place, db=self._env.records)
-        return None if data is None else unpack_record(data)
 
     def _put_record(
         self, txn: Transaction, place: bytes, record: Record, *, accessed: int, queued: int

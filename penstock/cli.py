@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from . import __version__
+from .cli_cache import add_cache_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
 
@@ -18,7 +19,13 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-_COMMANDS = {"serve": ".cli_serve", "chat": ".cli_chat", "complete": ".cli_complete", "eval": ".cli_eval"}
+_COMMANDS = {
+    "serve": ".cli_serve",
+    "chat": ".cli_chat",
+    "complete": ".cli_complete",
+    "eval": ".cli_eval",
+    "cache": ".cli_cache",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--output", metavar="DIR", help="also write tables, JSON and a plot here")
     add_arguments(evaluate, groups=("model",))
+    add_cache_arguments(
+        commands.add_parser("cache", help="look into the cache, and change it, while servers use it")
+    )
     commands.add_parser("version", help="print the version")
     return parser
 

@@ -58,7 +58,7 @@ def _pending(source: Path, output: Path) -> list[dict[str, Any]]:
 
     Raises ConfigError naming the file and the line at fault.
     """
-    lines = _read_jsonl(source)
+    lines = read_jsonl(source)
     for number, line in enumerate(lines, 1):
         line.setdefault("id", number)
         if ("prompt" in line) == ("messages" in line):
@@ -72,11 +72,12 @@ def _pending(source: Path, output: Path) -> list[dict[str, Any]]:
     if not output.exists():
         return lines
     _drop_torn_end(output)
-    done = {json.dumps(result.get("id")) for result in _read_jsonl(output) if "error" not in result}
+    done = {json.dumps(result.get("id")) for result in read_jsonl(output) if "error" not in result}
     return [line for line in lines if json.dumps(line["id"]) not in done]
 
 
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file's lines. Raises ConfigError naming the file and the line at fault."""
     try:
         # Not splitlines: a text may hold what Unicode calls a line end.
         lines = file.read_bytes().split(b"\n")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .config import Settings
-from .errors import EngineDeadError, InvalidRequestError, PenstockError
+from .errors import ConfigError, EngineDeadError, InvalidRequestError, PenstockError
 from .scheduler import AsyncEngine, SamplingParams
 
 
@@ -37,10 +37,18 @@ def talker(settings: Settings, arguments: Mapping[str, Any]) -> Talker:
     if url is None:
         return LocalModel(settings)
     return Server(
-        url.rstrip("/").removesuffix("/v1"),
+        base_url(url),
         api_key=arguments.get("api_key"),
         model=settings.served_model_name,
     )
+
+
+def base_url(url: str) -> str:
+    """Without the /v1 of OpenAI's own. Raises ConfigError for what is no address of a server."""
+    base = url.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise ConfigError(f"url is {url!r}; write it as http://host:port.", param="url")
+    return base
 
 
 class LocalModel:
@@ -115,7 +123,7 @@ class Server:
                 raise EngineDeadError(f"{self._url} cannot be reached: {error}.") from error
             if response.status != 200:
                 await self._session.close()
-                raise _refusal(content, response.status)
+                raise refusal(content, response.status)
             self._model = json.loads(content)["data"][0]["id"]
 
     async def answer(
@@ -137,7 +145,7 @@ class Server:
         try:
             async with self._session.post(path, json=body) as response:
                 if response.status != 200:
-                    raise _refusal(await response.read(), response.status)
+                    raise refusal(await response.read(), response.status)
                 async for line in response.content:
                     data = line.removeprefix(b"data:").strip()
                     if not line.startswith(b"data:") or not data:
@@ -147,7 +155,7 @@ class Server:
                         break
                     event = json.loads(data)
                     if "error" in event:
-                        raise _refusal(data, response.status)
+                        raise refusal(data, response.status)
                     usage = event.get("usage") or usage
                     for choice in event["choices"]:
                         finish_reason = choice["finish_reason"] or finish_reason
@@ -178,7 +186,8 @@ def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
         raise InvalidRequestError(f"A parameter is wrong: {error}.") from error
 
 
-def _refusal(body: bytes, status: int) -> PenstockError:
+def refusal(body: bytes, status: int) -> PenstockError:
+    """What a server says of a request that it did not answer."""
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):

@@ -255,19 +255,22 @@ _TARGETS = {"adapters": "FOLDER", "model_aliases": "MODEL"}
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, groups: tuple[str, ...]) -> None:
-    """Adds a flag for every setting of `groups`, and --config.
+def add_arguments(
+    parser: argparse.ArgumentParser, *, groups: tuple[str, ...] = (), names: tuple[str, ...] = ()
+) -> None:
+    """Adds a flag for every setting of `groups` and for those of `names`, and --config.
 
     Absent flags leave no trace in the namespace.
     """
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"TOML file of settings ({PREFIX}CONFIG)"
     )
-    for group in groups:
-        section = parser.add_argument_group(group)
-        for entry in TABLE.values():
-            if entry.about.group == group:
-                _add_argument(section, entry)
+    sections = {group: parser.add_argument_group(group) for group in groups}
+    for entry in TABLE.values():
+        if entry.about.group in groups:
+            _add_argument(sections[entry.about.group], entry)
+        elif entry.name in names:
+            _add_argument(parser, entry)
 
 
 def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
@@ -301,7 +304,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"known are: {', '.join(sorted(known))}." if len(known) <= 8 else "nothing here is called so."
 
 
-def _add_argument(section: argparse._ArgumentGroup, entry: _Entry) -> None:
+def _add_argument(section: argparse._ActionsContainer, entry: _Entry) -> None:
     default = Settings.__struct_defaults__[list(TABLE).index(entry.name)]
     shown = f" (default: {default})" if isinstance(default, str | int | float) and default != "" else ""
     if entry.type is bool:

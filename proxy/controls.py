@@ -67,7 +67,12 @@ def authenticate(headers: Mapping[str, str], api_keys: tuple[str, ...]) -> str:
         if not any(matches):
             wrong = "The API key is not one of this server's" if key else "This server needs an API key"
             raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY'.")
-    return blake2b(_raw(key), digest_size=16).hexdigest() if key else DEFAULT_TENANT
+    return tenant_of(key)
+
+
+def tenant_of(api_key: str) -> str:
+    """The tenant that a key's requests belong to; what came without one belongs to "default"."""
+    return blake2b(_raw(api_key), digest_size=16).hexdigest() if api_key else DEFAULT_TENANT
 
 
 def _raw(value: str) -> bytes:

@@ -6,7 +6,7 @@ with environment.write() as txn:
 index.search(partition, embedding, 5)         # [Match(key, similarity), ...], the nearest first
 """
 
-from .index import Changes, Match, SemanticIndex
+from .index import Changes, Match, SemanticIndex, Shape, Stored
 from .store import has_entries
 
-__all__ = ["Changes", "Match", "SemanticIndex", "has_entries"]
+__all__ = ["Changes", "Match", "SemanticIndex", "Shape", "Stored", "has_entries"]

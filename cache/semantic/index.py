@@ -4,7 +4,7 @@ A search takes the entries whose first code word is within `RADIUS` of the query
 all 256 bits, and orders those by the cosine of their INT8 embeddings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import PenstockError
 from ..environment import CacheEnvironment, Transaction
-from .codes import Floats
+from .codes import Bytes, Floats
 from .mirror import Mirrors, View
 from .scan import scan
-from .store import SemanticStore
+from .store import AnyTransaction, SemanticStore
 
 # Of MiniLM embeddings of 14,000 descriptions of commands, the first word keeps all nearest neighbours above a cosine of 0.8
 # and 99.7 % of those above 0.7; of all others 3 % pass (6 % before training).
@@ -34,6 +34,29 @@ class Match(msgspec.Struct, frozen=True):
     key: bytes
     similarity: float
     """Cosine of the embeddings, of which the stored one was rounded to INT8: off by less than 0.002."""
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """Of one partition.
+
+    Attributes:
+        entries: that are found.
+        dead: slots of entries that were removed, until the next compaction.
+        trained: codes come from a rotation that was fitted to its entries.
+        key: one of its entries, whose question knows the partition's name.
+    """
+
+    entries: int
+    dead: int
+    trained: bool
+    key: bytes
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An embedding as it is kept: INT8 [dims], and the scale that makes it a unit vector."""
+
+    vector: Bytes
+    scale: float
 
 
 class SemanticIndex:
@@ -104,6 +127,22 @@ class SemanticIndex:
             if matches is not None:
                 return matches
         return []  # compacted each time while it was scanned: as good as a miss
+
+    def shapes(self, txn: AnyTransaction) -> Iterator[Shape]:
+        """Of all partitions: a row read for each, whatever their entries."""
+        for head in self._store.heads(txn):
+            key = self._store.first_key(txn, head)
+            if key is not None:
+                yield Shape(head.count - head.dead, head.dead, head.generation > 0, key)
+
+    def stored(self, txn: AnyTransaction, partition: bytes, key: bytes) -> Stored | None:
+        """What is kept of an entry's embedding; None when it is not found by meaning."""
+        head = self._store.head(txn, partition)
+        slot = None if head is None else self._store.slot(txn, head, key)
+        if head is None or slot is None:
+            return None
+        vectors, scales = self._store.vectors(txn, head, np.array([slot], np.int32))
+        return Stored(vectors[0], float(scales[0]))
 
     def _ranked(
         self, partition: bytes, view: View, query: Floats, slots: NDArray[np.int32], k: int

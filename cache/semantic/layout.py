@@ -27,7 +27,7 @@ from .codes import WORDS, Bytes, Floats, Words
 FORMAT = 1
 SEGMENT = 1024
 FORMAT_ROW, NEXT_ROW = b"format", b"next"
-ROTATION, CODES, VECTORS, REMOVED, TAIL = b"r", b"c", b"v", b"d", b"t"
+HEAD, ROTATION, CODES, VECTORS, REMOVED, TAIL = b"p", b"r", b"c", b"v", b"d", b"t"
 
 _HEAD = struct.Struct("<QQIIII")
 _SCALE = struct.Struct("<f")
@@ -63,7 +63,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 def head_row(partition: bytes) -> bytes:
-    return b"p" + blake2b(partition, digest_size=32).digest()
+    return HEAD + blake2b(partition, digest_size=32).digest()
 
 
 def number_row(kind: bytes, number: int) -> bytes:

@@ -64,6 +64,27 @@ class SemanticStore:
         data = txn.get(layout.head_row(partition), db=self.rows)
         return None if data is None else Head.unpack(data)
 
+    def heads(self, txn: AnyTransaction) -> Iterator[Head]:
+        """Of all partitions. Their names are not kept: an entry knows its own."""
+        with txn.cursor(self.rows) as cursor:
+            if cursor.set_range(layout.HEAD):
+                for name, data in cursor:
+                    if bytes(name[:1]) != layout.HEAD:
+                        return
+                    yield Head.unpack(data)
+
+    def first_key(self, txn: AnyTransaction, head: Head) -> bytes | None:
+        """Of the oldest entry that is left."""
+        prefix = layout.key_row(head.number, b"")
+        with txn.cursor(self.slots) as cursor:
+            if cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
+                return bytes(cursor.value())
+        return None
+
+    def slot(self, txn: AnyTransaction, head: Head, key: bytes) -> int | None:
+        data = txn.get(layout.key_row(head.number, key), db=self.keys)
+        return None if data is None else int.from_bytes(data, "little")
+
     def rotation(self, txn: AnyTransaction, head: Head) -> Rotation:
         data = txn.get(layout.number_row(ROTATION, head.number), db=self.rows)
         return random_rotation(self.dims) if data is None else Rotation.unpack(data)

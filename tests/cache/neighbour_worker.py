@@ -11,7 +11,7 @@ from pathlib import Path
 from cache_worker import make_completion, make_key
 from semantic_worker import DIMS, make_embedding
 
-from penstock.cache import CompletionCache, Question, partition_key
+from penstock.cache import CompletionCache, Question, family_key, partition_key
 
 
 def make_partition(tenant: str = "acme", **changes: object) -> bytes:
@@ -20,7 +20,8 @@ def make_partition(tenant: str = "acme", **changes: object) -> bytes:
 
 
 def make_question(number: int, tenant: str = "acme") -> Question:
-    return Question(make_partition(tenant), bytes(24), f"question {number}", "before ", " after")
+    family = family_key(tenant=tenant, model="model", fingerprint="f00d", embedder="e")
+    return Question(make_partition(tenant), family, f"question {number}", "before ", " after")
 
 
 def store(cache: CompletionCache, number: int, tenant: str = "acme", **settings: object) -> None:

@@ -69,6 +69,7 @@ def test_version() -> None:
         (("complete",), 1, "either a text"),
         (("complete", "x", "--model", "./nowhere"), 1, "no such folder"),
         (("complete", "x", "--url", "http://127.0.0.1:9"), 1, "cannot be reached"),
+        (("complete", "x", "--url", "localhost:9"), 1, "url is 'localhost:9'; write it as http://host:port."),
         (("complete", "--input", "/no/such", "--output", "x"), 1, "cannot be read"),
     ],
 )

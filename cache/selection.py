@@ -1,0 +1,57 @@
+"""Which entries an operation is about. Knows entries, not what is done with them."""
+
+import msgspec
+
+from .key import SCOPE_BYTES, TENANT_BYTES
+from .opened import Entry
+from .record import decode_question
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is given must fit; nothing given selects everything.
+
+    Attributes:
+        tenant, namespace: their hashes, as places begin with them.
+        place: exactly this entry.
+        created_before: seconds of the cache's clock.
+        matching: stands in the question or an answer, whatever the case of its letters.
+    """
+
+    tenant: bytes | None = None
+    namespace: bytes | None = None
+    place: bytes | None = None
+    created_before: float | None = None
+    matching: str | None = None
+
+    @property
+    def prefix(self) -> bytes:
+        """What the places of all selected entries begin with: one range of the cache, which alone is read."""
+        if self.place is not None:
+            return self.place
+        if self.tenant is None:
+            return b""
+        return self.tenant + (self.namespace or b"")
+
+    def includes(self, entry: Entry) -> bool:
+        if self.place not in (None, entry.place) or not self.includes_name(entry.place):
+            return False
+        if self.created_before is not None and entry.record.created >= self.created_before:
+            return False
+        return self.matching is None or any(contains(text, self.matching) for text in _texts(entry))
+
+    def includes_name(self, name: bytes) -> bool:
+        """Whether the tenant and the namespace in a place or a partition are the selected ones."""
+        return self.tenant in (None, name[:TENANT_BYTES]) and self.namespace in (
+            None,
+            name[TENANT_BYTES:SCOPE_BYTES],
+        )
+
+
+def contains(text: str, part: str) -> bool:
+    return part.casefold() in text.casefold()
+
+
+def _texts(entry: Entry) -> list[str]:
+    question, completion = decode_question(entry.body), entry.completion
+    answers = [] if completion is None else [choice.text for choice in completion.choices]
+    return answers if question is None else [question.text, *answers]
