@@ -18,10 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from penstock_command import PENSTOCK, start
 from tiny_encoder import write_tiny_encoder
 from tiny_model import write_tiny_model
-
-PENSTOCK = [sys.executable, "-m", "penstock"]
 
 
 @pytest.fixture(scope="module")
@@ -129,24 +128,6 @@ def served(
     assert process.wait(20) == 0
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [*PENSTOCK, "serve", "--port", "0", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    announcement = process.stdout.readline()
-    kernels, embeddings, hint = (process.stdout.readline() for _ in range(3))
-    assert kernels.startswith(
-        ("CPU kernels in C: attention paged_attention, linears ", "CPU kernels in torch's ")
-    ), kernels
-    assert embeddings.startswith(("Embeddings by ", "No embedding model: ")), embeddings
-    assert hint.startswith("Try:  curl "), announcement
-    return process, announcement.split(" at ")[-1].strip()
-
-
 def post(url: str, body: dict[str, object]) -> tuple[int, dict[str, object]]:
     request = urllib.request.Request(url, json.dumps(body).encode())
     try:
@@ -199,10 +180,9 @@ def test_complete_and_chat_with_a_server(served: tuple[str, subprocess.Popen[str
     assert "temperature is -1" in refused.stderr
 
 
-def test_workers_share_one_embedder_that_starts_when_asked(served: tuple[str, subprocess.Popen[str]]) -> None:
+def test_workers_share_one_embedder_that_is_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:
     url, process = served
     asked: dict[str, object] = {"model": "tiny-encoder", "input": ["a question", ""]}
-    assert children(process, "embedder_server") == []
     status, first = post(f"{url}/v1/embeddings", asked)
     assert status == 200 and len(first["data"]) == 2  # type: ignore[arg-type]
     (embedder,) = children(process, "embedder_server")

@@ -111,7 +111,7 @@ async def test_refusals(
         ({"penstock": {"sparse_attention": {"mas": 0.5}}}, "sparse_attention", "unknown field `mas`"),
         ({"penstock": {"sparse_attention": True}}, "sparse_attention", "give its mass"),
         ({"penstock": {"sparse_attention": {}}}, "sparse_attention", "start it with"),
-        ({"penstock": {"cache": {"mode": "trusted"}}}, "x-penstock-cache-control", "mode"),
+        ({"penstock": {"cache": {"mode": "blind"}}}, "x-penstock-cache-control", "off, draft, trusted"),
     ],
 )
 async def test_bad_chat_parameters(
