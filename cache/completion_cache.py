@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from ..errors import ConfigError, PenstockError
-from .environment import INDEX_DATABASE, CacheEnvironment
+from .environment import CacheEnvironment
 from .key import CacheKey
 from .ledger import Ledger
 from .record import Record, decode_body, decode_question, encode_body, new_record, stamp
@@ -70,21 +70,19 @@ class CompletionCache:
         ledger = Ledger(self._env, max_bytes=max_bytes)
         self._writer = Writer(self._env, ledger, self._label_log, clock)
         _open_caches.add(self)
-        # Also where nothing embeds now: what is evicted must leave the index.
-        if self._env.has_database(INDEX_DATABASE) and self._index_has_entries():
-            self.open_index(None)
 
-    def open_index(self, dims: int | None) -> None:
+    def open_index(self, dims: int) -> None:
         """Lets completions be stored and found by embeddings of `dims` numbers. Again is harmless.
 
         Raises ConfigError when the folder holds embeddings of another length, PenstockError when `dims` is too small.
         """
-        if self._writer.index is None:
-            from .semantic import SemanticIndex  # late: numpy takes a tenth of a second
+        index = self._writer.index
+        if index is not None:
+            index.check_dims(dims)
+            return
+        from .semantic import SemanticIndex  # late: numpy takes a tenth of a second
 
-            self._writer.index = SemanticIndex(self._env, dims)
-        elif dims is not None:
-            self._writer.index.check_dims(dims)
+        self._writer.index = SemanticIndex(self._env, dims)
 
     def lookup(self, key: CacheKey) -> CacheHit | None:
         """The completion stored under `key`, unless it is over. Never waits for a writer; event-loop safe.
@@ -120,21 +118,16 @@ class CompletionCache:
         is none of this index, or k not 1 to 32, or the cache was closed or forked.
         """
         self._check_usable()
-        index = self._writer.index
-        if index is None or self._writer.state == "off":
+        if self._writer.state == "off":
             return []
         try:
-            matches = index.search(partition, embedding, k)
+            index = self._writer.known_index()
+            matches = [] if index is None else index.search(partition, embedding, k)
         except lmdb.Error as error:
             self._failed_to_read(error)
             return []
         found = (self._neighbour(match.key, match.similarity) for match in matches)
         return [neighbour for neighbour in found if neighbour is not None]
-
-    def _index_has_entries(self) -> bool:
-        from .semantic import has_entries
-
-        return has_entries(self._env)
 
     def _neighbour(self, place: bytes, similarity: float) -> Neighbour | None:
         found = self._find(place)

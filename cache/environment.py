@@ -122,7 +122,7 @@ class CacheEnvironment:
             return True
 
     def has_database(self, name: bytes) -> bool:
-        with self._map_lock, self._env.begin() as txn, txn.cursor() as cursor:
+        with self.reading() as txn, txn.cursor() as cursor:
             return cursor.set_key(name)
 
     def open_database(self, name: bytes) -> lmdb._Database:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import lmdb
 import msgspec
 
-from .environment import CacheEnvironment
+from .environment import INDEX_DATABASE, CacheEnvironment
 from .ledger import Ledger
 from .record import Record
 from .trust.label_log import LabelLog
@@ -220,7 +220,7 @@ class Writer:
             self.turn_off(error)
 
     def _commit(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
-        index, labels = self.index, self._take_labels()
+        index, labels = self.known_index(), self._take_labels()
         expired, evicted, more, trainable = self._with_room(
             lambda: self._write(index, entries, touches, labels)
         )
@@ -234,6 +234,15 @@ class Writer:
         if index is not None:
             for partition in trainable:
                 self._with_room(functools.partial(index.train, partition))
+
+    def known_index(self) -> "SemanticIndex | None":
+        """Also where nothing embeds here: what is evicted must leave an index that another process has made."""
+        if self.index is None and self._env.has_database(INDEX_DATABASE):
+            from .semantic import SemanticIndex, has_entries
+
+            if has_entries(self._env):
+                self.index = SemanticIndex(self._env)
+        return self.index
 
     def _write(
         self,

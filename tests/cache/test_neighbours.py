@@ -1,5 +1,6 @@
 """Completions found by meaning: which ones, and that index and completions agree whatever comes and goes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -104,14 +105,24 @@ def test_eviction_keeps_index_and_completions_equal_and_the_file_near_its_cap(op
     assert nearest(cache, 1) is None and nearest(cache, 2999) is not None
 
 
-def test_without_an_embedder_what_is_evicted_still_leaves_the_index(open_semantic, open_cache, clock):
-    cache = open_semantic(clock=clock)
-    for number in range(2000):
-        store(cache, number)
-    cache.flush()
-    cache.close()
+@pytest.mark.parametrize("made_later", [False, True])
+def test_without_an_embedder_what_is_evicted_still_leaves_the_index(open_cache, path, clock, made_later):
+    """Also an index that another process makes only after this one has opened the folder."""
+    small = open_cache(clock=clock, max_bytes=1 << 20) if made_later else None
+    script = f"""
+from pathlib import Path
+from neighbour_worker import *
+cache = CompletionCache(Path({str(path)!r}), clock=lambda: {clock.now})
+cache.open_index(DIMS)
+for number in range(2000):
+    store(cache, number)
+    if number % 500 == 499: cache.flush()
+cache.close()
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(neighbour_worker.__file__).parent)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     clock.now += 1
-    small = open_cache(clock=clock, max_bytes=1 << 20)
+    small = small or open_cache(clock=clock, max_bytes=1 << 20)
     small.store(make_key(5000), make_completion(5000))
     small.flush()
     stats = small.stats()
@@ -133,6 +144,7 @@ def test_embeddings_of_another_length_are_refused(open_semantic, open_cache):
     again = open_cache()
     with pytest.raises(ConfigError, match="and the embedder makes 384"):
         again.open_index(384)
+    again.open_index(DIMS)
     assert nearest(again, 1) is not None
 
 
