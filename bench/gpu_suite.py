@@ -9,6 +9,7 @@ and is not timed when it is wrong. Inputs are random and rotate through more mem
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -117,7 +118,11 @@ def machine() -> dict[str, object]:
 
 def run_tests(tiny: bool, limit: int) -> dict[str, object]:
     """The kernels' tests on this device; of the tiny run one file, since `make test` runs them all."""
-    where = ["tests/kernels/gpu", "tests/scheduler/test_gpu_kernels.py"]
+    where = [
+        "tests/kernels/gpu",
+        "tests/scheduler/test_gpu_kernels.py",
+        "tests/scheduler/test_decode_graphs.py",
+    ]
     if tiny:
         where = ["tests/kernels/gpu/test_quantize_activation.py"]
     skip = ["--ignore=tests/kernels/gpu/test_ahead_of_time.py", "-p", "no:cacheprovider"]
@@ -669,7 +674,8 @@ def seconds(run: Callable[[int], object], copies: int) -> float:
 
 
 def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Tokens per second of the engine on the shape of Llama 3 8B (tiny: of a toy) with random weights."""
+    """Tokens per second of the engine on the shape of Llama 3 8B (tiny: of a toy) with random weights, decodes replayed as
+    CUDA graphs or launched one by one."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -691,14 +697,20 @@ def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
             model = LlamaForCausalLM(config).to(torch.float32 if tiny else torch.bfloat16)
         model.save_pretrained(folder)
         del model
-        for kv in ("auto", "int8"):
+        ways = {
+            "auto KV": {"decode_graphs": "on"},
+            "int8 KV": {"decode_graphs": "on", "kv_cache_dtype": "int8"},
+        }
+        if not tiny:
+            ways["auto KV, no graphs"] = {"decode_graphs": "off"}
+        for name, settings in ways.items():
             started = time.perf_counter()
             served = Engine(
                 EngineConfig(
                     model=folder,
                     quantize="w8a8",
                     device="interpreter" if tiny else "cuda",
-                    kv_cache_dtype=kv,
+                    **settings,
                     max_num_batched_tokens=64 if tiny else 8192,
                     kv_cache_tokens=1024 if tiny else 262_144,
                 )
@@ -722,7 +734,9 @@ def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
                     continue
                 figures[f"prefill tokens/s at {batch}"] = batch * prompt / first
                 figures[f"decode tokens/s at {batch}"] = (count - batch) / (whole - first)
-            yield f"{kv} KV", figures
+            yield name, figures
+            del served
+            gc.collect()  # before the next one takes its memory
 
 
 def show(report: dict[str, object]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu.sparse_attention import SAMPLE_EVERY, SparseTelemetry
-from ..kernels.gpu.paged_attention import paged_attention
+from ..kernels.gpu.paged_attention import SPLIT, paged_attention
 from ..kernels.gpu.paged_batch import GRANULES_PER_PAGE, PagedBatch
 from ..kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, SUMS, sparse_attention
 from ..kernels.gpu.sparse_prompt import sparse_prompt
@@ -99,6 +99,16 @@ class GpuKVCache:
 
     def prepare(self, spans: Sequence[Span]) -> PagedBatch:
         return PagedBatch.build(spans, self.device)
+
+    def prepare_decodes(self, spans: Sequence[Span]) -> PagedBatch:
+        """`prepare` for dense decodes, so that two steps with batches of the same `shape_of` differ in `packed` alone."""
+        return PagedBatch.build(spans, self.device, context_room=self.shape_of(spans)[1])
+
+    @staticmethod
+    def shape_of(spans: Sequence[Span]) -> tuple[int, int]:
+        """Decodes, and how long their contexts may be: attention is launched for as many splits, a power of two."""
+        splits = -(-max(span.context_len for span in spans) // SPLIT)
+        return len(spans), SPLIT << (splits - 1).bit_length()
 
     def attend(
         self,

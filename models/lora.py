@@ -92,6 +92,11 @@ class Adapters:
         """From now on `rows` [M] int64 of a pass, by adapter, get what that adapter adds; all others nothing."""
         self._rows = rows
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any row of the pass under way gets something."""
+        return bool(self._rows)
+
     def load(self, model: nn.Module, name: str, folder: str) -> None:
         """Add the adapter in `folder`, in PEFT's format, to `model`, whose linears may be quantized.
 

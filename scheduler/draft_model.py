@@ -67,6 +67,7 @@ class DraftModel:
         model: the one that guesses.
         target: the one whose tokens are guessed; their vocabularies are the same but for padding.
         num_blocks, block_size, kv_dtype: of the KV pool.
+        config: of the engine.
 
     Attributes:
         times: what its runs take, by their number of tokens.
@@ -82,6 +83,7 @@ class DraftModel:
         num_blocks: int,
         block_size: int,
         kv_dtype: torch.dtype,
+        config: EngineConfig,
     ) -> None:
         self.model = model
         self.max_model_len = model.max_model_len
@@ -92,7 +94,7 @@ class DraftModel:
             kv_cache = make_kv_cache(model.backend, model.layers, num_blocks, block_size, kv_dtype)
         except ValueError as error:
             raise ModelLoadError(f"draft_model {model.path.name}: {error}") from error
-        self._forward = Forward(model, kv_cache)
+        self._forward = Forward(model, kv_cache, config)
         self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
 
     def describe(self, target_bytes: int) -> str:

@@ -97,6 +97,7 @@ class Engine:
                 num_blocks=self.runner.num_blocks,
                 block_size=self.runner.block_size,
                 kv_dtype=kv_dtype_of(beside, config),
+                config=config,
             )
             planner = DraftPlanner(
                 self.step_times,

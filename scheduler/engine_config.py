@@ -39,6 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         draft_model: a smaller model with the same vocabulary, named as `model` is, that guesses tokens too, as far as it
             pays. None for none.
         draft_quantize: `quantize` of the draft model; "auto": the precision of the model it guesses for.
+        decode_graphs: whether steps that only decode are replayed as CUDA graphs, which are recorded as they are needed;
+            "auto": on a GPU.
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
@@ -62,6 +64,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Literal["auto", "on", "off"] = "auto"
     draft_model: str | None = None
     draft_quantize: Precision = "auto"
+    decode_graphs: Literal["auto", "on", "off"] = "auto"
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"

@@ -1,13 +1,20 @@
 """One model over one flat batch of tokens, with its KV: what target and draft model have in common."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from ..errors import ModelLoadError
 from ..kernels.cpu.native.library import use_threads
 from ..kernels.span import Span
 from ..models.attention_hook import StepContext
 from ..models.kv_cache import KVCache
 from ..models.loading import LoadedModel
+from .engine_config import EngineConfig
+
+if TYPE_CHECKING:
+    from .decode_graphs import DecodeGraphs
 
 # Products of a small model and a few rows are over before a second thread has woken up; one thread is then as fast on an
 # idle machine, several times faster on a busy one, and leaves a core to the proxy. Long prompts are worth every core.
@@ -16,17 +23,25 @@ SHORT_STEP_TOKENS = 128
 
 
 class Forward:
-    """Computes logits and stores KV."""
+    """Computes logits and stores KV.
 
-    def __init__(self, model: LoadedModel, kv_cache: KVCache) -> None:
+    Raises ModelLoadError where `config` asks for CUDA graphs and the machine has none.
+    """
+
+    def __init__(self, model: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._graphs = _decode_graphs(model, kv_cache, config)
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
 
     def logits(self, input_ids: Tensor, positions: Tensor, kept_rows: Tensor, spans: list[Span]) -> Tensor:
         """[S, V] of the S `kept_rows` (int64) among the T of `input_ids` and `positions` (both [1, T]), which are those of
-        `spans` in order."""
+        `spans` in order. Valid until the next call."""
+        if self._graphs is not None:
+            replayed = self._graphs.logits(input_ids, positions, kept_rows, spans)
+            if replayed is not None:
+                return replayed
         if self._model.backend.kind == "cpu":
             short = input_ids.shape[1] < SHORT_STEP_TOKENS
             threads = self._few_threads if short else self._threads
@@ -39,3 +54,21 @@ class Forward:
         finally:
             if self._model.backend.kind == "cpu":
                 torch.set_num_threads(self._threads)  # in a process that is not ours alone
+
+
+def _decode_graphs(model: LoadedModel, kv_cache: Any, config: EngineConfig) -> "DecodeGraphs | None":
+    backend, asked = model.backend, config.decode_graphs
+    if asked == "off" or (asked == "auto" and (backend.kind == "cpu" or backend.is_interpreted)):
+        return None
+    if backend.kind == "cpu":
+        raise ModelLoadError(
+            "decode_graphs is 'on', which is for GPUs; on a CPU leave it at 'auto'.", param="decode_graphs"
+        )
+    from .decode_graphs import DecodeGraphs, record_nothing
+
+    record = record_nothing
+    if not backend.is_interpreted:
+        from .cuda_graph import CudaGraphs
+
+        record = CudaGraphs(backend.device).record
+    return DecodeGraphs(model, kv_cache, record, most_rows=1 << (config.max_num_seqs - 1).bit_length())

@@ -59,7 +59,7 @@ class ModelRunner:
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
         self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
-        self._forward = Forward(model, self.kv_cache)
+        self._forward = Forward(model, self.kv_cache, config)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> list[tuple[ScheduledSequence, list[SampledToken | None]]]:

@@ -20,6 +20,7 @@ from .arguments import FLOATS, require
 from .config import Config, arch_of, choose
 from .quantize_activation import quantize_activation
 from .variant import Variant
+from .workspace import Workspace
 
 INT8_MAX = 127
 # |acc| <= K * 127 * 127 must stay inside int32.
@@ -47,6 +48,7 @@ DECODE = {
     32: Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 256}, num_warps=4, num_stages=4),
     64: Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128}, num_warps=4, num_stages=4),
 }
+_workspace = Workspace(torch.int32, 1 << 20)
 
 
 @dataclass(slots=True)
@@ -130,7 +132,7 @@ def int8_matmul(
     config = choose("int8_matmul", f"decode_{rows}", DECODE[rows], quantized.device)
     tiles = triton.cdiv(n, config.tiles["BLOCK_N"])
     splits = split_k(tiles, triton.cdiv(k, config.tiles["BLOCK_K"]))
-    sums, arrived = _workspace(quantized.device, tiles * rows * config.tiles["BLOCK_N"], tiles)
+    sums, arrived = _workspace.of(quantized.device, tiles * rows * config.tiles["BLOCK_N"], tiles)
     _decode_kernel[(tiles, splits)](
         *tensors,
         sums,
@@ -310,21 +312,6 @@ def _decode_kernel(
                 N,
                 stride_residual,
             )
-
-
-_workspaces: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-
-def _workspace(device: torch.device, num_sums: int, num_tiles: int) -> tuple[Tensor, Tensor]:
-    """Zeroed sums and arrival counts of at least these sizes. Launches of one stream share them; they leave zeros behind."""
-    found = _workspaces.get(device)
-    if found is None or found[0].numel() < num_sums or found[1].numel() < num_tiles:
-        found = (
-            torch.zeros(max(num_sums, 1 << 20), dtype=torch.int32, device=device),
-            torch.zeros(max(num_tiles, 1 << 14), dtype=torch.int32, device=device),
-        )
-        _workspaces[device] = found
-    return found
 
 
 def variants(arch: str) -> Iterator[Variant]:

@@ -12,6 +12,8 @@ from ..span import NULL_BLOCK, PAGE_SIZE, Span, prompt_blocks
 # Tokens that share one summary of their keys.
 GRANULE = 16
 GRANULES_PER_PAGE = PAGE_SIZE // GRANULE
+# Of the page that is nobody's, no token.
+NO_GRANULE = (NULL_BLOCK * GRANULES_PER_PAGE, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class PagedBatch:
         prompt_blocks: [Q, 4] int32: sequence, first row, rows, and number in the sequence of every block of a sparse prompt;
         prompt_masses: [Q] float32, the share that each of its rows keeps; most_prompt_blocks: blocks of keys that the last
             of any prompt chooses from. None and 0 without sparse prompts.
+        packed: [N] int32, all of these tensors, of which they are views.
     """
 
     block_tables: Tensor
@@ -42,6 +45,7 @@ class PagedBatch:
     num_prefills: int
     max_context_len: int
     max_query_len: int
+    packed: Tensor
     dense_lens: Tensor | None = None
     sparse_lens: Tensor | None = None
     masses: Tensor | None = None
@@ -62,20 +66,32 @@ class PagedBatch:
         )
 
     @classmethod
-    def build(cls, spans: Sequence[Span], device: torch.device) -> "PagedBatch":
-        """`spans` in the order of their rows: decodes, chunks of prompts, chunks of sparse ones; one copy to the device."""
+    def build(
+        cls, spans: Sequence[Span], device: torch.device, *, context_room: int | None = None
+    ) -> "PagedBatch":
+        """`spans` in the order of their rows: decodes, chunks of prompts, chunks of sparse ones; one copy to the device.
+
+        `context_room`: laid out as if dense decodes of such a length were among them, each with a granule of its own; so
+        that batches of as many decodes, all of them dense and none of them longer, differ in `packed` alone.
+        """
         num_decodes = next((i for i, span in enumerate(spans) if not span.is_decode), len(spans))
         num_dense = next((i for i, span in enumerate(spans) if span.is_sparse_prompt), len(spans))
         assert not any(span.is_decode for span in spans[num_decodes:]), "decodes come first"
         assert all(span.is_sparse_prompt for span in spans[num_dense:]), "sparse prompts come last"
         num_pages = max((len(span.block_table) for span in spans), default=0)
+        if context_room is not None:
+            num_pages = -(-context_room // PAGE_SIZE)
         tables = np.full((len(spans), num_pages), NULL_BLOCK, np.int32)
         for row, span in enumerate(spans):
-            tables[row, : len(span.block_table)] = span.block_table
+            used = span.block_table[:num_pages]
+            tables[row, : len(used)] = used
         starts = np.zeros(len(spans) + 1, np.int32)
         np.cumsum([span.num_tokens for span in spans], out=starts[1:])
         lens = np.array([span.context_len for span in spans], np.int32)
-        granules = np.array(_granules(spans), np.int32)
+        written = _granules(spans)
+        if context_room is not None:
+            written += [NO_GRANULE] * (len(spans) - len(written))
+        granules = np.array(written, np.int32)
         masses = np.array([span.sparse_mass or 0.0 for span in spans[:num_decodes]], np.float32)
         is_sparse = masses > 0
         blocks, shares = _prompt_blocks(spans, starts, num_dense)
@@ -96,8 +112,9 @@ class PagedBatch:
             granule.view(-1, 4),
             num_decodes,
             num_dense - num_decodes,
-            int(lens[:num_decodes].max(initial=0)),
+            int(lens[:num_decodes].max(initial=0)) if context_room is None else context_room,
             max((span.num_tokens for span in spans[:num_dense]), default=0),
+            whole,
         )
         if is_sparse.any():
             built.dense_lens, built.sparse_lens = rest[:2]

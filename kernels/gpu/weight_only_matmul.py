@@ -24,6 +24,7 @@ from ..quantize_weight import GROUP, pack_int4, quantize_weight
 from .arguments import FLOATS, require
 from .config import Config, arch_of, choose
 from .variant import Variant
+from .workspace import Workspace
 
 # Up to this many tokens a step is bound by the weights' bytes: programs share the parts of K.
 DECODE_TOKENS = 64
@@ -39,6 +40,7 @@ DECODE = {
 PREFILL = Config({"BLOCK_N": 128, "BLOCK_M": 64}, num_warps=8, num_stages=3)
 # Where the sums of 8-bit weights leave enough registers.
 WIDE_PREFILL = Config({"BLOCK_N": 128, "BLOCK_M": 128}, num_warps=8, num_stages=3)
+_workspace = Workspace(torch.float32, 1 << 22)
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ def weight_only_matmul(
     tiles_n = triton.cdiv(n, config.tiles["BLOCK_N"])
     tiles_m = triton.cdiv(m, config.tiles["BLOCK_M"])
     area = config.tiles["BLOCK_N"] * config.tiles["BLOCK_M"]
-    sums, arrived = _workspace(x.device, tiles_n * parts * area, tiles_n) if shared else (None, None)
+    sums, arrived = _workspace.of(x.device, tiles_n * parts * area, tiles_n) if shared else (None, None)
     _kernel[(tiles_n * tiles_m, parts if shared else 1)](
         x,
         weight,
@@ -310,21 +312,6 @@ def _kernel(
                 total += tl.load(sums + other * BLOCK_N * BLOCK_M + own, cache_modifier=".cg")
             tl.store(arrived + tile_n, 0)
             _finish(total, scales, bias, residual, out, channels, tokens, M, N, stride_residual, BITS)
-
-
-_workspaces: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-
-def _workspace(device: torch.device, num_sums: int, num_tiles: int) -> tuple[Tensor, Tensor]:
-    """Room for sums, and arrival counts that every launch leaves at zero; launches of one stream share them."""
-    found = _workspaces.get(device)
-    if found is None or found[0].numel() < num_sums or found[1].numel() < num_tiles:
-        found = (
-            torch.empty(max(num_sums, 1 << 22), device=device),
-            torch.zeros(max(num_tiles, 1 << 14), dtype=torch.int32, device=device),
-        )
-        _workspaces[device] = found
-    return found
 
 
 def variants(arch: str) -> Iterator[Variant]:

@@ -54,7 +54,7 @@ def test_a_workspace_is_left_clean(device):
     for size in [(2, 64, 2048), (40, 200, 1024), (2, 64, 2048)]:
         args = operands(*size, device)
         assert torch.equal(int8_matmul(*args), int8_matmul_reference(*args))
-    sums, arrived = gpu._workspaces[torch.empty(0, device=device).device]
+    sums, arrived = gpu._workspace.of(torch.empty(0, device=device).device, 0, 0)
     assert not sums.any() and not arrived.any()
 
 

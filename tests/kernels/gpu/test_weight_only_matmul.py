@@ -61,7 +61,7 @@ def test_arrival_counts_are_left_at_zero(device):
     _, weight, scales = operands(8, 64, 2048, device)
     x = torch.randn(2, 2048, device=device)
     assert torch.equal(weight_only_matmul(x, weight, scales), weight_only_matmul(x, weight, scales))
-    assert not gpu._workspaces[x.device][1].any()
+    assert not gpu._workspace.of(x.device, 0, 0)[1].any()
 
 
 @pytest.mark.parametrize("name", ["Int8WeightOnly", "Int4Weight"])
