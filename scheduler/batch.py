@@ -1,13 +1,16 @@
 """Turns a step's schedule into the flat batch that the model computes: one [T] row of tokens for all sequences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.span import Span
+from ..kernels.transfer import upload
 from .scheduler import ScheduledSequence, SchedulerOutput
+from .sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -16,6 +19,8 @@ class Batch:
 
     Attributes:
         input_ids, positions: [1, T] int64.
+        ahead: [2, A] int64: rows whose token is for the step before to tell, and which of its sampled ones it is; in
+            `input_ids` they are UNKNOWN. None without any.
         sample_rows: [S] int64, the rows whose logits are sampled: of each sequence in `due` that of its last token, then
             those of its draft.
         due: the sequences that get new tokens.
@@ -25,14 +30,23 @@ class Batch:
 
     input_ids: Tensor
     positions: Tensor
+    ahead: Tensor | None
     sample_rows: Tensor
     due: list[ScheduledSequence]
     adapter_rows: dict[str, Tensor]
     spans: list[Span]
 
 
-def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_decodes: bool = False) -> Batch:
+def build_batch(
+    output: SchedulerOutput,
+    device: torch.device,
+    *,
+    before: Mapping[Sequence, int],
+    drafts_as_decodes: bool = False,
+) -> Batch:
     """Lay out `output` row by row.
+
+    `before`: in which place the step before samples the next token of a sequence.
 
     `drafts_as_decodes`: the rows that verify a draft are spans of their own, one by one, because the machine's attention
     gives a decode and a row within a run results that differ in the last bits.
@@ -46,6 +60,7 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
     input_ids: list[int] = []
     positions: list[int] = []
     adapter_rows: dict[str, list[int]] = {}
+    ahead: list[tuple[int, int]] = []
     sampled: dict[int, list[tuple[int, int]]] = {id(item): [] for item in output.scheduled if item.samples}
     for span, item in pieces:
         seq, start, stop = item.seq, span.first_position, span.context_len
@@ -53,6 +68,8 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
             first = max(start, seq.num_tokens - 1)
             row = len(input_ids) + first - start
             sampled[id(item)] += zip(range(first, stop), range(row, row + stop - first), strict=True)
+            if item.is_ahead:
+                ahead.append((row, before[seq]))
         input_ids += seq.token_ids[start:stop]
         if stop > seq.num_tokens:
             input_ids += item.draft[max(0, start - seq.num_tokens) : stop - seq.num_tokens]
@@ -63,26 +80,32 @@ def build_batch(output: SchedulerOutput, device: torch.device, *, drafts_as_deco
         positions += range(start, stop)
     due = [item for item in output.scheduled if item.samples]
     sample_rows = [row for item in due for _, row in sorted(sampled[id(item)])]
+
+    def integers(values: Any) -> Tensor:
+        return upload(torch.tensor(values, dtype=torch.long), device)
+
     return Batch(
-        input_ids=torch.tensor([input_ids], device=device),
-        positions=torch.tensor([positions], device=device),
-        sample_rows=torch.tensor(sample_rows, dtype=torch.long, device=device),
+        input_ids=integers([input_ids]),
+        positions=integers([positions]),
+        ahead=integers(ahead).t() if ahead else None,
+        sample_rows=integers(sample_rows),
         due=due,
-        adapter_rows={name: torch.tensor(rows, device=device) for name, rows in adapter_rows.items()},
+        adapter_rows={name: integers(rows) for name, rows in adapter_rows.items()},
         spans=[span for span, _ in pieces],
     )
 
 
 def _order(span: Span, item: ScheduledSequence) -> tuple[int, int]:
     if span.is_decode:
-        return 0, item.seq.num_computed_tokens
+        return 0, item.start
     return (2 if span.is_sparse_prompt else 1), 0
 
 
 def _spans(item: ScheduledSequence, *, drafts_as_decodes: bool) -> Iterator[Span]:
     """The rows of one sequence: a chunk of its prompt, in two where what is dense of it ends, or a decode and its draft."""
-    seq, start = item.seq, item.seq.num_computed_tokens
-    asked, table, stop = seq.sparse_attention, seq.block_table, start + item.num_rows
+    seq, start, stop = item.seq, item.start, item.start + item.num_rows
+    # A copy: the sequence's may grow or be given back while this step is computed.
+    asked, table = seq.sparse_attention, seq.block_table.copy()
     if item.num_new_tokens > 1 or start < seq.num_prompt_tokens:
         # The last token of a prompt may be a chunk of its own, and is attended to as the rest.
         first = seq.first_sparse_position

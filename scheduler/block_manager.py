@@ -8,7 +8,7 @@ from array import array
 import xxhash
 
 from ..kernels.span import NULL_BLOCK, PROMPT_BLOCK
-from .sequence import Sequence
+from .sequence import UNKNOWN, Sequence
 
 
 class Block:
@@ -156,10 +156,16 @@ class BlockManager:
             seq.block_table.append(block.block_id)
 
     def mark_computed(self, seq: Sequence, num_new_tokens: int) -> None:
-        """Count tokens as computed, and make the blocks they filled findable."""
-        first = seq.num_computed_tokens // self.block_size
+        """Count tokens as computed, or sure to be before anything that is scheduled from here on; make the blocks that they
+        filled findable, unless tokens are still unknown."""
+        start = seq.num_computed_tokens
         seq.num_computed_tokens += num_new_tokens
-        full = seq.num_computed_tokens // self.block_size
+        if seq.token_ids[seq.num_computed_tokens - 1] != UNKNOWN:
+            self.make_findable(seq, start, seq.num_computed_tokens)
+
+    def make_findable(self, seq: Sequence, start: int, stop: int) -> None:
+        """The blocks that the computed tokens from `start` to `stop` have filled; all tokens up to there are known."""
+        first, full = start // self.block_size, stop // self.block_size
         if not self.prefix_caching or full == first:
             return
         hashes = self._hashes(seq, full)
@@ -204,8 +210,7 @@ class BlockManager:
                     self.free.push_front(block)
                 else:
                     self.free.push_back(block)
-        seq.block_table.clear()
-        seq.num_computed_tokens = seq.num_draft_computed_tokens = 0
+        seq.lose_blocks()
 
     def forget(self, block_ids: list[int]) -> None:
         """Make blocks unfindable; their contents cannot be trusted."""

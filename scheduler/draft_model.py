@@ -20,7 +20,7 @@ from ..models.vocabulary import refuse_other_vocabulary
 from .draft_plan import DraftRows
 from .engine_config import EngineConfig
 from .forward import Forward
-from .sampler import Place, choose
+from .sampler import Place, draw, draws_of
 from .sequence import Sequence
 from .step_times import StepTimes
 
@@ -158,11 +158,18 @@ class DraftModel:
         if not guessing:
             return []
         places = [Place(seq, len(seq.draft)) for seq in guessing]
-        tokens = choose(self._as_of_target(logits), places, self._target.eos_token_ids, self._sampler)
+        drawn = draw(
+            self._as_of_target(logits),
+            places,
+            draws_of(places),
+            self._target.eos_token_ids,
+            self._sampler,
+            with_logprobs=False,
+        )
         guessed = []
-        for seq, token_id in zip(guessing, tokens, strict=True):
-            if token_id is not None:
-                seq.draft.append(token_id)
+        for seq, token in zip(guessing, drawn.tokens(), strict=True):
+            if token is not None:
+                seq.draft.append(token.token_id)
                 guessed.append(seq)
         return guessed
 

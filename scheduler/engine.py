@@ -1,4 +1,4 @@
-"""The engine: schedule, execute, settle. Synchronous, single-threaded, token ids in and out.
+"""The engine: schedule, execute, settle. Single-threaded, token ids in and out.
 
 engine = Engine(EngineConfig(model="builtin"))
 results = engine.generate(["how do I list files?"], SamplingParams(temperature=0))
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 import msgspec
@@ -18,7 +18,7 @@ import torch
 
 from ..config import SparseAttention
 from ..errors import InvalidRequestError, ModelLoadError, OverloadedError, PenstockError
-from ..kernels.dispatch import describe
+from ..kernels.dispatch import Backend, describe
 from ..models.loading import load_model
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
@@ -28,7 +28,7 @@ from .drafters import CompletionDraft, DrafterName, PromptLookup
 from .engine_config import EngineConfig
 from .forecast import Forecast
 from .matcher import ForcedTokens, GrammarCompiler, Matcher
-from .model_runner import ModelRunner, kv_dtype_of
+from .model_runner import Launch, ModelRunner, kv_dtype_of
 from .outputs import (
     Completion,
     Delta,
@@ -39,7 +39,7 @@ from .outputs import (
     SparseStats,
 )
 from .request_checks import check_draft, check_request
-from .sampler import SampledToken
+from .sampler import SampledToken, needs_tokens
 from .sampling_params import SamplingParams, checked_token_ids
 from .scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from .sequence import Sequence, Status
@@ -88,6 +88,7 @@ class Engine:
             self.runner.num_blocks, self.runner.block_size, prefix_caching=config.prefix_caching
         )
         self.step_times = StepTimes()
+        self._overlaps = _overlaps(config, self.runner.backend)
         self.draft_model: DraftModel | None = None
         planner = None
         if beside is not None:
@@ -136,8 +137,10 @@ class Engine:
             adapters=model.adapters.fingerprints,
         )
         self.clock = time.monotonic
-        # Told of every step just before it is computed.
-        self.on_schedule: Callable[[SchedulerOutput], None] = lambda output: None
+        # Told just before a step is computed of all that is then under way.
+        self.on_schedule: Callable[[list[ScheduledSequence]], None] = lambda scheduled: None
+        self._under_way: _Step | None = None
+        self._last_end = 0.0
         self._forecast = Forecast(self.scheduler, self.step_times)
         self._live: dict[str, list[Sequence]] = {}
         self._with_deadline: dict[Sequence, None] = {}
@@ -242,7 +245,7 @@ class Engine:
         return request_id in self._live
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work() or bool(self._compiling)
+        return self.scheduler.has_work() or bool(self._compiling) or self._under_way is not None
 
     def take_refused(self) -> list[tuple[str, PenstockError]]:
         """Requests that turned out to be wrong after they were queued: a grammar that does not compile. Each once."""
@@ -250,33 +253,25 @@ class Engine:
         return refused
 
     def step(self) -> list[Delta]:
-        """Compute one batch; returns what it added to which sequence, and which sequences were ended as too late."""
+        """Have one batch computed; returns what was added to which sequence, and which sequences were ended as too late.
+
+        What a step adds is returned by the next call where its tokens need not be known to schedule the next step.
+        """
         if self._compiling:
             self._admit_compiled()
-        late = self._end_late() if self._with_deadline else []
+        deltas = self._end_late() if self._with_deadline else []
         output = self.scheduler.schedule()
-        if not output.scheduled:
-            return late
-        self.on_schedule(output)
-        now = self.clock()
-        for item in output.scheduled:
-            if item.seq.queue_seconds is None:
-                item.seq.queue_seconds = now - item.seq.arrived
-        if self.draft_model is not None and output.drafting:
-            self.draft_model.guess(output.drafting, self.clock)
-            for rows in output.drafting:
-                self.block_manager.mark_draft_computed(rows.seq, rows.stop - rows.start)
-            now = self.clock()
-        sampled = self.runner.execute(output)
-        self.step_times.record(output.num_tokens, self.clock() - now, output.num_keys)
-        self._steps += 1
-        for item in output.scheduled:
-            # Of the tokens just computed, those of the prompt; the rest are outputs being fed back.
-            prompt_left = item.seq.num_prompt_tokens - item.seq.num_computed_tokens
-            self._prompt_tokens += max(0, min(item.num_new_tokens, prompt_left))
-            if not item.samples:
-                self.block_manager.mark_computed(item.seq, item.num_new_tokens)
-        return late + [self._settle(item, tokens) for item, tokens in sampled]
+        before, self._under_way = self._under_way, None
+        step = self._launch(output, before) if output.scheduled else None
+        # Results of a sequence that has ended since are dropped. Its blocks may be another's already: that one's step is
+        # computed after this one, so it is safe to hand them out at once.
+        if before is not None:
+            deltas += self._settle(before)
+        if step is not None and step.may_wait:
+            self._under_way = step
+        elif step is not None:
+            deltas += self._settle(step)
+        return deltas
 
     @property
     def stats(self) -> EngineStats:
@@ -355,7 +350,60 @@ class Engine:
                 retry_after=QUEUE_FULL_RETRY_SECONDS,
             )
 
-    def _settle(self, item: ScheduledSequence, tokens: list[SampledToken | None]) -> Delta:
+    def _launch(self, output: SchedulerOutput, before: "_Step | None") -> "_Step":
+        self.on_schedule([*(before.scheduled if before else ()), *output.scheduled])
+        now = self.clock()
+        for item in output.scheduled:
+            if item.seq.queue_seconds is None:
+                item.seq.queue_seconds = now - item.seq.arrived
+        if self.draft_model is not None and output.drafting:
+            self.draft_model.guess(output.drafting, self.clock)
+            for rows in output.drafting:
+                self.block_manager.mark_draft_computed(rows.seq, rows.stop - rows.start)
+            now = self.clock()
+        may_wait = self._overlaps and not self._needs_tokens(output)
+        launch = self.runner.execute(output, before.launch if before else None)
+        step = _Step(output.scheduled, launch, may_wait, now, output.num_tokens, output.num_keys)
+        if not may_wait:
+            launch.drawn()
+        self._steps += 1
+        for item in output.scheduled:
+            # Of the tokens being computed, those of the prompt; the rest are outputs being fed back.
+            prompt_left = item.seq.num_prompt_tokens - item.start
+            self._prompt_tokens += max(0, min(item.num_new_tokens, prompt_left))
+            self.scheduler.advance(item)
+        return step
+
+    def _needs_tokens(self, output: SchedulerOutput) -> bool:
+        """Whether the step after `output` cannot be scheduled, or not well, before its tokens are known."""
+        due = [item for item in output.scheduled if item.samples]
+        if any(item.draft or needs_tokens(item.seq) for item in due):
+            return True
+        return any(
+            self._foresees_draft(item.seq, output.num_tokens, len(due)) for item in due if item.is_ahead
+        )
+
+    def _foresees_draft(self, seq: Sequence, num_tokens: int, num_seqs: int) -> bool:
+        speculation, limit = seq.speculation, seq.max_tokens - seq.num_output_tokens
+        if speculation is None or limit < 1:
+            return False
+        unknown = seq.token_ids.pop()
+        found = self.speculator.foresees(
+            speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=num_seqs
+        )
+        seq.token_ids.append(unknown)
+        return found
+
+    def _settle(self, step: "_Step") -> list[Delta]:
+        """Wait for the end of a step, and give its tokens to whom they belong."""
+        sampled = step.launch.tokens()
+        now = self.clock()
+        # A step begins when it is launched and the one before is over.
+        self.step_times.record(step.num_tokens, now - max(step.launched, self._last_end), step.num_keys)
+        self._last_end = now
+        return [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
+
+    def _append(self, item: ScheduledSequence, tokens: list[SampledToken | None]) -> Delta:
         """Append what was sampled, as far as the draft that it was sampled behind was right."""
         seq = item.seq
         new: list[SampledToken] = []
@@ -369,20 +417,21 @@ class Engine:
                 seq.matcher.advance([token.token_id])
             if token.token_id in seq.stop_token_ids or (seq.matcher is not None and seq.matcher.is_complete):
                 reason = "stop"
-            elif seq.num_output_tokens + len(new) >= seq.max_tokens:
+            elif item.stop + len(new) - seq.num_prompt_tokens >= seq.max_tokens:
                 reason = "length"
             if reason or token.token_id != guess:
                 break
-        is_first = seq.num_output_tokens == 0
-        seq.token_ids += [token.token_id for token in new]
+        seq.token_ids[item.stop : item.stop + 1] = [token.token_id for token in new]
         num_accepted = max(0, len(new) - 1)
         if seq.speculation is not None:
             self._learn(seq, seq.speculation, new)
         if reason == "error":
             # Nobody may find KV that holds NaN. (Blocks that are shared and sound stay as they are: others read them.)
             self.block_manager.forget(self.runner.kv_cache.broken_blocks(seq.block_table))
-        else:
-            self.block_manager.mark_computed(seq, item.num_new_tokens + num_accepted)
+        elif num_accepted:
+            self.block_manager.mark_computed(seq, num_accepted)
+        elif item.is_ahead:
+            self.block_manager.make_findable(seq, item.start, item.stop)
         self._generation_tokens += len(new)
         if reason:
             self._finish(seq, reason)
@@ -395,10 +444,10 @@ class Engine:
             else [token.logprob for token in new if token.logprob],
             finish_reason=reason,
             # (A grammar may end with a token of the text.)
-            stop_token_id=seq.token_ids[-1] if new and seq.token_ids[-1] in seq.stop_token_ids else None,
+            stop_token_id=new[-1].token_id if new and new[-1].token_id in seq.stop_token_ids else None,
             num_cached_tokens=seq.num_cached_tokens,
             error="The model gave no finite logits for this sequence." if reason == "error" else None,
-            queue_seconds=seq.queue_seconds if is_first else None,
+            queue_seconds=seq.queue_seconds if item.stop == seq.num_prompt_tokens else None,
         )
 
     def _learn(self, seq: Sequence, speculation: Speculation, new: list[SampledToken]) -> None:
@@ -514,7 +563,7 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise InvalidRequestError("prompts is a text; give a list of prompts: [text].", param="prompt")
-        if self.has_work():
+        if self._live:
             raise InvalidRequestError(
                 f"{len(self._live)} requests are live; step them to their end, or abort them, before generate()."
             )
@@ -573,6 +622,8 @@ class Engine:
 
     def _collect(self, delta: Delta, pending: dict[tuple[str, int], tuple[Detokenizer, Completion]]) -> None:
         key = (delta.request_id, delta.index)
+        if key not in pending:
+            return  # a stop string was found in the delta before
         detokenizer, completion = pending[key]
         chunk = detokenizer.push(delta)
         completion.text += chunk.text
@@ -593,6 +644,30 @@ class Engine:
             if seq.index == index and seq.status is not Status.FINISHED:
                 self._finish(seq, "stop")
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step under way.
+
+    Attributes:
+        may_wait: whether the next can be scheduled before its tokens are known.
+        launched: when.
+        num_tokens, num_keys: of its batch.
+    """
+
+    scheduled: list[ScheduledSequence]
+    launch: Launch
+    may_wait: bool
+    launched: float
+    num_tokens: int
+    num_keys: int
+
+
+def _overlaps(config: EngineConfig, backend: Backend) -> bool:
+    if config.draft_model is not None or config.sparse_attention is not None:
+        return False  # guesses follow what is known; telemetry of every step waits for its end
+    return config.overlap == "on" or (config.overlap == "auto" and backend.device.type == "cuda")
 
 
 def _fingerprint(model: str, config: EngineConfig) -> str:

@@ -41,6 +41,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         draft_quantize: `quantize` of the draft model; "auto": the precision of the model it guesses for.
         decode_graphs: whether steps that only decode are replayed as CUDA graphs, which are recorded as they are needed;
             "auto": on a GPU.
+        overlap: whether the next step is scheduled while one is computed, where its tokens need not be known for that: none
+            of its sequences has a grammar, penalties or log-probabilities, or repeats what can be guessed; "auto": on a
+            GPU. (On a CPU a thread computes beside, which is for tests.)
         prefix_caching: reuse KV of equal prompt beginnings.
         threads: CPU threads of the engine; None takes every core (for a small model's short steps, one).
         device: "auto" (CUDA where there is one), "cpu", "cuda", or "interpreter" (the GPU's kernels as Python, for tests).
@@ -65,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     draft_model: str | None = None
     draft_quantize: Precision = "auto"
     decode_graphs: Literal["auto", "on", "off"] = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
     prefix_caching: bool = True
     threads: int | None = None
     device: str = "auto"

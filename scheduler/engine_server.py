@@ -36,7 +36,7 @@ from .step_record import StepRecord
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .scheduler import SchedulerOutput
+    from .scheduler import ScheduledSequence
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class EngineServer:
             self._selector.close()
             self._record.close()
 
-    def _on_schedule(self, output: "SchedulerOutput") -> None:
-        self._record.write(dict.fromkeys(item.seq.request_id for item in output.scheduled))
+    def _on_schedule(self, scheduled: "list[ScheduledSequence]") -> None:
+        self._record.write(dict.fromkeys(item.seq.request_id for item in scheduled))
 
     def _stop(self, _events: int) -> None:
         self._stopped = True

@@ -1,6 +1,8 @@
 """Runs the model over one step's batch and samples. Owns the weights and the KV tensors."""
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -11,8 +13,9 @@ from ..models.loading import LoadedModel
 from .batch import build_batch
 from .engine_config import EngineConfig
 from .forward import Forward
-from .sampler import Place, SampledToken, sample
+from .sampler import Drawn, Place, SampledToken, draw, draws_of
 from .scheduler import ScheduledSequence, SchedulerOutput
+from .sequence import Sequence
 
 # Without a setting the KV pool holds this many sequences of full length, within a share of the memory that is free.
 # (The system commits its memory only where KV is written.)
@@ -34,6 +37,9 @@ class ModelRunner:
         self.model = model
         self.backend = model.backend
         self._sampler = sampler_of(self.backend)
+        # A GPU computes beside Python by itself.
+        threaded = config.overlap == "on" and self.backend.device.type != "cuda"
+        self._start = _in_thread() if threaded else _at_once
         self.block_size = config.block_size or default_block_size(self.backend)
         kv_dtype = kv_dtype_of(model, config)
         per_token = bytes_per_token(model.layers, kv_dtype)
@@ -61,21 +67,68 @@ class ModelRunner:
         self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
         self._forward = Forward(model, self.kv_cache, config)
 
-    @torch.inference_mode()
-    def execute(self, output: SchedulerOutput) -> list[tuple[ScheduledSequence, list[SampledToken | None]]]:
-        """Compute the scheduled tokens; for every sequence that is due one, returns the token that follows its last, and
-        those that follow each token of its draft if all before were right.
+    def execute(self, output: SchedulerOutput, before: "Launch | None" = None) -> "Launch":
+        """Have the scheduled tokens computed. All that is read of the sequences is read before this returns, but of those
+        that `sampler.needs_tokens` or have drafts, which must stay as they are until the step is over.
+
+        `before`: the step under way, which tells the tokens that are ahead.
+        """
+        batch = build_batch(
+            output,
+            self.backend.device,
+            before={} if before is None else before.places,
+            drafts_as_decodes=self.backend.kind == "triton",
+        )
+        places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
+        draws = draws_of(places)
+
+        @torch.inference_mode()
+        def compute() -> Drawn:
+            if before is not None and batch.ahead is not None:
+                rows, sources = batch.ahead
+                batch.input_ids[0].index_copy_(0, rows, before.drawn().token_ids[sources])
+            self.model.adapters.use(batch.adapter_rows)
+            logits = self._forward.logits(batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
+            return draw(logits, places, draws, self.model.eos_token_ids, self._sampler)
+
+        return Launch(batch.due, self._start(compute))
+
+
+class Launch:
+    """A step that is being computed, or has been.
+
+    Attributes:
+        drawn: gives what is sampled, where the device has it, once that is sure to be there before what is launched next.
+        places: in which place of it stands the next token of each sequence that gets one, drafts apart.
+    """
+
+    def __init__(self, due: list[ScheduledSequence], drawn: Callable[[], Drawn]) -> None:
+        self.drawn = drawn
+        self.places: dict[Sequence, int] = {}
+        self._counts = [(item, len(item.draft) + 1) for item in due]
+        place = 0
+        for item, count in self._counts:
+            self.places[item.seq] = place
+            place += count
+
+    def tokens(self) -> list[tuple[ScheduledSequence, list[SampledToken | None]]]:
+        """Waits for the end of the step. For every sequence that is due one, the token that follows its last, and those
+        that follow each token of its draft if all before were right.
 
         A None in place of a token means that the model gave no finite logits for it.
         """
-        batch = build_batch(output, self.backend.device, drafts_as_decodes=self.backend.kind == "triton")
-        self.model.adapters.use(batch.adapter_rows)
-        logits = self._forward.logits(batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
-        if not batch.due:
-            return []
-        places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
-        tokens = iter(sample(logits, places, self.model.eos_token_ids, self._sampler))
-        return [(item, [next(tokens) for _ in range(len(item.draft) + 1)]) for item in batch.due]
+        tokens = iter(self.drawn().tokens())
+        return [(item, [next(tokens) for _ in range(count)]) for item, count in self._counts]
+
+
+def _at_once(compute: Callable[[], Drawn]) -> Callable[[], Drawn]:
+    drawn = compute()
+    return lambda: drawn
+
+
+def _in_thread() -> Callable[[Callable[[], Drawn]], Callable[[], Drawn]]:
+    thread = ThreadPoolExecutor(1, "penstock-compute")
+    return lambda compute: thread.submit(compute).result
 
 
 def kv_dtype_of(model: LoadedModel, config: EngineConfig) -> torch.dtype:

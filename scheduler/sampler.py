@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.draw import Draw
+from ..kernels.transfer import Download
 from .outputs import TokenLogprob
 from .sequence import Sequence
 
@@ -52,46 +53,76 @@ GREEDY = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0
 Sampler = Callable[[Tensor, Rows[Draw]], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The next token at each of S places, while the device may still be drawing it.
+
+    Attributes:
+        token_ids: [S] int64, on the device.
+        logprobs: [V], by place, where they are asked for.
+    """
+
+    token_ids: Tensor
+    logprobs: dict[int, Tensor]
+    _places: list[Place]
+    _told: Download
+
+    def tokens(self) -> list[SampledToken | None]:
+        """Waits for the device. None where a place has no finite logit (a broken model or weights)."""
+        token_ids, is_finite = (each.tolist() for each in self._told.wait())
+        return [
+            SampledToken(token_id, _logprob(self.logprobs.get(row), token_id, self._places[row].seq))
+            if is_finite[row]
+            else None
+            for row, token_id in enumerate(token_ids)
+        ]
+
+
+def draws_of(places: Rows[Place]) -> list[Draw]:
+    """How the token at each place is drawn, as of now."""
+    return [_draw(place) for place in places]
+
+
 @torch.inference_mode()
-def sample(
-    logits: Tensor, places: list[Place], eos_token_ids: list[int], sampler: Sampler
-) -> list[SampledToken | None]:
+def draw(
+    logits: Tensor,
+    places: list[Place],
+    draws: Rows[Draw],
+    eos_token_ids: list[int],
+    sampler: Sampler,
+    *,
+    with_logprobs: bool = True,
+) -> Drawn:
     """Choose the next token at each place.
 
     Args:
         logits: [S, V]; changed in place.
-        places: the S places whose next token they tell.
+        places: the S places whose next token they tell; any of a sequence's, each behind the one before.
+        draws: of the places. Nothing else is looked at of a sequence without `needs_tokens`.
         eos_token_ids: forbidden while a sequence is below its min_tokens.
         sampler: the kernel that draws.
-
-    Returns:
-        One token per row, or None where the row has no finite logit (a broken model or weights).
+        with_logprobs: for the sequences that ask for them.
     """
     logits = logits.float()
-    logprobs = _log_softmax_where_asked(logits, places)
-    return [
-        None
-        if token_id is None
-        else SampledToken(token_id, _logprob(logprobs.get(row), token_id, places[row].seq))
-        for row, token_id in enumerate(choose(logits, places, eos_token_ids, sampler))
-    ]
-
-
-@torch.inference_mode()
-def choose(
-    logits: Tensor, places: list[Place], eos_token_ids: list[int], sampler: Sampler
-) -> list[int | None]:
-    """`sample` without log-probabilities. The places may be any of a sequence's, each behind the one before."""
-    logits = logits.float()
+    logprobs = _log_softmax_where_asked(logits, places) if with_logprobs else {}
     for row, place in enumerate(places):
         if place.seq.params.changes_logits:
             _adjust(logits[row], place, eos_token_ids)
     _forbid_what_no_grammar_takes(logits, places)
-    token_ids, best = sampler(logits, [_draw(place) for place in places])
-    return [
-        token_id if is_finite else None
-        for token_id, is_finite in zip(token_ids.tolist(), torch.isfinite(best).tolist(), strict=True)
-    ]
+    token_ids, best = sampler(logits, draws)
+    return Drawn(token_ids, logprobs, places, Download(token_ids, torch.isfinite(best)))
+
+
+def needs_tokens(seq: Sequence) -> bool:
+    """Whether sampling looks at the tokens before, or more is asked of it than a token."""
+    return seq.params.changes_logits or seq.matcher is not None or seq.params.logprobs is not None
+
+
+def sample(
+    logits: Tensor, places: list[Place], eos_token_ids: list[int], sampler: Sampler
+) -> list[SampledToken | None]:
+    """`draw`, and its tokens."""
+    return draw(logits, places, draws_of(places), eos_token_ids, sampler).tokens()
 
 
 def _adjust(row: Tensor, place: Place, eos_token_ids: list[int]) -> None:

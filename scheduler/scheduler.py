@@ -7,7 +7,7 @@ from .block_manager import Block, BlockManager
 from .draft_plan import DraftRows
 from .outputs import FinishReason
 from .peak_kv import peak_blocks
-from .sequence import Sequence, Status
+from .sequence import UNKNOWN, Sequence, Status
 from .speculation import Speculator
 from .step import Step
 from .step_drafts import add_drafts
@@ -26,10 +26,36 @@ LEAST_PROMPT_ROOM = 8
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """A sequence and the rows that it gets: `num_new_tokens` of its tokens, then its `draft` to be verified."""
+    """A sequence and the rows that it gets: `num_new_tokens` of its tokens, then its `draft` to be verified.
+
+    Attributes:
+        start: position of the first of them.
+        samples: whether the last of them is the sequence's last, so that the next can be sampled.
+        is_ahead: whether that one's id is for the step before to tell.
+    """
 
     seq: Sequence
     num_new_tokens: int
+    start: int = field(init=False)
+    samples: bool = field(init=False)
+    is_ahead: bool = field(init=False)
+    _num_releases: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        seq = self.seq
+        self.start, self._num_releases = seq.num_computed_tokens, seq.num_releases
+        self.samples = self.num_new_tokens == seq.num_uncomputed_tokens
+        self.is_ahead = self.samples and seq.is_ahead
+
+    @property
+    def stop(self) -> int:
+        """Where the token stands that is sampled."""
+        return self.start + self.num_new_tokens
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the sequence has ended or was preempted since: what comes of this is nobody's."""
+        return self.seq.num_releases != self._num_releases
 
     @property
     def draft(self) -> list[int]:
@@ -38,11 +64,6 @@ class ScheduledSequence:
     @property
     def num_rows(self) -> int:
         return self.num_new_tokens + len(self.seq.draft)
-
-    @property
-    def samples(self) -> bool:
-        """Whether this step computes the sequence's last known token, so that the next can be sampled."""
-        return self.num_new_tokens == self.seq.num_uncomputed_tokens
 
 
 @dataclass(slots=True)
@@ -63,7 +84,7 @@ class SchedulerOutput:
     @property
     def num_keys(self) -> int:
         """Keys that its rows attend to, counted for each row, and for a chunk as if its last row stood for all."""
-        return sum(item.num_rows * (item.seq.num_computed_tokens + item.num_rows) for item in self.scheduled)
+        return sum(item.num_rows * (item.start + item.num_rows) for item in self.scheduled)
 
 
 class Scheduler:
@@ -138,9 +159,11 @@ class Scheduler:
         seq.move_to(Status.FINISHED)
 
     def schedule(self) -> SchedulerOutput:
-        """Choose the next step's work and make room for its KV. Empty only when there is nothing to do."""
+        """Choose the next step's work and make room for its KV. Empty only when there is nothing to do, or nothing before
+        the step under way is over."""
         step = Step(self.max_num_batched_tokens)
-        for seq in [seq for seq in self.running if seq.num_uncomputed_tokens == 1]:
+        ready = [seq for seq in self.running if seq.num_uncomputed_tokens == 1 and not seq.is_last_coming]
+        for seq in ready:
             if step.budget and seq.status is Status.RUNNING:  # not preempted for another in this very step
                 self._continue(seq, 1, step)
         decodes = list(step.chosen)
@@ -154,6 +177,12 @@ class Scheduler:
         drafting = add_drafts(step, self.block_manager, self._speculator) if self._speculator else []
         ordered = sorted(step.chosen.items(), key=lambda item: item[0].num_uncomputed_tokens > 1)
         return SchedulerOutput([ScheduledSequence(seq, num_new) for seq, num_new in ordered], drafting)
+
+    def advance(self, item: ScheduledSequence) -> None:
+        """Its step is under way: the next is scheduled as if it were over."""
+        self.block_manager.mark_computed(item.seq, item.num_new_tokens)
+        if item.samples:
+            item.seq.token_ids.append(UNKNOWN)
 
     def prompt_room(self, decodes: list[Sequence], num_prompts: int, context: int) -> int:
         """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.

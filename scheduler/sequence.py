@@ -28,6 +28,9 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 
+# In place of a token that is still being computed.
+UNKNOWN = -1
+
 _numbers = itertools.count()
 
 
@@ -39,6 +42,7 @@ class Sequence:
     several are, of which those count whose guesses before them were right.
 
     Attributes:
+        token_ids: of the prompt and of the output; the last ones may be UNKNOWN while steps that will tell are under way.
         seed: 64-bit key of the sampling noise.
         sparse_attention: of its decodes and its prompt; None attends to all keys.
         adapter: fingerprint of the LoRA adapter that its KV is computed with; None without one.
@@ -47,6 +51,7 @@ class Sequence:
         matcher: where its output stands in its grammar; None without one.
         urgency: how soon its caller wants it.
         number: counts sequences in the order of their arrival.
+        num_releases: how often its blocks were given back. What was scheduled before is nobody's from then on.
         num_draft_computed_tokens: `num_computed_tokens` of the draft model, which runs behind as it is not always asked.
         num_cached_tokens: tokens whose KV was found in the prefix cache at first admission.
         arrived, queue_seconds: when the sequence was queued, and how long until it was first scheduled.
@@ -67,6 +72,7 @@ class Sequence:
         "num_computed_tokens",
         "num_draft_computed_tokens",
         "num_prompt_tokens",
+        "num_releases",
         "number",
         "params",
         "queue_seconds",
@@ -117,6 +123,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_draft_computed_tokens = 0
         self.num_cached_tokens = 0
+        self.num_releases = 0
         self.was_admitted = False
         self.arrived = arrived
         self.queue_seconds: float | None = None
@@ -136,6 +143,24 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether its last token is still being computed: that there is one is all that is known of it."""
+        return self.token_ids[-1] == UNKNOWN
+
+    @property
+    def is_last_coming(self) -> bool:
+        """Whether the token being computed is the last that it may have."""
+        return self.is_ahead and self.num_output_tokens >= self.max_tokens
+
+    def lose_blocks(self) -> None:
+        """Its KV is gone, and with it the tokens that would have come of it."""
+        self.block_table.clear()
+        self.num_computed_tokens = self.num_draft_computed_tokens = 0
+        self.num_releases += 1
+        while self.is_ahead:
+            self.token_ids.pop()
 
     @property
     def first_token_due(self) -> float | None:

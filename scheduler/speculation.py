@@ -119,6 +119,16 @@ class Speculator:
                 guesser.unverified = guess[0]
             return
 
+    def foresees(
+        self, speculation: Speculation, token_ids: list[int], *, limit: int, num_tokens: int, num_seqs: int
+    ) -> bool:
+        """Whether there would be a draft behind `token_ids`, the token that follows being still unknown: most likely there
+        is one behind that, too. As `propose`, which is not called in such a step."""
+        self.propose(speculation, token_ids, limit=limit, num_tokens=num_tokens, num_seqs=num_seqs)
+        found = bool(speculation.draft)
+        speculation.drop()
+        return found
+
     def settle(self, speculation: Speculation, num_right: int) -> None:
         """The step verified the draft, and its first `num_right` tokens were right."""
         source, drafted = speculation.source, len(speculation.draft)

@@ -28,7 +28,7 @@ class Step:
     def draft_room(self, seq: Sequence) -> int:
         """The longest draft that it could verify for a sequence; 0 for none."""
         num_new = self.chosen[seq]
-        if seq.speculation is None or num_new != seq.num_uncomputed_tokens:
+        if seq.speculation is None or seq.is_ahead or num_new != seq.num_uncomputed_tokens:
             return 0
         if seq.speculation.after_prompt and (num_new > 1 or not seq.num_output_tokens):
             return 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..span import NULL_BLOCK, PAGE_SIZE, Span, prompt_blocks
+from ..transfer import upload
 
 # Tokens that share one summary of their keys.
 GRANULE = 16
@@ -101,9 +102,7 @@ class PagedBatch:
         parts = [tables, starts, lens, granules]
         parts += decided if is_sparse.any() else []
         parts += prompts if len(blocks) else []
-        whole = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
-        if device.type == "cuda":
-            whole = whole.pin_memory().to(device, non_blocking=True)
+        whole = upload(torch.from_numpy(np.concatenate([part.ravel() for part in parts])), device)
         table, start, length, granule, *rest = whole.split([part.size for part in parts])
         built = cls(
             table.view(tables.shape),

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..draw import GOLDEN, MIX_1, MIX_2, Draw, noise_key
+from ..transfer import upload
 from .arguments import require
 from .config import Config, choose
 from .variant import Variant
@@ -34,7 +35,7 @@ def parameters(draws: Sequence[Draw], device: torch.device) -> tuple[Tensor, Ten
         [(draw.top_k, key - (1 << 64) if key >> 63 else key) for draw, key in zip(draws, keys, strict=True)],
         dtype=torch.int64,
     )
-    return floats.view(-1, 3).to(device), whole.view(-1, 2).to(device)
+    return upload(floats.view(-1, 3), device), upload(whole.view(-1, 2), device)
 
 
 def draw_rows(logits: Tensor, floats: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:

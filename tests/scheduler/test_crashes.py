@@ -158,10 +158,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """One prompt ends whatever engine computes it; engines in threads of this process can be made to."""
     execute = ModelRunner.execute
 
-    def fragile(self, output):
+    def fragile(self, output, *before):
         if any(item.seq.token_ids[:3] == POISON for item in output.scheduled):
             raise RuntimeError("this request ends engines")
-        return execute(self, output)
+        return execute(self, output, *before)
 
     monkeypatch.setattr(ModelRunner, "execute", fragile)
 

@@ -267,9 +267,9 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate, execute = Gate(), ModelRunner.execute
 
-    def gated(self, output):
+    def gated(self, output, *before):
         gate.passed()
-        return execute(self, output)
+        return execute(self, output, *before)
 
     monkeypatch.setattr(ModelRunner, "execute", gated)
     return gate
