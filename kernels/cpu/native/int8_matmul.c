@@ -167,19 +167,23 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
             for (int j = 0; j < VECTORS; j++) add_products(&sums[i][j], values[j], activation);
         }
     }
+    /* What is the same for all rows is loaded once: a store to y might change it, for all the compiler knows. */
+    const long n = w->n;
+    const float *bias = w->bias, *residual = p->residual;
 #pragma GCC unroll 8
-    for (int i = 0; i < m; i++) {
-        __m512i offset = _mm512_set1_epi32((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
-        __m512 act_scale = _mm512_set1_ps(p->x->scale[row + i]);
+    for (int j = 0; j < VECTORS; j++) {
+        const long column = panel * PANEL + j * LANES;
+        const __mmask16 inside = lanes(n - column);
+        const __m512 scale = _mm512_maskz_loadu_ps(inside, w->scale + column);
+        const __m512 added = bias ? _mm512_maskz_loadu_ps(inside, bias + column) : _mm512_setzero_ps();
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; j++) {
-            long column = panel * PANEL + j * LANES, at = (row + i) * w->n + column;
-            __mmask16 inside = lanes(w->n - column);
+        for (int i = 0; i < m; i++) {
+            const long at = (row + i) * n + column;
+            __m512i offset = _mm512_set1_epi32((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
             __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i][j], offset));
-            value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(inside, w->scale + column));
-            value = _mm512_mul_ps(value, act_scale);
-            if (w->bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, w->bias + column));
-            if (p->residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, p->residual + at));
+            value = _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(p->x->scale[row + i]));
+            if (bias) value = _mm512_add_ps(value, added);
+            if (residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, residual + at));
             _mm512_mask_storeu_ps(p->y + at, inside, value);
         }
     }
