@@ -14,6 +14,7 @@ from torch import Tensor
 
 from penstock.errors import ModelLoadError
 from penstock.kernels.cpu import int8_matmul
+from penstock.kernels.cpu.native.library import library
 from penstock.models import embedding_location
 from penstock.models.embedding_location import (
     choose_embedding_model,
@@ -21,6 +22,7 @@ from penstock.models.embedding_location import (
     find_embedding_model,
 )
 from penstock.models.embedding_model import EmbeddingModel
+from penstock.models.native_encoder import NativeEncoder
 from penstock.models.tokenizer import Tokenizer
 
 PACKAGED = find_embedding_model()
@@ -92,6 +94,7 @@ def test_a_text_has_the_same_bits_in_any_company(tiny: Path, natively: bool, mon
     if not natively:  # a machine without a compiler or VNNI
         monkeypatch.setattr(int8_matmul, "library", lambda: None)
     model = EmbeddingModel(tiny)
+    assert isinstance(model._encode, NativeEncoder) == (natively and library() is not None)
     texts = random_texts(model.vocab_size, [3, MAX_TOKENS, 1, 17, 17, 5, 40, 2])
     alone = torch.cat([model.embed([text]) for text in texts])
     assert torch.equal(model.embed(texts), alone)
@@ -102,7 +105,7 @@ def test_a_text_has_the_same_bits_in_any_company(tiny: Path, natively: bool, mon
 
 @needs_package
 def test_the_packaged_model_has_the_same_bits_in_any_company(minilm: EmbeddingModel) -> None:
-    texts = random_texts(minilm.vocab_size, [20, 256, 2, 9, 20, 131])
+    texts = random_texts(minilm.vocab_size, [20, 256, 2, 1, 9, 20, 131, 64])
     assert torch.equal(minilm.embed(texts), torch.cat([minilm.embed([text]) for text in texts]))
 
 
@@ -140,8 +143,8 @@ def test_a_text_may_be_as_long_as_trained_for(tmp_path: Path, trained, expected:
     assert EmbeddingModel(write_tiny_encoder(tmp_path / "model", max_tokens=trained)).max_tokens == expected
 
 
-def test_the_fingerprint_changes_with_weights_tokenizer_pooling_and_precision(
-    tiny: Path, tmp_path: Path
+def test_the_fingerprint_changes_with_weights_tokenizer_pooling_precision_and_the_way_of_computing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"same": EmbeddingModel(tiny).fingerprint, "none": EmbeddingModel(tiny, "none").fingerprint}
     found["weights"] = EmbeddingModel(write_tiny_encoder(tmp_path / "weights", seed=1)).fingerprint
@@ -155,6 +158,10 @@ def test_the_fingerprint_changes_with_weights_tokenizer_pooling_and_precision(
         else:
             (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
         found[name] = EmbeddingModel(folder).fingerprint
+    if library() is not None:
+        with monkeypatch.context() as patch:
+            patch.setattr(int8_matmul, "library", lambda: None)
+            found["by torch"] = EmbeddingModel(tiny).fingerprint
     assert len(set(found.values())) == len(found)
     copy = shutil.copytree(tiny, tmp_path / "copy")
     assert EmbeddingModel(copy).fingerprint == found["same"]

@@ -1,4 +1,4 @@
-"""The compiled library and the structures that it reads: `penstock.h` and `layers.c`, field by field."""
+"""The compiled library and the structures that it reads: `penstock.h`, `layers.c` and `encoder.c`, field by field."""
 
 import ctypes
 import functools
@@ -103,6 +103,51 @@ class Step(ctypes.Structure):
     )
 
 
+class LayerNorm(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class EncoderLayer(ctypes.Structure):
+    _fields_ = (
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("up", Matrix),
+        ("down", Matrix),
+        ("attention_norm", LayerNorm),
+        ("norm", LayerNorm),
+    )
+
+
+class Encoder(ctypes.Structure):
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("norm", LayerNorm),
+        ("layers", ctypes.POINTER(EncoderLayer)),
+        ("num_layers", ctypes.c_long),
+        ("hidden", ctypes.c_long),
+        ("heads", ctypes.c_long),
+        ("intermediate", ctypes.c_long),
+        ("eps", ctypes.c_float),
+        ("pooling", ctypes.c_int),
+    )
+
+
+class Texts(ctypes.Structure):
+    _fields_ = (
+        ("token_ids", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("count", ctypes.c_long),
+        ("rows", ctypes.c_long),
+        ("longest", ctypes.c_long),
+        ("out", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, its functions declared; None where it cannot be had."""
@@ -121,6 +166,7 @@ def library() -> ctypes.CDLL | None:
         "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
         "penstock_attend": (pointer, integer),
         "penstock_layers": (pointer, pointer, long, long, integer),
+        "penstock_encode": (pointer, pointer),
         "penstock_head": (
             pointer,
             pointer,
@@ -137,6 +183,8 @@ def library() -> ctypes.CDLL | None:
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, None
     found.penstock_scratch.argtypes, found.penstock_scratch.restype = (pointer, long), long
+    found.penstock_encoder_scratch.argtypes = (pointer, pointer)
+    found.penstock_encoder_scratch.restype = long
     if not _is_exact(found):
         log.warning(
             "what the CPU's C kernels multiply is not what torch does; torch's operators serve instead"
