@@ -111,10 +111,15 @@ class CompletionCache:
         self._writer.touch(key.place, stamp(now))
         return CacheHit(completion, max(0.0, now - record.created))
 
+    def nearest_is_quick(self, partition: bytes) -> bool:
+        """Whether `nearest` may be called on an event loop: a small partition, asked before."""
+        index = self._writer.index
+        return index is not None and index.is_quick(partition)
+
     def nearest(self, partition: bytes, embedding: "ArrayLike", k: int = 1) -> list[Neighbour]:
         """The `k` completions of a partition whose questions are nearest by cosine, the nearest first.
 
-        For a thread: see SemanticIndex.search. Empty where nothing can be read. Raises PenstockError when the embedding
+        For a thread, unless `nearest_is_quick`. Empty where nothing can be read. Raises PenstockError when the embedding
         is none of this index, or k not 1 to 32, or the cache was closed or forked.
         """
         self._check_usable()

@@ -6,6 +6,7 @@ Knows no wire format and no engine. A find is a *draft*, what the model is likel
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -112,7 +113,9 @@ class NearHits:
             embedding = (await self._embedder.embed([question.text]))[0]
             if not find:
                 return Near(question, embedding)
-            found = await asyncio.to_thread(self._cache.nearest, question.partition, embedding, NEIGHBOURS)
+            look = partial(self._cache.nearest, question.partition, embedding, NEIGHBOURS)
+            quick = self._cache.nearest_is_quick(question.partition)
+            found = look() if quick else await asyncio.to_thread(look)
         except PenstockError as error:
             if not self._failing:
                 log.warning("a question could not be searched for by its meaning: %s", error.message)

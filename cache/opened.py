@@ -80,7 +80,7 @@ class OpenedCache:
         self.max_bytes = max_bytes
         self.ledger = Ledger(environment, max_bytes=max_bytes)
         self.index: SemanticIndex | None = None
-        LabelLog(environment)  # opened only so that its pages count, as they do for servers
+        self.label_log = LabelLog(environment)
         self._adopt_index()
 
     def open_index(self, dims: int | None) -> None:

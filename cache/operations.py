@@ -16,10 +16,12 @@ BATCH = 256
 
 
 class Purged(msgspec.Struct, frozen=True):
-    """`num_bytes`: of the entries' bodies. The pages they lie on are used again; the file stays as long as it is."""
+    """`num_bytes`: of the entries' bodies. The pages they lie on are used again; the file stays as long as it is.
+    `labels`: rows of what near hits taught, gone where all of a tenant was selected."""
 
     entries: int
     num_bytes: int
+    labels: int
 
 
 def purge(cache: OpenedCache, selection: Selection, *, dry_run: bool = False) -> Purged:
@@ -33,7 +35,10 @@ def purge(cache: OpenedCache, selection: Selection, *, dry_run: bool = False) ->
         removed = batch if dry_run else _remove(cache, batch)
         entries += len(removed)
         num_bytes += sum(len(entry.body) for entry in removed)
-    return Purged(entries, num_bytes)
+    labels = 0
+    if not dry_run and selection.is_whole:
+        labels = cache.change(lambda txn: cache.label_log.forget(txn, selection.prefix))
+    return Purged(entries, num_bytes, labels)
 
 
 def backup(cache: OpenedCache, folder: Path) -> int:

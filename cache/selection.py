@@ -32,6 +32,12 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             return b""
         return self.tenant + (self.namespace or b"")
 
+    @property
+    def is_whole(self) -> bool:
+        """All of a tenant, or everything."""
+        others = (self.namespace, self.place, self.created_before, self.matching)
+        return all(given is None for given in others)
+
     def includes(self, entry: Entry) -> bool:
         if self.place not in (None, entry.place) or not self.includes_name(entry.place):
             return False

@@ -47,6 +47,12 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
         "--partitions", type=int, default=10, metavar="N", help="most partitions (%(default)s)"
     )
     _add_scope(explain)
+    trust = action(
+        "trust",
+        "what the trusted rung has learnt from verified near hits, and serves because of it",
+        settings=(*_WHERE, "cache_max_error_rate"),
+    )
+    trust.add_argument("--plot", metavar="FILE", help="draw scores and thresholds (PNG, SVG, PDF)")
     purge = action("purge", "remove entries; running servers stop serving them at once")
     purge.add_argument("--all", action="store_true", help="remove everything")
     _add_selection(purge)
@@ -77,7 +83,7 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     )
     backup = action("backup", "copy the cache, without freed pages, while servers use it")
     backup.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
-    for printing in (stats, get, explain):
+    for printing in (stats, get, explain, trust):
         printing.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -167,6 +173,13 @@ def _explain(cache: "OpenedCache", settings: Settings, arguments: Mapping[str, A
     return 0
 
 
+def _trust(cache: "OpenedCache", settings: Settings, arguments: Mapping[str, Any]) -> int:
+    from .cli_cache_trust import trust
+
+    rate, tenants = settings.cache_max_error_rate, _known_tenants(settings)
+    return trust(cache, rate, tenants, file=arguments["plot"], as_json=arguments["json"])
+
+
 def _purge(cache: "OpenedCache", _settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .cache.operations import purge
     from .cli_cache_show import entries, size
@@ -174,6 +187,8 @@ def _purge(cache: "OpenedCache", _settings: Settings, arguments: Mapping[str, An
     purged = purge(cache, _selection(arguments), dry_run=arguments["dry_run"])
     verb = "would be removed" if arguments["dry_run"] else "removed"
     print(f"{entries(purged.entries)} {verb}, {size(purged.num_bytes)} of completions.")
+    if purged.labels:
+        print(f"With them {purged.labels} labels of the trusted rung.")
     if purged.entries and not arguments["dry_run"]:
         print(
             "What a server was about to write is not among them. The file stays as long as it is: new entries fill it."
@@ -223,6 +238,7 @@ _ACTIONS = {
     "stats": _stats,
     "get": _get,
     "explain": _explain,
+    "trust": _trust,
     "purge": _purge,
     "export": _export,
     "import": _import,

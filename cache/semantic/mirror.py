@@ -80,6 +80,16 @@ class Mirrors:
         self._mirrors: OrderedDict[bytes, _Mirror] = OrderedDict()
         self.num_bytes = 0
 
+    def holds(self, partition: bytes, most: int) -> bool:
+        """Whether a view of at most `most` entries can be had at once: nobody fills a mirror just now."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            mirror = self._mirrors.get(partition)
+            return mirror is not None and mirror.head.count <= most
+        finally:
+            self._lock.release()
+
     def view(self, partition: bytes) -> View | None:
         """All that is committed to a partition now, by whatever process; None when it has no entries.
 

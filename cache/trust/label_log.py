@@ -30,6 +30,26 @@ class LabelLog:
         rows = (txn.get(_name(family, number), db=self._rows) for number in numbers)
         return b"".join(row for row in rows if row is not None), count
 
+    def families(self, txn: ReadTransaction) -> list[bytes]:
+        found = []
+        with txn.cursor(self._rows) as cursor:
+            more = cursor.first()
+            while more:
+                family = bytes(cursor.key())[:FAMILY_BYTES]
+                found.append(family)
+                more = cursor.set_range(family + b"\xff" * 5)  # behind all its rows
+        return found
+
+    def forget(self, txn: Transaction, prefix: bytes) -> int:
+        """Removes the families whose name begins with `prefix`; returns how many rows that were."""
+        removed = 0
+        with txn.cursor(self._rows) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                removed += len(cursor.key()) > FAMILY_BYTES
+                found = cursor.delete()
+        return removed
+
     def _count(self, txn: "Transaction | ReadTransaction", family: bytes) -> int:
         return int.from_bytes(txn.get(family, db=self._rows) or b"", "little")
 

@@ -277,4 +277,4 @@ def test_the_commands_of_the_page_run(
             found = json.loads(cli("get", "tar.gz", "--json"))
             arguments[arguments.index("PLACE")] = found[0]["place"]
         assert cli(*(argument.replace("http://localhost:8000", place.url) for argument in arguments)), command
-    assert seen == {"stats", "get", "explain", "purge", "export", "import", "warm", "backup"}
+    assert seen == {"stats", "get", "explain", "purge", "export", "import", "warm", "backup", "trust"}
