@@ -66,7 +66,7 @@ class CompletionCache:
         self._hits = self._misses = self._collisions = self._damaged = self._too_large = 0
         self._unusable: str | None = None
         self._env = CacheEnvironment(path, max_bytes=max_bytes)
-        self._label_log = LabelLog(self._env)
+        self._label_log = LabelLog(self._env, max_bytes=max_bytes)
         ledger = Ledger(self._env, max_bytes=max_bytes)
         self._writer = Writer(self._env, ledger, self._label_log, clock)
         _open_caches.add(self)
@@ -131,10 +131,10 @@ class CompletionCache:
         except lmdb.Error as error:
             self._failed_to_read(error)
             return []
-        found = (self._neighbour(match.key, match.similarity) for match in matches)
+        found = (self._neighbour(partition, match.key, match.similarity) for match in matches)
         return [neighbour for neighbour in found if neighbour is not None]
 
-    def _neighbour(self, place: bytes, similarity: float) -> Neighbour | None:
+    def _neighbour(self, partition: bytes, place: bytes, similarity: float) -> Neighbour | None:
         found = self._find(place)
         if found is None:
             return None
@@ -142,6 +142,8 @@ class CompletionCache:
         now = self._clock()
         completion, question = decode_body(body, record.checksum), decode_question(body)
         if completion is None or question is None or now >= record.expires:
+            return None
+        if question.partition != partition:
             return None
         return Neighbour(place, similarity, question, completion, max(0.0, now - record.created))
 
@@ -159,14 +161,18 @@ class CompletionCache:
         """The rows of a family from number `since` on, and how many there ever were. For a thread; nothing where
         nothing can be read."""
         self._check_usable()
-        if self._writer.state == "off":
-            return b"", since
-        try:
-            with self._env.reading() as txn:
-                return self._label_log.read(txn, family, since)
-        except lmdb.Error as error:
-            self._failed_to_read(error)
-            return b"", since
+        parts: list[bytes] = []
+        count = since + 1
+        while since < count and self._writer.state != "off":
+            try:
+                # In parts: an event loop's lookups wait for whoever reads.
+                with self._env.reading() as txn:
+                    rows, since, count = self._label_log.read(txn, family, since)
+            except lmdb.Error as error:
+                self._failed_to_read(error)
+                break
+            parts.append(rows)
+        return b"".join(parts), since
 
     def store(
         self,
@@ -259,6 +265,8 @@ class CompletionCache:
         return None
 
     def _failed_to_read(self, error: lmdb.Error) -> None:
+        if self._unusable is not None:
+            return  # closed while a thread read
         if isinstance(error, lmdb.MapResizedError | lmdb.ReadersFullError):
             self._writer.wake()  # its next round adopts the grown map or frees dead slots; meanwhile a miss
         else:

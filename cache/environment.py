@@ -140,7 +140,7 @@ class CacheEnvironment:
     def used_bytes(self, txn: Transaction) -> int:
         """Bytes of pages with live data. LMDB counts them: exact in every process, and after any crash."""
         pages = 0
-        for database in self._databases.values():
+        for database in list(self._databases.values()):  # another thread may open one
             stat = txn.stat(database)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * self.page_size

@@ -90,7 +90,7 @@ class NearHits:
         """Loads the embedder; until then, and where that fails, nothing is found by meaning. Never raises PenstockError."""
         try:
             await self._embedder.embed(["What do you mean?"])
-            self._cache.open_index(self._embedder.dims)
+            await asyncio.to_thread(self._cache.open_index, self._embedder.dims)
         except PenstockError as error:
             log.error("the cache finds exact repeats only: %s", error.message)
         else:
@@ -102,7 +102,7 @@ class NearHits:
         return self._embedder.fingerprint
 
     async def search(self, question: Question, *, find: bool = True) -> Near:
-        """The nearest completion, where it is near enough to be of use. Never raises PenstockError.
+        """The nearest completion, where it is near enough to be of use. Never raises: without it the model answers.
 
         `find` False only embeds the question, for `store`.
         """
@@ -116,18 +116,21 @@ class NearHits:
             look = partial(self._cache.nearest, question.partition, embedding, NEIGHBOURS)
             quick = self._cache.nearest_is_quick(question.partition)
             found = look() if quick else await asyncio.to_thread(look)
-        except PenstockError as error:
+            if found and found[0].similarity >= self._draft_similarity:
+                self._cache.touch(found[0].place)
+                near = Near(question, embedding, tuple(found))
+            else:
+                near = Near(question, embedding)
+        except Exception as error:
+            # Not PenstockErrors alone: what is wrong with the index must not be a request's misfortune.
             if not self._failing:
-                log.warning("a question could not be searched for by its meaning: %s", error.message)
+                log.warning("a question could not be searched for by its meaning: %r", error)
             self._failing = True
             return Near(question)
         finally:
             self._searches -= 1
         self._failing = False
-        if not found or found[0].similarity < self._draft_similarity:
-            return Near(question, embedding)
-        self._cache.touch(found[0].place)
-        return Near(question, embedding, tuple(found))
+        return near
 
     async def rule(self, near: Near) -> "Ruling | None":
         """What may be made of the neighbour; None where there is none."""
@@ -139,18 +142,28 @@ class NearHits:
         return await self._keeper.rule(near.question.family, candidate)
 
     async def learn(
-        self, near: Near, ruling: "Ruling | None", completion: CachedCompletion
+        self,
+        near: Near,
+        ruling: "Ruling | None",
+        completion: CachedCompletion | None,
+        *,
+        exact: bool = False,
     ) -> tuple[str, bool] | None:
         """What the model itself answered to a question with a near hit that was not served teaches what can be trusted.
 
-        `ruling`: what was said of it, if it was asked for. Returns its reason, and whether the model's answer is the same
-        as the neighbour's; None where there is no neighbour.
+        `ruling`: what was said of it, if it was asked for. `completion` None: the model's answer was cut, where the kept
+        one ended by itself. `exact`: only the same letters are the same answer.
+
+        Returns the reason, and whether the model's answer is the same as the neighbour's; None where there is none.
         """
         ruling = ruling or await self.rule(near)
         if ruling is None or near.neighbour is None:
             return None
-        pairs = zip(completion.choices, near.neighbour.completion.choices, strict=True)
-        same = all(same_answer(own.text, other.text, self._same).same for own, other in pairs)
+        test = "exact" if exact else self._same
+        same = completion is not None and all(
+            same_answer(own.text, other.text, test).same
+            for own, other in zip(completion.choices, near.neighbour.completion.choices, strict=True)
+        )
         self._keeper.learn(near.question.family, ruling, same=same)
         return ruling.reason, same
 

@@ -80,7 +80,7 @@ class OpenedCache:
         self.max_bytes = max_bytes
         self.ledger = Ledger(environment, max_bytes=max_bytes)
         self.index: SemanticIndex | None = None
-        self.label_log = LabelLog(environment)
+        self.label_log = LabelLog(environment, max_bytes=max_bytes)
         self._adopt_index()
 
     def open_index(self, dims: int | None) -> None:

@@ -39,7 +39,7 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     """The last user turn."""
     before: str
     after: str
-    """What stands around it in the prompt that the model read."""
+    """What stands around it in the prompt that the model read, the nearest of it."""
 
     @property
     def prompt(self) -> str:

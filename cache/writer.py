@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import lmdb
 import msgspec
 
+from ..errors import ConfigError
 from .environment import INDEX_DATABASE, CacheEnvironment
 from .ledger import Ledger
 from .record import Record
@@ -93,7 +94,7 @@ class Writer:
         self._labels: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_LABELS)
         self._rounds_wanted = self._rounds_done = 0
         self._stopping = False
-        self._more_to_remove = False
+        self._more_to_remove = self._index_refused = False
         self._retry_at = 0.0
         self._readers_checked = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="penstock-cache-writer", daemon=True)
@@ -221,9 +222,15 @@ class Writer:
 
     def _commit(self, entries: dict[bytes, Pending], touches: dict[bytes, int]) -> None:
         index, labels = self.known_index(), self._take_labels()
-        expired, evicted, more, trainable = self._with_room(
-            lambda: self._write(index, entries, touches, labels)
-        )
+        try:
+            expired, evicted, more, trainable = self._with_room(
+                lambda: self._write(index, entries, touches, labels)
+            )
+        except BaseException:
+            self._labels.extendleft(
+                (family, row) for family, rows in labels.items() for row in reversed(rows)
+            )
+            raise
         self.stored += len(entries)
         self.expired += expired
         self.evicted += evicted
@@ -240,8 +247,13 @@ class Writer:
         if self.index is None and self._env.has_database(INDEX_DATABASE):
             from .semantic import SemanticIndex, has_entries
 
-            if has_entries(self._env):
-                self.index = SemanticIndex(self._env)
+            try:
+                if has_entries(self._env):
+                    self.index = SemanticIndex(self._env)
+            except ConfigError as error:  # of a newer format: only what is found by meaning suffers
+                if not self._index_refused:
+                    log.error("%s", error.message)
+                self._index_refused = True
         return self.index
 
     def _write(
@@ -264,7 +276,7 @@ class Writer:
             for place, moment in touches.items():
                 ledger.touch(txn, place, moment)
             for family, rows in labels.items():
-                self._label_log.append(txn, family, rows)
+                self._label_log.append(txn, family, rows, self._clock())
             expired = ledger.expire(txn, self._clock(), _REMOVALS)
             if index is not None:
                 trainable = index.change(txn, changes)

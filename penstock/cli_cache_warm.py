@@ -19,7 +19,7 @@ from .errors import ConfigError, EngineDeadError, PenstockError
 if TYPE_CHECKING:
     import aiohttp
 
-_OUTCOMES = ("hit", "draft", "miss", "bypass")
+_OUTCOMES = ("hit", "trusted", "draft", "miss", "bypass")
 _SHOWN_ERRORS = 3
 
 

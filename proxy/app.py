@@ -41,7 +41,14 @@ def create_app(
     app[CONTEXT] = Context(
         settings=settings,
         backend=backend,
-        service=CompletionService(backend, cache, near, figures, no_store=settings.cache_no_store_patterns),
+        service=CompletionService(
+            backend,
+            cache,
+            near,
+            figures,
+            no_store=settings.cache_no_store_patterns,
+            speculation=settings.speculation,
+        ),
         metrics=figures,
         edge=edge,
         embeddings=embeddings,

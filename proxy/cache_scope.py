@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .service import Job
 
+# Kept beside a question for whoever looks into the cache; a whole context would be a hundred times the answer.
+SHOWN_CONTEXT = 1000
 # A longer question is not searched for: what embeds reads its beginning only.
 MAX_QUESTION_CHARACTERS = 2000
 
@@ -59,4 +61,5 @@ class CacheScope:
             **self._names, embedder=embedder, request={"around": around, "params": self._asked}
         )
         names = {name: self._names[name] for name in ("tenant", "model", "fingerprint")}
-        return Question(partition, family_key(**names, embedder=embedder), text, before, after)
+        family = family_key(**names, embedder=embedder)
+        return Question(partition, family, text, before[-SHOWN_CONTEXT:], after[:SHOWN_CONTEXT])

@@ -102,6 +102,7 @@ class HttpServer:
 
         app = create_app(settings, backend, cache, embeddings, near, shared_metrics=shared_metrics)
         self._edge = app[CONTEXT].edge
+        self._service = app[CONTEXT].service
         self._runner = production_runner(app, access_log=settings.access_log)
         self._sock = sock
         self._site: web.SockSite | None = None
@@ -127,8 +128,9 @@ class HttpServer:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Cuts what still runs."""
+        """Cuts what still runs, and waits for what is to be kept of the rest."""
         await self._runner.cleanup()
+        await self._service.close()
 
 
 async def serve(
@@ -179,11 +181,11 @@ async def serve(
         await asyncio.wait(tasks)
         # The engine goes first: streams that still run end with an error event that says why, not with a cut.
         await backend.close()
-        if embedder is not None:
-            await embedder.shutdown()
         if server is not None:
             await server.drain(FAREWELL_SECONDS, hurry)
             await server.close()
+        if embedder is not None:
+            await embedder.shutdown()
         if cache is not None:
             await asyncio.to_thread(cache.close)
 

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -105,6 +105,7 @@ class CompletionService:
         cache: None when caching is off.
         near: None when only exact repeats are to be found.
         metrics: told of every job's times and outcome.
+        speculation: as the engine's: where near hits are drafts.
         no_store: regular expressions; a question that one of them matches is neither looked up nor kept.
     """
 
@@ -116,12 +117,14 @@ class CompletionService:
         metrics: Metrics,
         *,
         no_store: Sequence[str] = (),
+        speculation: Literal["auto", "on", "off"] = "auto",
     ) -> None:
         self._backend = backend
         self._cache = cache
         self._near = near
         self._settling: set[asyncio.Task[None]] = set()
         self._metrics = metrics
+        self._speculation = speculation
         self._no_store = [re.compile(pattern) for pattern in no_store]
 
     async def start(self, job: Job) -> Generation:
@@ -182,10 +185,13 @@ class CompletionService:
         question = scope.question(self._near.fingerprint)
         if question is None:
             return None
-        # Who brings a draft of its own needs no other; the question is embedded all the same, to be found later.
-        drafters = job.params.drafters
-        find = job.controls.read and not job.draft and (drafters is None or "draft" in drafters)
-        return NearSearch(self._near, question, find=find)
+        # Who brings a draft, or wants certain guesses only, needs no other; the question is embedded all the same.
+        find = job.controls.read and not job.draft and job.params.drafters is None
+        # Where a near tie may depend on the batch, guessing is for those who ask for it: elsewhere it changes no letter.
+        exact = self._backend.engine.info.precision == "w8a8"
+        drafts = self._speculation == "on" or (self._speculation == "auto" and exact)
+        machine_reads_it = job.params.grammar is not None
+        return NearSearch(self._near, question, find=find, drafts=drafts, exact=machine_reads_it)
 
     def _mode(self, job: Job) -> Mode:
         """What the server allows, or less where the request asks for less."""
@@ -260,15 +266,13 @@ class CompletionService:
             async for batch in batches:
                 yield batch
         completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
-        if completion is None or self._cache is None:
-            return
         if search is not None:
             # The reply's end does not wait for it.
             settling = search.settle(key, completion, job.controls.ttl, self._metrics)
             task = asyncio.create_task(settling)
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
-        elif key is not None:
+        elif key is not None and completion is not None and self._cache is not None:
             self._cache.store(key, completion, ttl=job.controls.ttl)
 
     def _compute(self, job: Job, encoded: list[list[int]], draft: Draft) -> Batches:
@@ -317,6 +321,11 @@ class CompletionService:
         if not in_thread:
             return encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
+
+    async def close(self) -> None:
+        """Waits for what is still to be kept of replies that have ended."""
+        if self._settling:
+            await asyncio.wait(self._settling)
 
     def _scope(self, job: Job) -> CacheScope | None:
         """None for what is never cached: answers that stand for a whole distribution, unless asked for, and what the

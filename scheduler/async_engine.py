@@ -313,7 +313,7 @@ class AsyncEngine:
 
     def _resume(self, stream: "_Stream") -> None:
         try:
-            self._send(stream.resumption() if stream.was_sent else stream.request)
+            self._send(stream.resumption())
             stream.was_sent = True
         except OverloadedError as error:
             stream.fail(error)
@@ -395,7 +395,9 @@ class _Stream:
                 )
         remaining = {name: None if seconds is None else seconds - waited for name, seconds in left.items()}
         return msgspec.structs.replace(
-            self.request, urgency=Urgency(priority=urgency.priority, **remaining), resume=self._received
+            self.request,
+            urgency=Urgency(priority=urgency.priority, **remaining),
+            resume=self._received if self.was_sent else None,
         )
 
     def fail(self, error: PenstockError) -> None:

@@ -1,36 +1,57 @@
 """Verified near hits on disk: per family of questions a ring of rows, which all processes append to. Rows are bytes here.
 
-In the database `labels`: family -> how many rows it ever had; family | slot -> row.
+In the database `labels`: family -> how many rows it ever had, and when it was last written; family | slot -> row.
 """
 
+import struct
 from collections.abc import Iterable
 
 from ..environment import CacheEnvironment, ReadTransaction, Transaction
 
 FAMILY_BYTES = 24
-# More than any policy looks at, and at most 3 MB a family.
+# Rows of a family, at most: 3 MB. (For bounds below 0.15 % a policy would look at more.)
 RING = 1 << 15
+_LEAST_RING = 1024
+# Of a row with its key, about; of the cap, what all families together may take.
+_ROW_BYTES, _SHARE = 128, 8
+# Rows that one transaction reads.
+CHUNK = 1024
+
+_FAMILY = struct.Struct("<Qd")
 
 
 class LabelLog:
-    def __init__(self, environment: CacheEnvironment) -> None:
+    """`max_bytes`: the cache's cap. Families written to the longest ago go when labels take an eighth of it."""
+
+    def __init__(self, environment: CacheEnvironment, *, max_bytes: int) -> None:
         self._rows = environment.open_database(b"labels")
+        self._page_size = environment.page_size
+        self._most_bytes = max_bytes // _SHARE
+        self._ring = min(RING, max(_LEAST_RING, self._most_bytes // _ROW_BYTES))
 
-    def append(self, txn: Transaction, family: bytes, rows: Iterable[bytes]) -> None:
-        count = self._count(txn, family)
+    def append(self, txn: Transaction, family: bytes, rows: Iterable[bytes], now: float) -> None:
+        count, _ = self._family(txn, family)
         for row in rows:
-            txn.put(_name(family, count), row, db=self._rows)
+            txn.put(self._name(family, count), row, db=self._rows)
             count += 1
-        txn.put(family, count.to_bytes(8, "little"), db=self._rows)
+        txn.put(family, _FAMILY.pack(count, now), db=self._rows)
+        while self._num_bytes(txn) > self._most_bytes:
+            others = [name for name in self.families(txn) if name != family]
+            if not others:
+                break
+            self.forget(txn, min(others, key=lambda name: self._family(txn, name)[1]))
 
-    def read(self, txn: ReadTransaction, family: bytes, since: int = 0) -> tuple[bytes, int]:
-        """The rows from number `since` on, as far as they are kept, and how many there ever were."""
-        count = self._count(txn, family)
-        numbers = range(max(since, count - RING), count)
-        rows = (txn.get(_name(family, number), db=self._rows) for number in numbers)
-        return b"".join(row for row in rows if row is not None), count
+    def read(
+        self, txn: "Transaction | ReadTransaction", family: bytes, since: int = 0
+    ) -> tuple[bytes, int, int]:
+        """Up to CHUNK rows from number `since` on, the number after the last of them, and how many there ever were."""
+        count, _ = self._family(txn, family)
+        first = max(since, count - self._ring)
+        numbers = range(first, min(first + CHUNK, count))
+        rows = (txn.get(self._name(family, number), db=self._rows) for number in numbers)
+        return b"".join(row for row in rows if row is not None), max(since, numbers.stop), count
 
-    def families(self, txn: ReadTransaction) -> list[bytes]:
+    def families(self, txn: "Transaction | ReadTransaction") -> list[bytes]:
         found = []
         with txn.cursor(self._rows) as cursor:
             more = cursor.first()
@@ -50,9 +71,17 @@ class LabelLog:
                 found = cursor.delete()
         return removed
 
-    def _count(self, txn: "Transaction | ReadTransaction", family: bytes) -> int:
-        return int.from_bytes(txn.get(family, db=self._rows) or b"", "little")
+    def _family(self, txn: "Transaction | ReadTransaction", family: bytes) -> tuple[int, float]:
+        """How many rows it ever had, and when it was last written."""
+        data = txn.get(family, db=self._rows)
+        if data is None:
+            return 0, 0.0
+        count, written = _FAMILY.unpack(data)
+        return count, written
 
+    def _num_bytes(self, txn: Transaction) -> int:
+        stat = txn.stat(self._rows)
+        return (stat["branch_pages"] + stat["leaf_pages"]) * self._page_size
 
-def _name(family: bytes, number: int) -> bytes:
-    return family + (number % RING).to_bytes(4, "big")
+    def _name(self, family: bytes, number: int) -> bytes:
+        return family + (number % self._ring).to_bytes(4, "big")

@@ -60,12 +60,17 @@ def families(cache: "OpenedCache", max_error_rate: float) -> list[Family]:
     log = cache.label_log
     with cache.environment.reading() as txn:
         names = log.families(txn)
-    found = []
-    for name in names:
-        with cache.environment.reading() as txn:
-            rows, _ = log.read(txn, name)
-        found.append(_family(name, rows, max_error_rate))
+    found = [_family(name, _rows(cache, name), max_error_rate) for name in names]
     return sorted(found, key=lambda family: -family.labels)
+
+
+def _rows(cache: "OpenedCache", name: bytes) -> bytes:
+    parts, since, count = [], 0, 1
+    while since < count:
+        with cache.environment.reading() as txn:
+            rows, since, count = cache.label_log.read(txn, name, since)
+        parts.append(rows)
+    return b"".join(parts)
 
 
 def _family(name: bytes, data: bytes, max_error_rate: float) -> Family:

@@ -21,7 +21,7 @@ QUESTION = "please spell a few letters for me, as many as you like, and then sto
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(engine_address: str, model: Path, tmp_path: Path) -> AsyncIterator[RunningServer]:
     embedder = None if (found := find_embedding_model()) is None else AsyncEmbedder(str(found))
-    settings = {"cache_path": tmp_path / "completions", "api_keys": KEYS}
+    settings = {"cache_path": tmp_path / "completions", "api_keys": KEYS, "speculation": "on"}
     async with running_server(engine_address, model, embedder=embedder, **settings) as running:
         yield running
     if embedder is not None:

@@ -42,7 +42,12 @@ async def embedder() -> AsyncIterator[AsyncEmbedder]:
 async def trusting(
     engine_address: str, model: Path, embedder: AsyncEmbedder, folder: Path, **settings: Any
 ) -> AsyncIterator[RunningServer]:
-    settings = {"cache_path": folder, "cache_mode": "trusted", "cache_max_error_rate": 0.2} | settings
+    settings = {
+        "cache_path": folder,
+        "cache_mode": "trusted",
+        "cache_max_error_rate": 0.2,
+        "speculation": "on",
+    } | settings
     async with running_server(engine_address, model, embedder=embedder, **settings) as server:
         yield server
 

@@ -46,6 +46,7 @@ def taught(open_cache, path):
 
 def test_rows_come_back_in_order_and_only_the_newest_are_kept(open_cache, monkeypatch):
     monkeypatch.setattr(label_log_file, "RING", 8)
+    monkeypatch.setattr(label_log_file, "CHUNK", 3)
     cache = open_cache()
     for number in range(20):
         cache.note_label(family_of("acme"), b"%02d" % number)
@@ -60,6 +61,21 @@ def test_rows_come_back_in_order_and_only_the_newest_are_kept(open_cache, monkey
     assert cache.labels(family_of("acme"), 20) == (b"", 20)
     assert cache.labels(family_of("bolt")) == (b"xx", 1)
     assert cache.labels(family_of("cork")) == (b"", 0)
+
+
+def test_labels_take_an_eighth_of_the_cap_and_no_more(open_cache, clock):
+    cache = open_cache(max_bytes=1 << 20, clock=clock)
+    for number in range(300):
+        cache.store(make_key(number), make_completion(number))
+    cache.flush()
+    for tenant in range(40):
+        clock.now += 1
+        for _ in range(200):
+            cache.note_label(family_of(str(tenant)), bytes(88))
+        cache.flush()
+    kept = [tenant for tenant in range(40) if cache.labels(family_of(str(tenant)))[1]]
+    assert 2 < len(kept) < 10 and kept == list(range(40 - len(kept), 40)), "the ones written last"
+    assert cache.stats().entries > 200, "answers are not pushed out by labels"
 
 
 def test_an_operator_sees_what_is_served_and_why(taught, tmp_path, capsys):
