@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from trust_replay import NearHit
 
+from penstock.cache.trust.guards import GuardSet
 from penstock.cache.trust.policy import Decision, Observation, TrustPolicy
 
 # Below it a near hit is not even a draft.
@@ -29,23 +30,28 @@ class Fixed:
 
 
 class Trust:
-    """Penstock's: one score, one certified threshold."""
+    """Penstock's: one score and one certified threshold, for what the guards let pass."""
 
     floor, keeps_repeats = DRAFTS, True
 
-    def __init__(self, max_error_rate: float, seed: int = 0) -> None:
+    def __init__(self, max_error_rate: float, guards: GuardSet, seed: int = 0) -> None:
         self.policy = TrustPolicy(max_error_rate)
+        self.guards: GuardSet = guards
         self.random = random.Random(seed)
         self.decision: Decision | None = None
 
     def serves(self, near: NearHit) -> bool:
+        self.decision = None
+        if near.refused(self.guards):
+            return False
         # Row numbers are spread over 64 bits, as hashes of entries are.
         name = near.entry * 0x9E3779B97F4A7C15 & (1 << 64) - 1
         self.decision = self.policy.decide(Observation(name, near.features()), self.random.random())
         return self.decision.serve
 
     def learn(self, same: bool, number: int) -> None:
-        assert self.decision is not None
+        if self.decision is None:
+            return  # what the guards refuse teaches nothing
         self.policy.learn(self.decision, same, float(number))
         if self.policy.refit_due:
             self.policy.refit()

@@ -13,6 +13,7 @@ import numpy as np
 
 from penstock.cache.trust.bound import lower, upper
 from penstock.cache.trust.features import Features, Neighbourhood, features
+from penstock.cache.trust.guards import GUARDS, Facets, GuardSet, differing
 
 # Stored entries around a near hit whose answers are compared.
 AROUND = 6
@@ -32,6 +33,12 @@ class Stream:
     nearest: np.ndarray  # [distinct texts, KNOWN] rows, the nearest first
     cosines: np.ndarray  # as above
     compared: dict[tuple[int, int, Neighbourhood], Features] = field(default_factory=dict)
+    facets: dict[int, Facets] = field(default_factory=dict)
+
+    def facets_of(self, row: int) -> Facets:
+        if row not in self.facets:
+            self.facets[row] = Facets.of(self.texts[row])
+        return self.facets[row]
 
 
 class NearHit:
@@ -44,6 +51,11 @@ class NearHit:
         self.answer = answers[self.entry]
         self._stream, self._row = stream, row
         self._around = [(answers[other], cosine) for other, cosine in around[1:]]
+
+    def refused(self, guards: GuardSet) -> bool:
+        """Whether the questions differ in what is guarded."""
+        facets = self._stream.facets_of
+        return differing(facets(self._row), facets(self.entry), GUARDS[guards]) is not None
 
     def features(self) -> Features:
         around = Neighbourhood(

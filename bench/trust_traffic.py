@@ -1,5 +1,6 @@
-"""Streams for `trust_stream.py`: read from files, or written by script. A stream is a list of (text, answer id) in order.
+"""Streams for `trust_stream.py`, read from files or written by script, and pairs for `trust_adversarial.py`.
 
+A stream is a list of (text, answer id) in order; a pair, two questions that one answer serves or does not.
 Written streams repeat popular requests in other words (Zipf) among adversarial near misses: the same words about another
 thing, another action on the same thing, and words swapped for their opposites.
 """
@@ -12,7 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 Request = tuple[str, str]
+HAND_WRITTEN = Path(__file__).with_name("trust_pairs.jsonl")
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """`same`: whether one answer serves both questions. `category`: in what they differ."""
+
+    query: str
+    neighbour: str
+    same: bool
+    category: str = "other"
+
 
 _ASK = (
     "{d}",
@@ -72,6 +86,11 @@ _OPPOSITES = (
     ("oldest", "newest"),
     ("without", "with"),
 )
+
+
+def read_pairs(file: Path) -> list[Pair]:
+    """A pair a line, as JSON."""
+    return [msgspec.json.decode(line, type=Pair) for line in file.read_bytes().splitlines()]
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, list[Request]]]:

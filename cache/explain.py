@@ -11,6 +11,7 @@ import msgspec
 
 from .near import Mode
 from .opened import OpenedCache
+from .trust.guards import DEFAULT_GUARDS, GuardSet
 from .trust.ruling import refusal
 from .values import Neighbour, Question
 
@@ -83,7 +84,15 @@ def neighbours(
     return found
 
 
-def verdict(text: str, neighbour: Neighbour, *, rank: int, mode: Mode, draft_similarity: float) -> Verdict:
+def verdict(
+    text: str,
+    neighbour: Neighbour,
+    *,
+    rank: int,
+    mode: Mode,
+    draft_similarity: float,
+    guards: GuardSet = DEFAULT_GUARDS,
+) -> Verdict:
     """What the answer of `neighbour`, the `rank`-th nearest from 0, is good for where `text` is asked.
 
     Every rule that decides on a rung has its say here.
@@ -103,7 +112,7 @@ def verdict(text: str, neighbour: Neighbour, *, rank: int, mode: Mode, draft_sim
     if neighbour.question.text == text:
         reasons.append("the same words: the same request would be an exact hit")
     if mode == "trusted":
-        refused = refusal(text, neighbour.question.text)
+        refused = refusal(text, neighbour.question.text, guards)
         reasons.append(
             "nothing differs that would forbid to serve it unverified; what verification has taught is not looked at here"
             if refused is None

@@ -20,6 +20,7 @@ from .values import CachedCompletion, Neighbour, Question
 
 if TYPE_CHECKING:
     from .semantic.codes import Floats
+    from .trust.guards import GuardSet
     from .trust.ruling import Ruling
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class NearHits:
         mode: the most that may be made of a find.
         draft_similarity: least cosine of two questions for one's completion to be a draft for the other.
         max_error_rate: share of wrong answers allowed among trusted hits.
+        guards: name of the categories in which two questions may not differ for one's completion to be trusted.
         same: when two answers count as the same one.
     """
 
@@ -72,6 +74,7 @@ class NearHits:
         mode: Mode = "draft",
         draft_similarity: float = DRAFT_SIMILARITY,
         max_error_rate: float = 0.01,
+        guards: "GuardSet" = "lean",
         same: SameAnswer = "normalised",
     ) -> None:
         from .trust.keeper import TrustKeeper  # late, with numpy
@@ -80,6 +83,7 @@ class NearHits:
         self._cache = cache
         self._embedder = embedder
         self._draft_similarity = draft_similarity
+        self._guards = guards
         self._same = same
         self._keeper = TrustKeeper(cache, max_error_rate=max_error_rate)
         self._searches = 0
@@ -138,7 +142,7 @@ class NearHits:
             return None
         from .trust.ruling import candidate_of
 
-        candidate = await asyncio.to_thread(candidate_of, near.question.text, near.neighbours)
+        candidate = await asyncio.to_thread(candidate_of, near.question.text, near.neighbours, self._guards)
         return await self._keeper.rule(near.question.family, candidate)
 
     async def learn(

@@ -94,7 +94,11 @@ def _explain_one(
     if not partition.was_embedded_by(own):
         return _Explained(partition, False, [])
     found = neighbours(cache, partition.name, embedding, k=limit, now=time.time())
-    rules: dict[str, Any] = {"mode": settings.cache_mode, "draft_similarity": settings.cache_similarity}
+    rules: dict[str, Any] = {
+        "mode": settings.cache_mode,
+        "draft_similarity": settings.cache_similarity,
+        "guards": settings.cache_guards,
+    }
     judged = [(one, verdict(text, one, rank=rank, **rules)) for rank, one in enumerate(found)]
     return _Explained(partition, True, judged)
 

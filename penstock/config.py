@@ -134,6 +134,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_max_error_rate: Annotated[
         float, About("cache", "share of wrong answers allowed among trusted hits")
     ] = 0.01
+    cache_guards: Annotated[
+        Literal["none", "bare", "lean", "strict"],
+        About(
+            "cache",
+            "differences that forbid trust, the more the fewer errors and hits: none (the bound alone), bare (numbers, "
+            "negation, opposites, order, code), lean (also times, names, degree, modality), or strict (any other word)",
+        ),
+    ] = "lean"
     cache_same_answer: Annotated[
         Literal["exact", "normalised", "agreement"],
         About(

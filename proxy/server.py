@@ -214,6 +214,7 @@ def near_hits(
         mode=settings.cache_mode,
         draft_similarity=settings.cache_similarity,
         max_error_rate=settings.cache_max_error_rate,
+        guards=settings.cache_guards,
         same=settings.cache_same_answer,
     )
 

@@ -13,7 +13,7 @@ VERBS = listed(
     """
     abort absorb accept access accuse achieve acquire act activate adapt add adjust admit adopt advance advise
     affect afford agree aim alert align allocate allow alter amend analyze announce answer append apply appoint
-    approve archive argue arrange arrest ask assign assist assume attach attack attend authenticate author automate
+    approve archive argue arrange arrest arrive ask assign assist assume attach attack attend authenticate author automate
     avoid award backup bake balance ban bash bathe become begin behave believe bind bite bleed blend blink block
     blog blow board boil book boost boot borrow bounce branch breathe breed brew bring broadcast browse brush build
     bump burn buy cache calculate call cancel capture carry carve cast catch cause celebrate change charge chase
@@ -22,7 +22,7 @@ VERBS = listed(
     conduct configure confirm connect consider construct consume contact contain continue contribute control convert
     convince cook cool copy correct cost cough count cover crack crash crawl create crop cross cry cure customize
     cut cycle damage dance deactivate debug decide declare decline decode decompress decorate decrease decrypt
-    deduct deduplicate defend define defrost delay delegate delete deliver deny depend deploy deposit describe
+    deduct deduplicate defend define defrost delay delegate delete deliver deny depart depend deploy deposit describe
     deserve design destroy detach detect determine develop diagnose die dig digest direct disable disagree disappear
     disconnect discover discuss dismiss display dispute dissolve distribute dive divide divorce download drag drain
     draw dream dress drink drive drop dry dump duplicate dye earn eat edit educate elect emit emulate enable encode

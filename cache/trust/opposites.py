@@ -78,6 +78,9 @@ nephew niece
 grandfather grandmother
 grandson granddaughter
 he she
+his her
+him her
+himself herself
 sir madam
 actor actress
 waiter waitress
@@ -182,6 +185,7 @@ source target
 local remote
 online offline
 on off
+and but
 in out
 into out
 to from
@@ -284,6 +288,7 @@ freeze melt
 boil freeze
 sweet sour
 sweet bitter
+sweet dry
 mild spicy
 acid base
 acidic alkaline

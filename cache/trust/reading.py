@@ -10,6 +10,7 @@ import unicodedata
 
 from .figures import Word, append_number, is_figure
 from .inflection import BASE, GOING, PAST, base_noun
+from .names import NAMES
 from .phrasing import framed, joined
 from .words import (
     CATEGORY,
@@ -27,6 +28,10 @@ from .words import (
     listed,
 )
 
+NAME = "name"
+"""Category of content that is marked as a name, or listed as one."""
+TENSES = ("past", "going", "being")
+
 # In the text a mark and a number stand for what is kept letter by letter.
 _LITERAL = re.compile(
     r"```(.*?)```|`([^`]*)`|\"([^\"]*)\"|“([^”]*)”|«([^»]*)»|(?<!\w)'([^']*)'(?!\w)", re.DOTALL
@@ -34,9 +39,11 @@ _LITERAL = re.compile(
 _MARK = "\x01"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b]")
 
+_SENTENCE_ENDS = ".?!:"
 _TRAILING, _LEADING = ".,!?;:'\"…\uff1f。\uff01\uff0c、؟", "'\"¿¡"
 _HYPHENATED = re.compile(r"[^\W\d_]{2,}(?:-[^\W\d_]{2,})+")
-_OPERATORS = re.compile(r"[=+*(){}\[\]<>&|;^%!\\]|--$")
+_OPERATORS = re.compile(r"[=+*(){}\[\]<>&|;^%!\\]|--$|^[\W_]+$")
+_NAMES_AND_SIGNS = re.compile(r"[^\W\d_]+[+#*]*")  # c++ and c#
 _PRIME = re.compile(r"(\d[\d.,]*)(['\"\u2032\u2033])[.,!?]*")  # 5' and 5"
 _SIGN = re.compile(
     r"\.|(?:\d+|\w)!"
@@ -75,17 +82,25 @@ _BEFORE_A_PURPOSE = frozenset(
 def read(text: str) -> list[Word]:
     """The words that can matter for the answer, in order.
 
-    Beside the guarded categories and `CONTENT` there are "preposition"; and of tense "past" (a form that tells of the past),
-    "going" (one in -ing: "smoking" is not "smoke") and "being" (a form of "be").
+    Beside the guarded categories, `CONTENT` and `NAME` there are "preposition"; and of `TENSES` "past" (a form that tells
+    of the past), "going" (one in -ing: "smoking" is not "smoke") and "being" (a form of "be").
     """
     literals: list[Word] = []
+    names: set[str] = set()
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2018", "'")
     if not text.isprintable():
         text = _CONTROL.sub(" ", text)
     if "`" in text or '"' in text or "'" in text or not text.isascii():
         text = _LITERAL.sub(lambda found: _set_aside(found, literals), text)
-    return _classified(joined(framed(" ".join(_plain_words(text, literals))).split()), literals)
+    return _classified(joined(framed(" ".join(_plain_words(text, literals, names))).split()), literals, names)
+
+
+def read_alone(word: str) -> str:
+    """What a lone word is read as."""
+    base = BASE.get(word) or base_noun(word)
+    base = SYNONYMS.get(base, base)
+    return CATEGORY.get(word, CATEGORY.get(base, (CONTENT, base)))[1]
 
 
 def _set_aside(found: re.Match[str], literals: list[Word]) -> str:
@@ -94,8 +109,11 @@ def _set_aside(found: re.Match[str], literals: list[Word]) -> str:
     return f" {_MARK}{len(literals) - 1} "
 
 
-def _plain_words(text: str, literals: list[Word]) -> list[str]:
-    """Lower-cased words without punctuation, contractions in full; what is neither word nor number is set aside as it is."""
+def _plain_words(text: str, literals: list[Word], names: set[str]) -> list[str]:
+    """Lower-cased words without punctuation, contractions in full; what is neither word nor number is set aside as it is.
+
+    Those that are written as names are added to `names`.
+    """
     words: list[str] = []
     pieces = text.split()
     last = len(pieces) - 1
@@ -116,6 +134,10 @@ def _plain_words(text: str, literals: list[Word]) -> list[str]:
             if not raw:
                 continue
             word = raw.lower()
+        if raw != word or not word.isalpha():
+            begins = not place or pieces[place - 1][-1] in _SENTENCE_ENDS
+            if _is_marked(raw, word, begins):
+                names.update(word.replace("-", " ").replace("'", " ").split())
         if raw[-2:] in _BITS:
             word += "it"
         known = SPELLINGS.get(word)
@@ -130,10 +152,17 @@ def _plain_words(text: str, literals: list[Word]) -> list[str]:
         elif word.isalnum() or is_figure(word):
             words.append(word)
         elif word not in ("\u2013", "—") or (words and words[-1][0].isdigit()):  # a dash, or minus
-            operators = _OPERATORS.search(raw) and not word.rstrip("+#*").isalpha()  # c++ and c# are names
-            literals.append(("code" if operators else "entity", raw))
+            is_name = _NAMES_AND_SIGNS.fullmatch(word) or not _OPERATORS.search(raw)
+            literals.append((NAME if is_name else "code", raw))
             words.append(f"{_MARK}{len(literals) - 1}")
     return words
+
+
+def _is_marked(raw: str, word: str, begins: bool) -> bool:
+    """Whether it is written like a name: a capital that no sentence begins with, or letters with digits."""
+    if raw != word:
+        return raw[1:] != word[1:] or not begins
+    return word.isalnum() and not word.isdigit() and not is_figure(word)
 
 
 def _stripped(raw: str) -> str:
@@ -158,7 +187,7 @@ def _uncontracted(word: str) -> list[str]:
     return [stem, _FULL[ending]] if ending in _FULL else [word.replace("'", "")]
 
 
-def _classified(words: list[str], literals: list[Word]) -> list[Word]:
+def _classified(words: list[str], literals: list[Word], names: set[str]) -> list[Word]:
     found: list[Word] = []
     if words and words[0] in _AUXILIARIES and words[1:2] != ["not"]:
         found.append(("instruction", "whether"))
@@ -170,7 +199,7 @@ def _classified(words: list[str], literals: list[Word]) -> list[Word]:
         category, counts_as = CATEGORY.get(word, (CONTENT, word))
         after = words[place + 1] if place + 1 < len(words) else ""
         if category == CONTENT:
-            _append_open(word, before, literals, found)
+            _append_open(word, before, literals, names, found)
         elif word in ("a", "i") and (
             before in LABELLED or (word == "a" and (not after or after in STARTERS))
         ):
@@ -184,7 +213,7 @@ def _classified(words: list[str], literals: list[Word]) -> list[Word]:
                 found.append((CONTENT, counts_as))
         elif word == "to" and after in BASE and BASE[after] == after and before not in _BEFORE_A_PURPOSE:
             pass  # an infinitive
-        elif word == "which" and found and found[-1][0] == CONTENT:
+        elif word == "which" and found and found[-1][0] in (CONTENT, NAME):
             pass  # a relative pronoun, like "that"
         elif word == "am" and found and found[-1][0] == "number":
             found.append(("time", "am"))
@@ -205,7 +234,7 @@ def _is_no_filler(word: str, before: str, after: str) -> bool:
     return word == "that" and (not after or before in _BEFORE_AN_AUXILIARY or before in _AUXILIARIES)
 
 
-def _append_open(word: str, before: str, literals: list[Word], found: list[Word]) -> None:
+def _append_open(word: str, before: str, literals: list[Word], names: set[str], found: list[Word]) -> None:
     """Appends a word of no closed class: a number, something exact, or content."""
     if word[0] == _MARK:
         found.append(literals[int(word[1:])])
@@ -220,7 +249,8 @@ def _append_open(word: str, before: str, literals: list[Word], found: list[Word]
     else:
         base = BASE.get(word) or base_noun(word)
         base = SYNONYMS.get(base, base)
-        found.append(CATEGORY.get(base, (CONTENT, base)) if base != word else (CONTENT, base))
+        known = NAME if word in names or word in NAMES or base in NAMES else CONTENT
+        found.append(CATEGORY.get(base, (known, base)) if base != word else (known, base))
         if word in PAST:
             found.append(("past", base))
         elif word in GOING and not (before.startswith("howto") or before in _BEFORE_AN_ACTIVITY):

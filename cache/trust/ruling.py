@@ -6,7 +6,7 @@ import msgspec
 
 from ..values import Neighbour
 from .features import Neighbourhood, features
-from .guards import differing
+from .guards import DEFAULT_GUARDS, GUARDS, GuardSet, differing
 from .policy import Decision, Observation
 
 # A longer question may go on behind what the embedding model reads.
@@ -17,7 +17,7 @@ class Candidate(msgspec.Struct, frozen=True):
     """A near hit as the policy sees it.
 
     Attributes:
-        refused: the category in which the questions differ, so that it is never served unverified; None where they do not.
+        refused: the guarded category in which the questions differ, so that it is never served unverified; None for none.
         observation: None where it is refused.
     """
 
@@ -41,10 +41,12 @@ class Ruling(msgspec.Struct, frozen=True):
         return self.decision is not None and self.decision.serve
 
 
-def candidate_of(question: str, neighbours: Sequence[Neighbour]) -> Candidate:
+def candidate_of(
+    question: str, neighbours: Sequence[Neighbour], guards: GuardSet = DEFAULT_GUARDS
+) -> Candidate:
     """The nearest of at least one neighbour, seen among the others."""
     nearest, *others = neighbours
-    refused = refusal(question, nearest.question.text)
+    refused = refusal(question, nearest.question.text, guards)
     if refused is not None:
         return Candidate(nearest, refused, None)
     answer = _answer(nearest)
@@ -54,11 +56,11 @@ def candidate_of(question: str, neighbours: Sequence[Neighbour]) -> Candidate:
     return Candidate(nearest, None, Observation(entry_number(nearest.place), found))
 
 
-def refusal(question: str, other: str) -> str | None:
-    """The category in which two questions differ, "length" where they are too long to tell; None for none."""
+def refusal(question: str, other: str, guards: GuardSet = DEFAULT_GUARDS) -> str | None:
+    """The guarded category in which two questions differ, "length" where they are too long to tell; None for none."""
     if max(len(question), len(other)) > MAX_TRUSTED_CHARACTERS:
         return "length"
-    return differing(question, other)
+    return differing(question, other, GUARDS[guards])
 
 
 def entry_number(place: bytes) -> int:

@@ -468,6 +468,8 @@ def test_a_verdict_says_why(path, clock):
     assert (
         guarded.rung == "draft" and "never served unverified: the questions differ (" in guarded.reasons[-1]
     )
+    unguarded = verdict("question 5", nearest, rank=0, mode="trusted", draft_similarity=0.8, guards="none")
+    assert "nothing differs" in unguarded.reasons[-1]
     free = verdict("question 4", nearest, rank=0, mode="trusted", draft_similarity=0.8)
     assert "nothing differs" in free.reasons[-1]
 

@@ -3,13 +3,16 @@
 import random
 import re
 import string
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trust_adversarial import HAND_WRITTEN, Pair, read_pairs
+from trust_traffic import HAND_WRITTEN, Pair, read_pairs
 
-from penstock.cache.trust.guards import CATEGORIES, Facets, differing
+from penstock.cache.trust.facets import Facets
+from penstock.cache.trust.guards import CATEGORIES, GUARD_SETS, GUARDS, differing
+from penstock.cache.trust.names import NAMES
 from penstock.cache.trust.opposites import OPPOSITES
 
 PAIRS = read_pairs(HAND_WRITTEN)
@@ -37,6 +40,72 @@ def test_what_changes_an_answer_is_refused(category):
     assert found.count(category) / len(pairs) > 0.65
 
 
+@pytest.mark.parametrize("name", ["bare", "lean"])
+def test_what_is_guarded_is_refused_whatever_else_differs(name):
+    pairs = [pair for pair in WRONG if pair.category in GUARDS[name]]
+    passed = [pair.query for pair in pairs if differing(pair.query, pair.neighbour, GUARDS[name]) is None]
+    assert passed == []
+
+
+@pytest.mark.parametrize(
+    ("query", "neighbour", "category"),
+    [
+        ("how do i split a file into 3 parts", "what splits a document into 4 pieces", "number"),
+        ("transfer 100 dollars from checking to savings", "move 100 dollars from savings to checking", "direction"),
+        ("what is the weather in paris", "how is the weather looking in rome", "entity"),
+        ("how do i start the web server", "what command would stop my web server", "antonym"),
+        ("does Kim owe Sandy money", "is there money that Sandy owes Kim", "order"),
+        ("is there anything i must bring to the gym", "which things can i bring along to the gym", "modality"),
+        ("why does my card not work abroad", "does a card work when abroad", "negation"),
+    ],
+)  # fmt: skip
+def test_lean_guards_hold_in_other_words(query, neighbour, category):
+    assert differing(query, neighbour, GUARDS["lean"]) == category
+
+
+@pytest.mark.parametrize(
+    ("query", "neighbour"),
+    [
+        ("how do i cancel my order", "what must happen so that my order gets cancelled"),
+        ("my card isn't working", "my card does not function"),
+        ("how much money is in my account now", "tell me the balance of my account"),
+        ("what was the total of my last bill", "how much did the last bill come to"),
+        ("play some jazz music", "put on jazz"),
+    ],
+)
+def test_lean_guards_leave_ordinary_words_to_the_bound(query, neighbour):
+    assert differing(query, neighbour, GUARDS["lean"]) is None
+    assert differing(query, neighbour) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Oslo", "Bergen"), ("BERGEN", "oslo"), ("nginx", "apache"), ("useState", "useEffect"), ("-x", "-c"),
+        ("main.py", "test.py"), ("/etc/passwd", "/etc/group"), ("python", "ruby"), ("x86", "arm64"),
+        ("ibuprofen", "paracetamol"), ("example.com", "example.org"), ("Ann's", "Eva's"),
+    ],
+)  # fmt: skip
+def test_names_are_told_from_other_words(one, other):
+    assert (
+        differing(f"what do you know about {one} today", f"what do you know about {other} today") == "entity"
+    )
+
+
+def test_no_capital_makes_a_name_where_a_sentence_begins():
+    assert differing("Sailing is hard. Boats are dear", "Sailing is hard. Ships are dear") == "word"
+    assert differing("Sailing is hard with Boats", "Sailing is hard with Ships") == "entity"
+
+
+def test_listed_names_are_refused_as_such():
+    names = sorted(NAMES)
+    found = [
+        differing(f"tell us about {one}", f"tell us about {other}", GUARDS["lean"])
+        for one, other in pairwise(names)
+    ]
+    assert found.count("entity") == len(found)
+
+
 def test_paraphrases_pass():
     """115 of 125 when this was written; the others need more than phrasing taken away."""
     assert len(SAME) >= 120
@@ -60,7 +129,17 @@ def test_it_does_not_matter_which_was_asked_first(pair: Pair):
 @given(WORDS, WORDS)
 def test_any_text_is_like_itself_and_the_order_of_two_does_not_matter(one, other):
     assert differing(one, one) is None
-    assert differing(one, other) == differing(other, one)
+    for guards in GUARDS.values():
+        assert differing(one, other, guards) == differing(other, one, guards)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WORDS, WORDS)
+def test_a_larger_set_refuses_all_that_a_smaller_one_does(one, other):
+    refused = [differing(one, other, GUARDS[name]) for name in GUARD_SETS]
+    assert all(found in GUARDS[name] for name, found in zip(GUARD_SETS, refused, strict=True) if found)
+    assert refused[0] is None
+    assert sorted(refused, key=lambda found: found is not None) == refused
 
 
 @settings(max_examples=200, deadline=None)

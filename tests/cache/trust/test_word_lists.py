@@ -1,6 +1,7 @@
 """The lists of words must not undo one another: nothing that turns an answer round may be taken away or made the same."""
 
 from penstock.cache.trust.inflection import BASE, VERBS, base_noun
+from penstock.cache.trust.names import NAMES
 from penstock.cache.trust.opposites import OPPOSITES
 from penstock.cache.trust.words import CATEGORY, DROPPED, PHRASES, SPELLINGS, STARTERS, SYNONYMS
 
@@ -79,3 +80,11 @@ def test_comparatives():
         "lowest",
     ):
         assert CATEGORY[word] == ("comparison", word)
+
+
+def test_names_are_no_other_words():
+    assert all(name == name.lower() for name in NAMES)
+    assert NAMES & CATEGORY.keys() == set()
+    assert NAMES & OPPOSITES.keys() == set()
+    verbs = {name for name in NAMES if name in VERBS}  # which questions mostly speak of as names
+    assert verbs == {"bash", "brew", "chase", "grep", "react", "zoom"}
