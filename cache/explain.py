@@ -5,6 +5,8 @@ That costs a few reads a partition, where reading the questions of all entries w
 kept beside them.
 """
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -12,7 +14,7 @@ import msgspec
 from .near import Mode
 from .opened import OpenedCache
 from .trust.guards import DEFAULT_GUARDS, GuardSet
-from .trust.ruling import refusal
+from .trust.ruling import candidate_of, refusal
 from .values import Neighbour, Question
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Partition(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """The rung that a neighbour may serve on, and why not on a higher one."""
 
-    rung: Literal["draft", "none"]
+    rung: Literal["trusted", "draft", "none"]
     reasons: tuple[str, ...]
 
 
@@ -92,8 +94,11 @@ def verdict(
     mode: Mode,
     draft_similarity: float,
     guards: GuardSet = DEFAULT_GUARDS,
+    learnt: "Learnt | None" = None,
 ) -> Verdict:
     """What the answer of `neighbour`, the `rank`-th nearest from 0, is good for where `text` is asked.
+
+    `learnt`: of the nearest, in mode "trusted".
 
     Every rule that decides on a rung has its say here.
     """
@@ -111,11 +116,39 @@ def verdict(
     reasons.append(f"similarity {neighbour.similarity:.4f} reaches cache_similarity {draft_similarity:g}")
     if neighbour.question.text == text:
         reasons.append("the same words: the same request would be an exact hit")
-    if mode == "trusted":
-        refused = refusal(text, neighbour.question.text, guards)
-        reasons.append(
-            "nothing differs that would forbid to serve it unverified; what verification has taught is not looked at here"
-            if refused is None
-            else f"never served unverified: the questions differ ({refused})"
-        )
-    return Verdict("draft", tuple(reasons))
+    if mode != "trusted":
+        return Verdict("draft", tuple(reasons))
+    refused = refusal(text, neighbour.question.text, guards)
+    if refused is not None:
+        reasons.append(f"never served unverified: the questions differ ({refused})")
+    elif learnt is not None:
+        reasons.append(learnt.reason)
+    trusted = refused is None and learnt is not None and learnt.serves
+    return Verdict("trusted" if trusted else "draft", tuple(reasons))
+
+
+class Learnt(msgspec.Struct, frozen=True):
+    """What verification has taught about one near hit."""
+
+    serves: bool
+    reason: str
+
+
+def learnt_of(
+    cache: OpenedCache, text: str, found: Sequence[Neighbour], guards: GuardSet, max_error_rate: float
+) -> Learnt | None:
+    """About the nearest of `found`, as a server would see it; None where guards forbid it or nothing was found."""
+    from .trust.overview import policy_of
+
+    candidate = candidate_of(text, found, guards) if found else None
+    if candidate is None or candidate.observation is None:
+        return None
+    policy = policy_of(cache, candidate.neighbour.question.family, max_error_rate)
+    decision = policy.decide(candidate.observation, 1.0)
+    if decision.serve:
+        reason = f"its score of {decision.score:.2f} reaches the learnt threshold {decision.threshold:.2f}"
+    elif math.isinf(decision.threshold):
+        reason = f"nothing is served yet under a bound of {max_error_rate:.2%}: see `penstock cache trust`"
+    else:
+        reason = f"{decision.reason}: score {decision.score:.2f}, learnt threshold {decision.threshold:.2f}"
+    return Learnt(decision.serve, reason)

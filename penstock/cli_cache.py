@@ -37,7 +37,14 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     explain = action(
         "explain",
         "the questions nearest to a text, and what their answers would be used for",
-        settings=(*_WHERE, "embedding_model", "cache_mode", "cache_similarity"),
+        settings=(
+            *_WHERE,
+            "embedding_model",
+            "cache_mode",
+            "cache_similarity",
+            "cache_guards",
+            "cache_max_error_rate",
+        ),
     )
     explain.add_argument("text", metavar="TEXT", help="a question, as a user would ask it")
     explain.add_argument(

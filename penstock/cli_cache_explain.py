@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .cache.explain import Partition, Verdict, neighbours, partitions, verdict
+from .cache.explain import Partition, Verdict, learnt_of, neighbours, partitions, verdict
+from .cache.near import NEIGHBOURS
 from .cache.opened import OpenedCache
 from .cache.selection import Selection
 from .cache.values import Neighbour
@@ -99,7 +100,12 @@ def _explain_one(
         "draft_similarity": settings.cache_similarity,
         "guards": settings.cache_guards,
     }
-    judged = [(one, verdict(text, one, rank=rank, **rules)) for rank, one in enumerate(found)]
+    learnt = None
+    if settings.cache_mode == "trusted":
+        # A server looks at this many, however few are shown.
+        seen = neighbours(cache, partition.name, embedding, k=NEIGHBOURS, now=time.time())
+        learnt = learnt_of(cache, text, seen, settings.cache_guards, settings.cache_max_error_rate)
+    judged = [(one, verdict(text, one, rank=rank, learnt=learnt, **rules)) for rank, one in enumerate(found)]
     return _Explained(partition, True, judged)
 
 
@@ -110,7 +116,7 @@ def _show(explained: _Explained, tenants: Mapping[bytes, str]) -> None:
     if not explained.searched:
         print("  embedded by another model: a server with this one does not search here")
     for neighbour, judged in explained.found:
-        print(f"  {neighbour.similarity:.4f}  {judged.rung:5}  {short(neighbour.question.text)}")
+        print(f"  {neighbour.similarity:.4f}  {judged.rung:7}  {short(neighbour.question.text)}")
         print(
             f"          because {'; '.join(judged.reasons)}; {duration(neighbour.age)} old, {neighbour.place.hex()}"
         )

@@ -60,8 +60,16 @@ def families(cache: "OpenedCache", max_error_rate: float) -> list[Family]:
     log = cache.label_log
     with cache.environment.reading() as txn:
         names = log.families(txn)
-    found = [_family(name, _rows(cache, name), max_error_rate) for name in names]
+    found = [_family(name, policy_of(cache, name, max_error_rate)) for name in names]
     return sorted(found, key=lambda family: -family.labels)
+
+
+def policy_of(cache: "OpenedCache", family: bytes, max_error_rate: float) -> TrustPolicy:
+    """What a server would decide by, from all labels there are."""
+    policy = TrustPolicy(max_error_rate)
+    policy.fold(_rows(cache, family))
+    policy.refit()
+    return policy
 
 
 def _rows(cache: "OpenedCache", name: bytes) -> bytes:
@@ -73,10 +81,7 @@ def _rows(cache: "OpenedCache", name: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _family(name: bytes, data: bytes, max_error_rate: float) -> Family:
-    policy = TrustPolicy(max_error_rate)
-    policy.fold(data)
-    policy.refit()
+def _family(name: bytes, policy: TrustPolicy) -> Family:
     rows, calibration = read(policy.pack()), policy.calibration
     same, explored = rows["flags"] & SAME != 0, rows["flags"] & TRUSTED != 0
     scores = rows["values"].astype(np.float64) @ np.array(calibration.weights) + calibration.offset

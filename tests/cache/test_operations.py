@@ -19,7 +19,7 @@ from neighbour_worker import make_partition, make_question, store
 from semantic_worker import DIMS, make_embedding
 
 from penstock.cache import CachedChoice, CachedCompletion, CompletionCache, Question
-from penstock.cache.explain import neighbours, partitions, verdict
+from penstock.cache.explain import Learnt, neighbours, partitions, verdict
 from penstock.cache.export import export, import_
 from penstock.cache.key import namespace_hash, tenant_hash
 from penstock.cache.opened import OpenedCache, opened_cache
@@ -468,10 +468,11 @@ def test_a_verdict_says_why(path, clock):
     assert (
         guarded.rung == "draft" and "never served unverified: the questions differ (" in guarded.reasons[-1]
     )
-    unguarded = verdict("question 5", nearest, rank=0, mode="trusted", draft_similarity=0.8, guards="none")
-    assert "nothing differs" in unguarded.reasons[-1]
-    free = verdict("question 4", nearest, rank=0, mode="trusted", draft_similarity=0.8)
-    assert "nothing differs" in free.reasons[-1]
+    trusting = {"mode": "trusted", "draft_similarity": 0.8, "guards": "none"}
+    untaught = verdict("question 5", nearest, rank=0, **trusting)
+    assert untaught.rung == "draft" and len(untaught.reasons) == 1
+    taught = verdict("question 5", nearest, rank=0, learnt=Learnt(True, "learnt so"), **trusting)
+    assert taught.rung == "trusted" and taught.reasons[-1] == "learnt so"
 
 
 def test_what_is_over_is_no_neighbour(path, clock):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from cache_worker import make_completion, make_key
 
-from penstock.cache import CompletionCache, family_key
+from penstock.cache import CompletionCache, Neighbour, Question, family_key
+from penstock.cache.explain import learnt_of
 from penstock.cache.key import tenant_hash
 from penstock.cache.opened import opened_cache
 from penstock.cache.operations import purge
@@ -94,6 +95,22 @@ def test_an_operator_sees_what_is_served_and_why(taught, tmp_path, capsys):
         assert "(acme)" in shown and "600 near hits, 600 with the same answer" in shown
         trust(cache, 0.001, known, file=None, as_json=True)
         assert [row["threshold"] for row in json.loads(capsys.readouterr().out)] == [None, None]
+
+
+def test_explaining_a_near_hit_looks_at_what_was_learnt(taught):
+    def near(tenant: str, similarity: float) -> list[Neighbour]:
+        question = Question(bytes(40), family_of(tenant), "how are you now", "", "")
+        return [Neighbour(bytes(40), similarity, question, make_completion(1), 1.0)]
+
+    with opened_cache(taught, max_bytes=CAP) as cache:
+        good = learnt_of(cache, "how are you", near("acme", 0.99), "none", 0.1)
+        assert good.serves and "reaches the learnt threshold" in good.reason
+        cold = learnt_of(cache, "how are you", near("acme", 0.99), "none", 0.001)
+        assert not cold.serves and "nothing is served yet" in cold.reason
+        far = learnt_of(cache, "how are you", near("bolt", 0.81), "none", 0.1)
+        assert not far.serves and "learnt threshold" in far.reason
+        assert learnt_of(cache, "How many are you now?", near("acme", 0.99), "strict", 0.1) is None
+        assert learnt_of(cache, "How are you now?", [], "lean", 0.1) is None
 
 
 def test_a_purged_tenants_labels_are_gone(taught):
