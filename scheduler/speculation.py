@@ -14,7 +14,7 @@ from .track_record import TrackRecord
 
 # What is believed of a drafter before it has guessed: so many guesses, of which this share was right.
 PRIORS: dict[DrafterName, tuple[float, float]] = {
-    "draft": (8.0, 0.9),
+    "draft": (4.0, 0.9),
     "grammar": (8.0, 0.9),
     "ngram": (2.0, 0.5),
 }
