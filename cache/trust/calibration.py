@@ -7,10 +7,14 @@ Threshold: Clopper-Pearson on the rows at or above a cut, and cuts are tried fro
 fails (fixed-sequence testing: no price for the number of cuts). Three starts share the confidence, because one wrong
 label among the first few hundred would otherwise end the only sequence at once.
 
-Above the threshold only explored hits are labelled, so a row there stands for many near hits, below it for itself. Taking
+Above the threshold only explored hits are labelled where hits may be served, so such a row stands for many near hits; below
+it, and above it where the model answers anyway, all are labelled, and a row stands for itself. Each row weighs one over
+the rate at which hits like it were labelled when it was, so the sum of weights around a score estimates how many near
+hits there were, and the weighted share of wrong ones how many of them were wrong, however the kinds are mixed. Taking
 each row for what it alone stands for would cost most of the evidence (a thousand rows that stand for one and fifty that
-stand for twenty count as 190). But at one score, whether a row was explored says nothing about its label: so rows of like
-score share what they stand for (post-stratification), and the bound takes their effective number, (sum w)^2 / sum w^2.
+stand for twenty count as 190). But at one score, neither chance nor the kind of request says anything about the label: so
+rows of like score share what they stand for (post-stratification), and the bound takes their effective number,
+(sum w)^2 / sum w^2.
 
 That makes the bound exact for a log labelled throughout, and approximate once exploration has begun; nor does the confidence
 pay for the many times it is made anew. What that comes to is measured: bench/results/trust.md, tests/cache/trust.
@@ -137,7 +141,7 @@ def _share(confidence: float) -> float:
 
 
 def _since_alarm(rows: Rows, rate: float) -> NDArray[np.bool_]:
-    """Rows after the last run of failures among explored hits (CUSUM, Page 1954): older ones are of another time."""
+    """Rows after the last run of failures at or above the threshold (CUSUM, Page 1954): older ones are of another time."""
     worse = math.log(_DRIFT)
     better = math.log((1 - _DRIFT * rate) / (1 - rate))
     total, begin, since = 0.0, -math.inf, -math.inf

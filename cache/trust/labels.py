@@ -18,13 +18,13 @@ WIDTH = len(NAMES) + 4
 SAME = 1
 """The model gave the stored answer."""
 TRUSTED = 2
-"""Would have been served: its label comes from exploration."""
+"""At or above the threshold: explored, or labelled because the request wanted the model's own answer."""
 CLOSE = 4
 """Scored near enough to the threshold to speak about it; kept longer than the many that are far."""
 CONTRADICTED = 8
 """Its entry had been wrong at this or a higher cosine: never served, so no evidence about what is."""
 
-# `standing_for`: how many near hits like it the row speaks for; above one where only some were verified.
+# `standing_for`: how many near hits like it the row speaks for; above one where only some were verified (explored).
 ROW = np.dtype(
     [
         ("at", "<f8"),

@@ -6,7 +6,8 @@ the labelled ones; what has drifted is noticed by exploration, and only then. No
 confidence 0.95 takes 408 clean labels.
 
 A near hit that is not served goes to the model as a draft, which labels it for nothing. Of those that would be served a few
-are verified all the same (explored): their labels keep the evidence alive. Where labels come from sampled shadow
+are verified all the same (explored): their labels keep the evidence alive, and each stands for those that were served. Where
+nothing may be served, every near hit is labelled, and each stands for itself. Where labels come from sampled shadow
 calls, the sampling may depend on nothing but the decision.
 
 Pure: the caller owns time, randomness and the rows' storage, and has already applied its guards.
@@ -39,6 +40,8 @@ _WINDOW = 12
 class Reason(StrEnum):
     TRUSTED = "trusted"
     EXPLORED = "explored"
+    SERVABLE = "servable"
+    """Good enough, but the request or the server wants the model's own answer."""
     COLD = "cold"
     """Too few labels, or too many wrong ones, for any score."""
     BELOW = "below"
@@ -72,6 +75,11 @@ class Decision(msgspec.Struct, frozen=True):
     flags: int
     standing_for: int
 
+    def label(self, same: bool, at: float) -> bytes:
+        """The row that says whether the model's answer was the stored one. `at`: seconds since the epoch."""
+        entry, differing = self.observation.entry, self.observation.features.differing
+        return row(at, entry, self.flags | (SAME if same else 0), self.standing_for, self.values, differing)
+
 
 class TrustPolicy:
     """Decides from labels. Not thread-safe; `fold` and `refit` take milliseconds and belong off the event loop.
@@ -98,8 +106,13 @@ class TrustPolicy:
         self.calibration = Calibration((0.0,) * WIDTH, 0.0)
         self._threshold = math.inf
 
-    def decide(self, observation: Observation, chance: float) -> Decision:
-        """What to do with a near hit whose guards have passed. `chance`: a fresh draw, uniform from 0 to 1."""
+    def decide(self, observation: Observation, chance: float, *, may_serve: bool = True) -> Decision:
+        """What to do with a near hit whose guards have passed.
+
+        Args:
+            chance: a fresh draw, uniform from 0 to 1.
+            may_serve: False where the model answers whatever is decided.
+        """
         features = observation.features
         values = features.numbers + self._evidence.numbers(observation.entry, features)
         calibration = self.calibration
@@ -113,9 +126,14 @@ class TrustPolicy:
             reason = Reason.COLD if math.isinf(self._threshold) else Reason.BELOW
         else:
             flags |= TRUSTED | CLOSE
-            explore, standing_for = chance < self.exploration, round(1 / self.exploration)
-            serve = not explore
-            reason = Reason.EXPLORED if explore else Reason.TRUSTED
+            if may_serve:
+                explore, standing_for = chance < self.exploration, round(1 / self.exploration)
+                serve = not explore
+                reason = Reason.EXPLORED if explore else Reason.TRUSTED
+            else:
+                # All such hits are labelled. Were one to stand for fifty, the few wrong ones among the far more numerous
+                # labels below the threshold would weigh nothing beside it, and the threshold would sink below them.
+                reason = Reason.SERVABLE
         return Decision(
             serve, explore, score, self._threshold, reason, observation, values, flags, standing_for
         )
@@ -134,11 +152,9 @@ class TrustPolicy:
             same: whether the model's answer was the stored one.
             at: seconds since the epoch; orders the rows of several workers.
         """
-        entry, features = decision.observation.entry, decision.observation.features
-        flags = decision.flags | (SAME if same else 0)
-        label = row(at, entry, flags, decision.standing_for, decision.values, features.differing)
+        label = decision.label(same, at)
         self._new.append(label)
-        self._evidence.count(entry, features, same)
+        self._evidence.count(decision.observation.entry, decision.observation.features, same)
         if decision.flags & TRUSTED and not same:
             # At once, before any refit: nothing that looks no better than this failure is served.
             self._threshold = max(self._threshold, math.nextafter(decision.score, math.inf))

@@ -157,6 +157,19 @@ def test_explored_hits_are_few_but_never_none():
     assert not any(decision.explore and decision.serve for decision in explored)
 
 
+def test_where_nothing_may_be_served_every_label_stands_for_itself():
+    policy, generator = TrustPolicy(0.03), random.Random(13)
+    send(policy, always(0.0), 2000, generator)
+    good = near_hit(generator, cosine=0.98)
+    explored, drafted = policy.decide(good, 0.0), policy.decide(good, 0.0, may_serve=False)
+    assert explored.reason is Reason.EXPLORED and explored.standing_for >= 4
+    assert drafted.reason is Reason.SERVABLE and drafted.standing_for == 1
+    assert not drafted.serve and not drafted.explore
+    assert policy.decide(good, 0.99, may_serve=False) == drafted, "there is no chance in it"
+    policy.learn(drafted, False, 2000.0)
+    assert not policy.decide(near_hit(generator, cosine=0.9), 0.99).serve, "a failure is one all the same"
+
+
 def test_the_log_is_the_state():
     policy, generator = TrustPolicy(0.03), random.Random(9)
     send(policy, always(0.001), 2000, generator)
