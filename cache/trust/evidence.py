@@ -9,14 +9,13 @@ import math
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from .features import Features
 from .labels import SAME, Rows
 
-_WORDS = 1 << 16
 
-
-class Record(msgspec.Struct):
+class Tally(msgspec.Struct):
     """Of one entry. `highest_different`: the highest cosine at which it was verified to be wrong, -1.0 for none."""
 
     same: int = 0
@@ -26,23 +25,22 @@ class Record(msgspec.Struct):
 
 class Evidence:
     def __init__(self) -> None:
-        self._entries: dict[int, Record] = {}
-        self._same = [0] * _WORDS
-        self._different = [0] * _WORDS
+        self._entries: dict[int, Tally] = {}
+        self._same: dict[int, int] = {}
+        self._different: dict[int, int] = {}
 
-    def record(self, entry: int) -> Record:
-        return self._entries.get(entry) or Record()
+    def tally(self, entry: int) -> Tally:
+        return self._entries.get(entry) or Tally()
 
     def numbers(self, entry: int, features: Features) -> tuple[float, float, float, float]:
         """The entry's counts, the most harmful of the differing words, and how many of them are hardly known; in logs."""
-        record = self.record(entry)
-        harm = [
-            math.log((self._different[word] + 0.5) / (self._same[word] + 0.5)) for word in features.differing
-        ]
-        unknown = sum(self._same[word] + self._different[word] < 3 for word in features.differing)
+        tally = self.tally(entry)
+        counts = [(self._same.get(word, 0), self._different.get(word, 0)) for word in features.differing]
+        harm = [math.log((different + 0.5) / (same + 0.5)) for same, different in counts]
+        unknown = sum(same + different < 3 for same, different in counts)
         return (
-            math.log1p(record.same),
-            math.log1p(record.different),
+            math.log1p(tally.same),
+            math.log1p(tally.different),
             max(harm, default=-4.0),
             math.log1p(unknown),
         )
@@ -51,7 +49,7 @@ class Evidence:
         self._count_entry(entry, features.numbers[0], same)
         counts = self._same if same else self._different
         for word in features.differing:
-            counts[word] += 1
+            counts[word] = counts.get(word, 0) + 1
 
     def recount(self, rows: Rows) -> None:
         """Forget all, and count these rows."""
@@ -62,14 +60,17 @@ class Evidence:
         ):
             self._count_entry(entry, cosine, right)
         words = rows["differing"]
-        self._same, self._different = (
-            np.bincount(words[kind].ravel(), minlength=_WORDS).tolist() for kind in (same, ~same)
-        )
+        self._same, self._different = _counts(words[same]), _counts(words[~same])
 
     def _count_entry(self, entry: int, cosine: float, same: bool) -> None:
-        record = self._entries.setdefault(entry, Record())
+        tally = self._entries.setdefault(entry, Tally())
         if same:
-            record.same += 1
+            tally.same += 1
         else:
-            record.different += 1
-            record.highest_different = max(record.highest_different, cosine)
+            tally.different += 1
+            tally.highest_different = max(tally.highest_different, cosine)
+
+
+def _counts(words: NDArray[np.uint16]) -> dict[int, int]:
+    found, counts = np.unique(words, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -8,9 +8,14 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
+import msgspec
+
+from ...errors import PenstockError
 from ..completion_cache import CompletionCache
-from .policy import TrustPolicy
+from .labels import read, without
+from .policy import Decision, TrustPolicy
 from .ruling import Candidate, Ruling
 
 MAX_FAMILIES = 256
@@ -37,24 +42,26 @@ class TrustKeeper:
         self._clock = clock
         self._families: OrderedDict[bytes, _Family] = OrderedDict()
 
-    async def rule(self, family: bytes, candidate: Candidate) -> Ruling:
-        """Serve it, verify it, or both. Waits for what is known of a family the first time it is asked for."""
+    async def rule(self, family: bytes, candidate: Candidate, *, may_serve: bool = True) -> Ruling:
+        """Serve it or verify it. Waits for what is known of a family the first time it is asked for.
+
+        `may_serve`: False where the model answers whatever is ruled.
+        """
         if candidate.refused is not None or candidate.observation is None:
             return Ruling(candidate, None, candidate.refused or "refused")
         policy = (await self._family(family)).policy
-        decision = policy.decide(candidate.observation, random.random())
+        decision = policy.decide(candidate.observation, random.random(), may_serve=may_serve)
         return Ruling(candidate, decision, decision.reason)
 
     def learn(self, family: bytes, ruling: Ruling, *, same: bool) -> None:
         """What the model's own answer says about a near hit that was not served."""
-        known = self._families.get(family)
-        if known is None or ruling.decision is None:
+        if ruling.decision is None:
             return
-        self._cache.note_label(family, known.learn(ruling, same, self._clock()))
-
-    async def policy(self, family: bytes) -> TrustPolicy:
-        """For whoever explains it."""
-        return (await self._family(family)).policy
+        lesson = _Lesson(ruling.decision, same, self._clock())
+        known = self._families.get(family)
+        if known is not None:  # else it was evicted meanwhile
+            known.learn(lesson)
+        self._cache.note_label(family, lesson.decision.label(same, lesson.at))
 
     async def _family(self, name: bytes) -> "_Family":
         family = self._families.get(name)
@@ -70,6 +77,14 @@ class TrustKeeper:
         return family
 
 
+class _Lesson(msgspec.Struct, frozen=True):
+    """What verification found. `at`: seconds since the epoch."""
+
+    decision: Decision
+    same: bool
+    at: float
+
+
 class _Family:
     """`policy` is replaced, never changed, by a thread: what decides meanwhile is the one before."""
 
@@ -81,16 +96,12 @@ class _Family:
         self._num_read = 0
         self._refreshed = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
-        self._meanwhile: list[bytes] = []
-        self._failed_meanwhile = False
+        self._meanwhile: list[_Lesson] = []
 
-    def learn(self, ruling: Ruling, same: bool, at: float) -> bytes:
-        assert ruling.decision is not None
-        row = self.policy.learn(ruling.decision, same, at)
-        self._meanwhile.append(row)
-        self._failed_meanwhile |= ruling.decision.explore and not same
+    def learn(self, lesson: _Lesson) -> None:
+        self.policy.learn(lesson.decision, lesson.same, lesson.at)
+        self._meanwhile.append(lesson)
         self.refresh()
-        return row
 
     def refresh(self) -> None:
         """Has the policy made anew where that is due."""
@@ -102,27 +113,36 @@ class _Family:
 
     async def _refresh(self) -> None:
         try:
-            while True:
-                self._meanwhile.clear()
-                self._failed_meanwhile = False
-                fresh = await asyncio.to_thread(self._made_anew, self.policy.pack(), self.policy.refit_due)
-                if fresh is None:
-                    return
-                if not self._failed_meanwhile:  # else its threshold would be too low
-                    fresh.fold(b"".join(self._meanwhile))
-                    self.policy = fresh
-                    return
+            # A cache that was closed meanwhile has nothing to tell; another failure is met again by the next one.
+            with suppress(PenstockError):
+                await self._replace_policy()
         finally:
             self.is_loaded.set()
 
-    def _made_anew(self, known: bytes, due: bool) -> TrustPolicy | None:
-        """In a thread: a policy that knows all labels of all processes; None where nothing is new."""
-        rows, count = self._cache.labels(self._name, self._num_read)
-        self._num_read = count
-        if not rows and not due:
-            return None
+    async def _replace_policy(self) -> None:
+        while True:
+            self._meanwhile.clear()
+            known, due = self.policy.pack(), self.policy.refit_due
+            fresh, num_read = await asyncio.to_thread(self._made_anew, known, due)
+            if any(lesson.decision.is_refuted(lesson.same) for lesson in self._meanwhile):
+                continue  # its threshold would be too low: what it has read is read again
+            self._num_read = num_read
+            if fresh is not None:
+                for lesson in self._meanwhile:
+                    fresh.learn(lesson.decision, lesson.same, lesson.at)
+                self.policy = fresh
+            return
+
+    def _made_anew(self, known: bytes, due: bool) -> tuple[TrustPolicy | None, int]:
+        """In a thread: a policy that knows all labels of all processes, and how many of them the log ever had.
+
+        None where no other process has added any and no refit is due: one's own come back through the log as well.
+        """
+        rows, num_read = self._cache.labels(self._name, self._num_read)
+        others = without(read(rows), read(known)).tobytes()
+        if not others and not due:
+            return None, num_read
         policy = TrustPolicy(self.policy.max_error_rate)
-        policy.fold(known)
-        policy.fold(rows)
+        policy.fold(known + others)
         policy.refit()
-        return policy
+        return policy, num_read

@@ -29,7 +29,8 @@ ROW = np.dtype(
     [
         ("at", "<f8"),
         ("entry", "<u8"),
-        ("flags", "<u2"),
+        ("flags", "u1"),
+        ("version", "u1"),
         ("standing_for", "<u2"),
         ("values", "<f4", (WIDTH,)),
         ("differing", "<u2", (MOST_DIFFERING,)),
@@ -37,10 +38,11 @@ ROW = np.dtype(
 )
 Rows = NDArray[np.void]
 
-# Rows are stored under it: raise it whenever a feature, a flag or the size changes its meaning.
+# Rows of another one are no evidence: raise it whenever a feature or a flag changes its meaning. Rows of two sizes could not
+# be told apart: if the size has to change, they need another database.
 VERSION = 1
 NO_ROWS: Rows = np.empty(0, ROW)
-_PACKED = struct.Struct(f"<dQHH{WIDTH}f{MOST_DIFFERING}H")
+_PACKED = struct.Struct(f"<dQBBH{WIDTH}f{MOST_DIFFERING}H")
 assert _PACKED.size == ROW.itemsize
 
 
@@ -54,12 +56,23 @@ def row(
 ) -> bytes:
     """One row: what numpy would make of the same values, for a hundredth of its time."""
     missing = (0,) * (MOST_DIFFERING - len(differing))
-    return _PACKED.pack(at, entry, flags, standing_for, *values, *differing, *missing)
+    return _PACKED.pack(at, entry, flags, VERSION, standing_for, *values, *differing, *missing)
 
 
 def read(data: bytes) -> Rows:
-    """Rows from their bytes; none where these are no whole number of rows."""
-    return np.frombuffer(data, ROW) if len(data) % ROW.itemsize == 0 else NO_ROWS
+    """Rows of this version from their bytes; none where these are no whole number of rows."""
+    if len(data) % ROW.itemsize:
+        return NO_ROWS
+    rows = np.frombuffer(data, ROW)
+    ours: Rows = rows[rows["version"] == VERSION]
+    return ours
+
+
+def without(rows: Rows, known: Rows) -> Rows:
+    """Those of `rows` that are not among `known`."""
+    names = f"V{ROW.itemsize}"
+    new: Rows = rows[~np.isin(rows.view(names), known.view(names))]
+    return new
 
 
 def merge(a: Rows, b: Rows, capacity: int) -> Rows:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..key import TENANT_BYTES
-from .labels import SAME, TRUSTED, read
+from .labels import SAME, read
 from .policy import TrustPolicy
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Family(msgspec.Struct, frozen=True):
     Attributes:
         name: 24 bytes, of which the first 16 are the tenant's hash.
         labels, same: near hits that the model verified, and those whose answer was its own.
-        explored, explored_same: of these, such that could have been served.
+        explored, explored_same: of these, such that could have been served and were not, by chance.
         threshold: lowest score that is served under the bound; infinite while nothing is.
         error_rate: of what is at or above it, as estimated.
         scores: of all labels, by today's policy.
@@ -83,7 +83,7 @@ def _rows(cache: "OpenedCache", name: bytes) -> bytes:
 
 def _family(name: bytes, policy: TrustPolicy) -> Family:
     rows, calibration = read(policy.pack()), policy.calibration
-    same, explored = rows["flags"] & SAME != 0, rows["flags"] & TRUSTED != 0
+    same, explored = rows["flags"] & SAME != 0, rows["standing_for"] > 1
     scores = rows["values"].astype(np.float64) @ np.array(calibration.weights) + calibration.offset
     return Family(
         name=name,

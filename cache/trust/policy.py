@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from .calibration import Calibration, calibrate, fewest_labels
-from .evidence import Evidence, Record
+from .evidence import Evidence
 from .features import Features
 from .labels import CLOSE, CONTRADICTED, NO_ROWS, SAME, TRUSTED, WIDTH, Rows, merge, read, row
 
@@ -76,9 +76,13 @@ class Decision(msgspec.Struct, frozen=True):
     standing_for: int
 
     def label(self, same: bool, at: float) -> bytes:
-        """The row that says whether the model's answer was the stored one. `at`: seconds since the epoch."""
+        """A row: whether the model's answer was the stored one. `at`: seconds since the epoch."""
         entry, differing = self.observation.entry, self.observation.features.differing
         return row(at, entry, self.flags | (SAME if same else 0), self.standing_for, self.values, differing)
+
+    def is_refuted(self, same: bool) -> bool:
+        """Whether a wrong answer would have been served, so that the threshold was too low."""
+        return self.flags & TRUSTED != 0 and not same
 
 
 class TrustPolicy:
@@ -120,7 +124,7 @@ class TrustPolicy:
         serve, explore, standing_for = False, False, 1
         flags = CLOSE if score >= calibration.close else 0
         # The stored cosine is a float32.
-        if features.numbers[0] <= self._evidence.record(observation.entry).highest_different + 1e-6:
+        if features.numbers[0] <= self._evidence.tally(observation.entry).highest_different + 1e-6:
             reason, flags = Reason.CONTRADICTED, flags | CONTRADICTED
         elif score < self._threshold:
             reason = Reason.COLD if math.isinf(self._threshold) else Reason.BELOW
@@ -155,7 +159,7 @@ class TrustPolicy:
         label = decision.label(same, at)
         self._new.append(label)
         self._evidence.count(decision.observation.entry, decision.observation.features, same)
-        if decision.flags & TRUSTED and not same:
+        if decision.is_refuted(same):
             # At once, before any refit: nothing that looks no better than this failure is served.
             self._threshold = max(self._threshold, math.nextafter(decision.score, math.inf))
             self._failed = True
@@ -168,7 +172,8 @@ class TrustPolicy:
 
     def refit(self) -> None:
         """Make score and threshold anew from all labels (about 10 ms for 4,000)."""
-        self.fold(b"")
+        if self._new:
+            self.fold(b"")
         self._failed = False
         if len(self._rows) < self._fewest:
             return
@@ -188,7 +193,3 @@ class TrustPolicy:
     def pack(self) -> bytes:
         """All rows in use: what `fold` of another policy takes."""
         return self._rows.tobytes() + b"".join(self._new)
-
-    def record(self, entry: int) -> Record:
-        """What verification has said about one entry."""
-        return self._evidence.record(entry)
