@@ -18,7 +18,8 @@ from .labels import read, without
 from .policy import Decision, TrustPolicy
 from .ruling import Candidate, Ruling
 
-MAX_FAMILIES = 256
+# Of 1 MB each once they have as many labels as they keep; another one is read again in tens of milliseconds.
+MAX_FAMILIES = 64
 # What other processes have learnt is asked for this often.
 REFRESH_SECONDS = 10.0
 
