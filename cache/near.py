@@ -136,14 +136,15 @@ class NearHits:
         self._failing = False
         return near
 
-    async def rule(self, near: Near) -> "Ruling | None":
-        """What may be made of the neighbour; None where there is none."""
+    async def rule(self, near: Near, *, may_serve: bool = True) -> "Ruling | None":
+        """What may be made of the neighbour; None where there is none. `may_serve` False: it is verified in any case, and
+        speaks for itself alone."""
         if near.neighbour is None:
             return None
         from .trust.ruling import candidate_of
 
         candidate = await asyncio.to_thread(candidate_of, near.question.text, near.neighbours, self._guards)
-        return await self._keeper.rule(near.question.family, candidate)
+        return await self._keeper.rule(near.question.family, candidate, may_serve=may_serve)
 
     async def learn(
         self,
@@ -160,7 +161,7 @@ class NearHits:
 
         Returns the reason, and whether the model's answer is the same as the neighbour's; None where there is none.
         """
-        ruling = ruling or await self.rule(near)
+        ruling = ruling or await self.rule(near, may_serve=False)
         if ruling is None or near.neighbour is None:
             return None
         test = "exact" if exact else self._same

@@ -146,8 +146,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["exact", "normalised", "agreement"],
         About(
             "cache",
-            "when two answers count as the same: to the letter, but for case and layout, or in nearly the same words with "
-            "the same numbers and code",
+            "when two answers count as the same: to the letter, but for layout and, in prose, case, or in nearly the same "
+            "words with the same numbers and code",
         ),
     ] = "normalised"
     cache_no_store_patterns: Annotated[
