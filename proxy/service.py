@@ -32,6 +32,7 @@ from .transcript import Transcript, replayed
 
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
 LONG_TEXT = 16_384
+SETTLING_SECONDS = 1.0
 
 Batches = AsyncGenerator[list[Chunk], None]
 Draft: TypeAlias = list[int] | Awaitable[list[int] | None] | None
@@ -323,9 +324,9 @@ class CompletionService:
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
 
     async def close(self) -> None:
-        """Waits for what is still to be kept of replies that have ended."""
+        """Waits, for `SETTLING_SECONDS` at most, for what is still to be kept of replies that have ended."""
         if self._settling:
-            await asyncio.wait(self._settling)
+            await asyncio.wait(self._settling, timeout=SETTLING_SECONDS)
 
     def _scope(self, job: Job) -> CacheScope | None:
         """None for what is never cached: answers that stand for a whole distribution, unless asked for, and what the
