@@ -215,6 +215,7 @@ def main() -> int:
     rows: list[Row] = []
     for name, requests in streams(args):
         rows += measure(stream(name, requests, embed), args.guards)
+    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "trust.json").write_text(json.dumps(rows, indent=1) + "\n")
     (args.out / "trust.md").write_text(table(rows))
     plot(rows, args.out / "trust.png")
