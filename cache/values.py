@@ -42,7 +42,8 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     """What stands around it in the prompt that the model read, the nearest of it."""
 
     @property
-    def prompt(self) -> str:
+    def excerpt(self) -> str:
+        """Of the prompt, as much as is kept."""
         return self.before + self.text + self.after
 
 

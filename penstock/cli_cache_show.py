@@ -77,7 +77,11 @@ def show_entry(entry: Entry, now: float, *, as_json: bool) -> None:
         print("damaged  its bytes do not match their checksum: it is never served")
         return
     print(f"cost     {duration(completion.engine_seconds)}, {completion.prompt_tokens} prompt tokens")
-    print("prompt   (not kept)" if question is None else f"prompt\n{harmless(question.prompt)}")
+    print(
+        "prompt   (not kept)"
+        if question is None
+        else f"prompt, around the question\n{harmless(question.excerpt)}"
+    )
     for number, choice in enumerate(completion.choices, 1):
         print(
             f"answer {number}  {len(choice.token_ids)} tokens, finish_reason {choice.finish_reason}\n{harmless(choice.text)}"
@@ -150,7 +154,7 @@ def _entry_json(entry: Entry, now: float) -> dict[str, Any]:
         "accessed": record.accessed / 1e6,
         "bytes": len(entry.body),
         "question": None if question is None else question.text,
-        "prompt": None if question is None else question.prompt,
+        "prompt_excerpt": None if question is None else question.excerpt,
         "choices": None
         if completion is None
         else [

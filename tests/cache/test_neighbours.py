@@ -51,7 +51,7 @@ def test_a_neighbour_comes_whole(open_semantic, clock):
     (found,) = cache.nearest(make_partition(), make_embedding(3) + 0.1 * make_embedding(9), k=5)
     assert found.completion == make_completion(3) and found.question == make_question(3)
     assert found.place == make_key(3).place and found.age == 5 and 0.98 < found.similarity < 0.999
-    assert found.question.prompt == "before question 3 after"
+    assert found.question.excerpt == "before question 3 after"
     assert cache.lookup(make_key(3)).completion == make_completion(3)
     assert cache.lookup(make_key(4)).completion == make_completion(4)
 

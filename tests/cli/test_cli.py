@@ -303,7 +303,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
     url = f"http://127.0.0.1:{server.server_port}"
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and passes that on
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background job ignores it, and passes that on
         os.execv(sys.executable, [*PENSTOCK, "chat", "--url", url])
     try:
         read_until(terminal, b"> ")
