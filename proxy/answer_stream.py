@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import orjson
 
+from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
 from .answer import AnswerReader, Layout, Part, new_call_id
+from .errors import body_of
 from .sse import DONE, event, one_line
 from .usage import Usage
 
@@ -43,6 +45,9 @@ class AnswerStream:
         if not self._include_usage:
             return DONE
         return event(orjson.dumps({**self._head, "choices": [], "usage": usage.as_dict()})) + DONE
+
+    def failed(self, error: PenstockError) -> bytes:
+        return event(body_of(error))
 
     def _chunk(self, chunk: Chunk) -> bytes:
         deltas: list[dict[str, object]] = []

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .controls import REQUEST_ID, authenticate, request_id
-from .errors import JSON, error_response, http_error_response, internal_body
+from .errors import error_response, http_error_response, internal_error
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Edge:
             raise  # the client is gone; aiohttp closes what is left
         except Exception:
             log.exception("%s %s %s failed", identity, request.method, request.path)
-            return web.Response(body=internal_body(identity), status=500, content_type=JSON)
+            return error_response(internal_error(identity))
 
     def _admit(self, request: web.Request, identity: str) -> Caller:
         arrived = time.perf_counter()

@@ -22,10 +22,8 @@ def body_of(error: PenstockError) -> bytes:
     return error_body(error.message, error.type, param=error.param, code=error.code)
 
 
-def internal_body(request_id: str) -> bytes:
-    return error_body(
-        f"The server failed on this request; its log has the reason under {request_id}.", "server_error"
-    )
+def internal_error(request_id: str) -> PenstockError:
+    return PenstockError(f"The server failed on this request; its log has the reason under {request_id}.")
 
 
 def error_response(error: PenstockError) -> web.Response:

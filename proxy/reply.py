@@ -12,9 +12,8 @@ from aiohttp import web
 from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
 from .edge import caller_of
-from .errors import JSON, body_of, internal_body
+from .errors import JSON, internal_error
 from .service import Generation
-from .sse import event
 from .usage import Usage
 
 log = logging.getLogger(__name__)
@@ -29,10 +28,12 @@ _STREAM_HEADERS = {
 
 
 class StreamForm(Protocol):
-    """How a stream is written: StreamFormat for text, AnswerStream for what has thoughts or calls in it."""
+    """How a stream is written: StreamFormat for text, AnswerStream for what has thoughts or calls in it, WrittenAnswer
+    for other APIs than OpenAI's older two."""
 
     def chunks(self, batch: list[Chunk]) -> bytes: ...
     def end(self, usage: Usage) -> bytes: ...
+    def failed(self, error: PenstockError) -> bytes: ...
 
 
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
@@ -70,13 +71,13 @@ async def stream(
                 await _write(request, response, data, write_timeout)
     except PenstockError as error:
         log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
-        await _write(request, response, event(body_of(error)), write_timeout)
+        await _write(request, response, form.failed(error), write_timeout)
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:
         identity = caller_of(request).request_id
         log.exception("%s broke off", identity)
-        await _write(request, response, event(internal_body(identity)), write_timeout)
+        await _write(request, response, form.failed(internal_error(identity)), write_timeout)
     finally:
         await generation.aclose()
     return response

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import orjson
 
+from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
+from .errors import body_of
 from .usage import Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -60,6 +62,9 @@ class StreamFormat:
             return DONE
         figures = orjson.dumps(usage.as_dict())
         return b"data: " + self._head + b',"choices":[],"usage":' + figures + b"}\n\n" + DONE
+
+    def failed(self, error: PenstockError) -> bytes:
+        return event(body_of(error))
 
     def _chunk(self, chunk: Chunk) -> bytes:
         prefix = self._prefixes.get(chunk.index)
