@@ -12,6 +12,8 @@ class CachedChoice(msgspec.Struct, array_like=True):
     stop_reason: int | str | None
     logprobs: list[tuple[int, float, list[tuple[int, float]]]] | None
     """Per token: token id, log-probability, and the likeliest alternatives as (token id, log-probability)."""
+    wire: bytes | None = None
+    """Of the first choice, where another server answered: all of that answer, in JSON of its API."""
 
 
 class CachedCompletion(msgspec.Struct, array_like=True):

@@ -2,7 +2,7 @@
 
 A flag wins over the environment, that over the file, that over the default. A setting has one name
 everywhere: `max_num_seqs` in TOML, `PENSTOCK_MAX_NUM_SEQS`, `--max-num-seqs`. No other module reads the
-environment.
+environment. Tables (upstreams, routes) are for the file alone.
 """
 
 import argparse
@@ -16,9 +16,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from .errors import ConfigError
+from .tables import Route, Upstream, with_keys
 
 PREFIX = "PENSTOCK_"
 FILE_SETTING = "config"
+FILE_ONLY = "file"
+NO_MODEL = "none"
 
 Unsupported = Literal["refuse", "drop"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -68,7 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     The fields are the table that file, environment and flags share.
     """
 
-    model: Annotated[str, About("model", "'builtin', a folder, or a hub id")] = "builtin"
+    model: Annotated[
+        str, About("model", "'builtin', a folder, a hub id, or 'none' to serve upstreams only")
+    ] = "builtin"
     served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = (
         None
     )
@@ -109,6 +114,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     log_level: Annotated[LogLevel, About("server", "least severe level logged")] = "info"
     access_log: Annotated[bool, About("server", "log every request")] = False
+    upstreams: Annotated[dict[str, Upstream], About(FILE_ONLY, "services to ask (tables.py)")] = {}
+    routes: Annotated[dict[str, Route], About(FILE_ONLY, "model names that stand for several")] = {}
+    local_hour_price: Annotated[
+        float,
+        About("server", "what an hour of the local engine costs, in the currency of the upstreams' prices"),
+    ] = 0.0
 
     cache: Annotated[bool, About("cache", "keep and reuse completions")] = True
     cache_path: Annotated[
@@ -199,7 +210,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "max_body_bytes", "max_num_seqs", "max_num_batched_tokens")
         _at_least(self, 1, "max_waiting", "block_size", "max_model_len", "kv_cache_tokens", "threads")
-        _at_least(self, 0, "port", "drain_timeout")
+        _at_least(self, 0, "port", "drain_timeout", "local_hour_price")
         _at_least(self, 1 << 20, "cache_max_bytes")
         if self.port > 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535.", param="port")
@@ -230,6 +241,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"cache_no_store_patterns holds {pattern!r}, which is no regular expression: {error}.",
                     param="cache_no_store_patterns",
                 ) from error
+        if self.model == NO_MODEL and not self.upstreams:
+            raise ConfigError(
+                "model is 'none', and there are no upstreams: nothing would answer. Add an [upstreams.NAME] table to the "
+                "settings file, or serve a model.",
+                param="model",
+            )
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys holds an empty key; remove it.", param="api_keys")
 
@@ -293,11 +310,14 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
         values.update(_from_file(Path(file)))
     for variable, text in variables.items():
         name = _known(variable.removeprefix(PREFIX).lower(), where=variable)
+        if TABLE[name].about.group == FILE_ONLY:
+            raise ConfigError(f"{variable}: {name} can only be written in the settings file.", param=name)
         values[name] = _parse(TABLE[name], text, where=variable)
     for name, value in flags.items():
         if name in TABLE:
             values[name] = _parse(TABLE[name], value, where=TABLE[name].flag)
     values.setdefault("cache_path", _user_cache(environment) / "penstock" / "completions")
+    values["upstreams"] = with_keys(values.get("upstreams", {}), environment)
     return Settings(**values)
 
 
@@ -359,9 +379,28 @@ def _from_file(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"The settings file {file} is not valid TOML: {error}.", param="config") from error
     return {
-        _known(name, where=str(file)): _convert(TABLE[name], value, where=str(file), strict=True)
+        name: _of_file(_known(name, where=str(file)), value, where=str(file))
         for name, value in content.items()
     }
+
+
+def _of_file(name: str, value: Any, *, where: str) -> Any:
+    entry = TABLE[name]
+    if entry.about.group != FILE_ONLY or not isinstance(value, dict):
+        return _convert(entry, value, where=where, strict=True)
+    type_ = get_args(entry.type)[1]
+    return {key: _row(table, type_, where=f"{where}: {name}.{key}") for key, table in value.items()}
+
+
+def _row(table: Any, type_: Any, *, where: str) -> Any:
+    """One of the tables in a table."""
+    try:
+        return msgspec.convert(table, type_, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where}{'.' if path else ''}{path.rstrip('`')}: {what}.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", param=error.param) from error
 
 
 def _known(name: str, *, where: str) -> str:
@@ -401,6 +440,11 @@ def _convert(entry: _Entry, value: Any, *, where: str, strict: bool) -> Any:
     try:
         return msgspec.convert(value, entry.type, strict=strict, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
+        if entry.about.group == FILE_ONLY:
+            what, _, path = str(error).partition(" - at `$")
+            raise ConfigError(
+                f"{where}: {entry.name}{path.rstrip('`')}: {what}.", param=entry.name
+            ) from error
         raise ConfigError(
             f"{where}: {entry.name} is {value!r}; it must be {_described(entry.type)}.", param=entry.name
         ) from error

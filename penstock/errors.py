@@ -9,6 +9,10 @@
     ├── ModelNotFoundError        404 code model_not_found
     ├── OverloadedError           429 with Retry-After: the queue is full
     ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
+    ├── UpstreamError             502: an upstream cannot be reached, or what it sends is no answer
+    │   ├── UpstreamTimeoutError  504: it took too long
+    │   ├── UpstreamBusyError     503 with Retry-After: it has failed too often, and is left alone
+    │   └── UpstreamRefusedError  it answered with an error, which is passed on
     ├── ConfigError               at start: a setting is wrong
     └── ModelLoadError            at start: a model cannot be served
 
@@ -85,6 +89,45 @@ class OverloadedError(PenstockError):
 class EngineDeadError(PenstockError):
     status = 503
     code = "engine_unavailable"
+
+
+class UpstreamError(PenstockError):
+    status = 502
+    code = "upstream_failed"
+    log_level = logging.WARNING
+
+
+class UpstreamTimeoutError(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamBusyError(UpstreamError):
+    status = 503
+    code = "upstream_unavailable"
+
+
+class UpstreamRefusedError(UpstreamError):
+    """The upstream's own refusal.
+
+    Args:
+        status, type, code: as it sent them.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str,
+        code: str | None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.status = status  # type: ignore[misc]  # elsewhere it goes by the class
+        self.type = type  # type: ignore[misc]
+        self.code = code  # type: ignore[misc, assignment]
 
 
 class ConfigError(PenstockError):

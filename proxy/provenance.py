@@ -6,7 +6,7 @@ import msgspec
 
 from ..cache import CacheHit, Neighbour
 
-Outcome = Literal["hit", "trusted", "draft", "miss", "bypass"]
+Outcome = Literal["hit", "trusted", "draft", "shared", "miss", "bypass"]
 
 OUTCOME = "x-penstock-cache"
 SIMILARITY = "x-penstock-similarity"

@@ -1,7 +1,7 @@
 """One generation, from prompt to chunks: cache, tokenizer, engine, and the cache again.
 
 A question that nothing was kept for is searched for by its meaning while the engine computes already: what is found reaches
-the engine as a draft, and what is not found costs no time.
+the engine as a draft, and what is not found costs no time. Those who ask for the same at the same time share one generation.
 
 Knows no wire format.
 """
@@ -24,6 +24,7 @@ from ..scheduler.urgency import ORDINARY, Urgency
 from .backend import Backend
 from .cache_scope import CacheScope
 from .controls import CacheControls
+from .flight import Flights
 from .merge import merged
 from .metrics import Metrics
 from .near_search import NearSearch
@@ -65,6 +66,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None = None
     nothing: bool = False
     default_limit: int | None = None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What is known of a generation before its first chunk."""
+
+    provenance: Provenance
+    prompt_tokens: int
+    prediction: list[int] | None = None
 
 
 class Generation:
@@ -126,6 +135,7 @@ class CompletionService:
         self._settling: set[asyncio.Task[None]] = set()
         self._metrics = metrics
         self._speculation = speculation
+        self._flights: Flights[Head, list[Chunk]] = Flights(_size)
         self._no_store = [re.compile(pattern) for pattern in no_store]
 
     async def start(self, job: Job) -> Generation:
@@ -140,18 +150,37 @@ class CompletionService:
         if self._cache is not None and key is not None and job.controls.read:
             hit = self._cache.lookup(key)
             if hit is not None:
-                chunks, prompt_tokens = replayed(hit.completion), hit.completion.prompt_tokens
-                return await self._begun(
-                    job, started, Provenance.of_hit(hit), prompt_tokens, _at_once(chunks)
-                )
+                head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
+                return await self._begun(job, started, head, _at_once(replayed(hit.completion)))
+            # A prediction counts in the usage figures, which are then its client's own.
+            if job.controls.write and not job.draft:
+                return await self._shared(job, started, scope, key)
+        return await self._begun(job, started, *await self._lead(job, started, scope, key))
+
+    async def _shared(self, job: Job, started: float, scope: CacheScope | None, key: CacheKey) -> Generation:
+        """A place on the generation of whoever asked first, or a new one that others may join."""
+        like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl)
+        reader, first = self._flights.board(like, lambda: self._lead(job, started, scope, key))
+        try:
+            head = await reader.head()
+            if not first:
+                head = msgspec.structs.replace(head, provenance=Provenance("shared"))
+            return await self._begun(job, started, head, reader.items())
+        except BaseException:
+            reader.close()
+            raise
+
+    async def _lead(
+        self, job: Job, started: float, scope: CacheScope | None, key: CacheKey | None
+    ) -> tuple[Head, Batches]:
+        """What was not kept: computed, and kept now."""
         in_thread = sum(len(prompt.text or "") for prompt in job.prompts) >= LONG_TEXT
         encoded = [await self._encode(prompt, in_thread=in_thread) for prompt in job.prompts]
         prompt_tokens = sum(map(len, encoded))
         # Here already: a prompt of a million ids would keep the engine, and so all streams, busy before it is refused.
         self._check_length(encoded)
         if job.nothing:
-            nothing = _at_once(_nothing(job))
-            return await self._begun(job, started, Provenance("bypass"), prompt_tokens, nothing)
+            return Head(Provenance("bypass"), prompt_tokens), _at_once(_nothing(job))
         prediction = None
         if job.draft:
             in_thread = len(job.draft) >= LONG_TEXT
@@ -163,21 +192,20 @@ class CompletionService:
             neighbour = await search.trusted()
             if neighbour is not None:
                 chunks = replayed(neighbour.completion, prompt_tokens=prompt_tokens)
-                provenance = Provenance.of_trusted(neighbour)
-                return await self._begun(job, started, provenance, prompt_tokens, _at_once(chunks))
+                return Head(Provenance.of_trusted(neighbour), prompt_tokens), _at_once(chunks)
         draft: Draft = prediction
         if search is not None and prediction is None:
             draft = search.draft()
-        return await self._begun(
-            job,
-            started,
+        head = Head(
             Provenance("miss" if key is not None and job.controls.read else "bypass"),
             prompt_tokens,
-            self._compute(job, encoded, draft),
-            keep=key if job.controls.write else None,
-            prediction=prediction,
-            search=search,
+            prediction,
         )
+        batches = self._computed(head.provenance, self._compute(job, encoded, draft), search)
+        keep = key if job.controls.write else None
+        if keep is not None or search is not None:
+            batches = self._kept(job, started, _transcript(job, head), batches, keep, search)
+        return head, batches
 
     def _search(self, job: Job, scope: CacheScope) -> NearSearch | None:
         """Looks for the completion of a question that means the same, while the engine computes already."""
@@ -203,29 +231,10 @@ class CompletionService:
             asked = "draft"
         return min(allowed, asked, key=MODES.index)
 
-    async def _begun(
-        self,
-        job: Job,
-        started: float,
-        provenance: Provenance,
-        prompt_tokens: int,
-        batches: Batches,
-        *,
-        keep: CacheKey | None = None,
-        prediction: list[int] | None = None,
-        search: NearSearch | None = None,
-    ) -> Generation:
-        transcript = Transcript(
-            prompt_tokens=prompt_tokens,
-            num_prompts=len(job.prompts),
-            n=job.params.n,
-            with_logprobs=job.params.logprobs is not None,
-            prediction=prediction,
-        )
-        batches = self._observed(started, provenance, transcript, batches, search)
-        if keep is not None or search is not None:
-            batches = self._kept(job, started, transcript, batches, keep, search)
-        generation = Generation(provenance, transcript, batches)
+    async def _begun(self, job: Job, started: float, head: Head, batches: Batches) -> Generation:
+        transcript = _transcript(job, head)
+        observed = self._observed(started, head.provenance, transcript, batches)
+        generation = Generation(head.provenance, transcript, observed)
         try:
             await generation.begin()
         except BaseException:
@@ -234,24 +243,25 @@ class CompletionService:
         return generation
 
     async def _observed(
-        self,
-        started: float,
-        provenance: Provenance,
-        transcript: Transcript,
-        batches: Batches,
-        search: NearSearch | None,
+        self, started: float, provenance: Provenance, transcript: Transcript, batches: Batches
     ) -> Batches:
         """Passes batches on, and tells the metrics."""
         async with aclosing(batches):
             with self._metrics.observe(provenance, started) as observed:
                 async for batch in batches:
-                    _raise_if_broken(batch)
-                    if search is not None:
-                        await search.attribute(provenance)
-                        search = None
                     observed.batch(batch)
                     yield batch
                 observed.finished(transcript)
+
+    async def _computed(self, provenance: Provenance, batches: Batches, search: NearSearch | None) -> Batches:
+        """Passes batches on; before the first it is known whether there was a draft."""
+        async with aclosing(batches):
+            async for batch in batches:
+                _raise_if_broken(batch)
+                if search is not None:
+                    await search.attribute(provenance)
+                    search = None
+                yield batch
 
     async def _kept(
         self,
@@ -265,6 +275,7 @@ class CompletionService:
         """Passes batches on; at the end, and only when all of it came, keeps the completion and learns from it."""
         async with aclosing(batches):
             async for batch in batches:
+                transcript.add(batch)
                 yield batch
         completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
         if search is not None:
@@ -349,6 +360,21 @@ class CompletionService:
                     "Shorten it.",
                     param="prompt",
                 )
+
+
+def _transcript(job: Job, head: Head) -> Transcript:
+    return Transcript(
+        prompt_tokens=head.prompt_tokens,
+        num_prompts=len(job.prompts),
+        n=job.params.n,
+        with_logprobs=job.params.logprobs is not None,
+        prediction=head.prediction,
+    )
+
+
+def _size(batch: list[Chunk]) -> int:
+    """Roughly, in bytes."""
+    return 64 + sum(len(chunk.text) + 8 * len(chunk.token_ids) for chunk in batch)
 
 
 def _asked(job: Job) -> list[str]:

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"errors", "config", "native_build"}
+LEAVES = {"errors", "config", "tables", "native_build"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "tables"},
+    "tables": {"errors"},
     "native_build": set(),
     "kernels": {"native_build"},
     "models": {"kernels", *LEAVES},
@@ -34,6 +35,7 @@ MAY_IMPORT = {
 MAY_NOT_USE = {
     "errors": {"aiohttp", "lmdb", "torch", "transformers", "msgspec"},
     "config": {"aiohttp", "lmdb", "torch", "transformers"},
+    "tables": {"aiohttp", "lmdb", "torch", "transformers"},
     "native_build": {"aiohttp", "lmdb", "numpy", "torch", "transformers", "msgspec"},
     "kernels": {"aiohttp", "lmdb", "transformers"},
     "models": {"aiohttp", "lmdb"},

@@ -112,8 +112,10 @@ def test_every_setting_has_a_flag_and_a_line_of_help() -> None:
     add_arguments(parser, groups=ALL_GROUPS)
     text = parser.format_help()
     for entry in TABLE.values():
-        assert entry.flag in text, entry.name
-        assert entry.about.group in ALL_GROUPS
+        assert (entry.flag in text) is (entry.about.group in ALL_GROUPS), entry.name
+        assert entry.about.group in ALL_GROUPS or entry.name in ("upstreams", "routes"), (
+            "tables have no flags"
+        )
 
 
 def test_the_engine_gets_its_share_under_the_same_names() -> None:

@@ -1,0 +1,211 @@
+"""The tables of the settings file: upstreams, the models they have, and routes. A leaf beside config.
+
+[upstreams.openai]
+base_url = "https://api.openai.com/v1"
+api_key_env = "OPENAI_API_KEY"
+
+[upstreams.openai.models."gpt-4o-mini"]
+input = 0.15
+cached_input = 0.075
+output = 0.60
+
+[routes.quick]
+targets = ["builtin", "openai/gpt-4o-mini"]
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from .errors import ConfigError
+
+ANY_MODEL = "*"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LOCAL_HOST = re.compile(
+    r"http://(127\.|localhost|\[::1\]|10\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|[^./]+(:|/|$))"
+)
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A text that no representation shows."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class UpstreamModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of an upstream, and its prices per million tokens, in any one currency.
+
+    Attributes:
+        name: what the upstream calls it; None: the same.
+        input, output: None: unknown, so that costs are, too.
+        cached_input: of prompt tokens that the upstream had cached; None: as `input`.
+    """
+
+    name: str | None = None
+    input: float | None = None
+    cached_input: float | None = None
+    output: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("input", "cached_input", "output"):
+            price = getattr(self, field)
+            if price is not None and not 0 <= price < float("inf"):
+                raise ConfigError(f"The price {field} is {price}; it must be 0 or more.", param="upstreams")
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A service that speaks OpenAI's or Anthropic's API.
+
+    Attributes:
+        base_url: up to and without the endpoint's own path, with `/v1` where the service has it.
+        format: whose API it speaks.
+        responses: it also has OpenAI's /responses.
+        api_key_env, api_key_file: where its key is found; neither: it takes none.
+        api_key: that key, once found.
+        models: names, or a table of models; "*" takes any name.
+        connect_timeout, first_token_timeout, idle_timeout, total_timeout: seconds for a connection, for a stream's first
+            token, between two pieces of it, and for all of a reply, streamed or not, with its retries.
+        retries: further attempts after one that failed, before the next target is asked.
+        max_connections: most requests at once; more wait.
+        hedge_percentile: ask a second time when a first token takes longer than this share of the last ones, and take
+            what comes first; None: never.
+        stream_usage: ask for the token counts of every stream, and keep that event from clients that have not.
+        breaker_failures, breaker_seconds: so many failures in a row, and nothing is asked of it for so long.
+    """
+
+    base_url: str
+    format: Literal["openai", "anthropic"] = "openai"
+    responses: bool = False
+    api_key_env: str | None = None
+    api_key_file: Path | None = None
+    api_key: Secret | None = None
+    models: list[str] | dict[str, UpstreamModel] = {}
+    connect_timeout: float = 5.0
+    first_token_timeout: float = 60.0
+    idle_timeout: float = 60.0
+    total_timeout: float = 600.0
+    retries: int = 2
+    max_connections: int = 512
+    hedge_percentile: float | None = None
+    stream_usage: bool = True
+    breaker_failures: int = 5
+    breaker_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not re.match(r"https?://[^/]+", self.base_url):
+            raise ConfigError(
+                f"base_url is {self.base_url!r}; it must begin with http:// or https:// and a host.",
+                param="upstreams",
+            )
+        if self.api_key_env and self.api_key_file:
+            raise ConfigError("api_key_env and api_key_file are given; leave one out.", param="upstreams")
+        for field in (
+            "connect_timeout",
+            "first_token_timeout",
+            "idle_timeout",
+            "total_timeout",
+            "breaker_seconds",
+        ):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise ConfigError(
+                    f"{field} is {getattr(self, field)}; it must be a number of seconds above 0.",
+                    param="upstreams",
+                )
+        for field, low in (("retries", 0), ("max_connections", 1), ("breaker_failures", 1)):
+            if getattr(self, field) < low:
+                raise ConfigError(
+                    f"{field} is {getattr(self, field)}; it must be at least {low}.", param="upstreams"
+                )
+        if self.hedge_percentile is not None and not 0 < self.hedge_percentile < 1:
+            raise ConfigError(
+                f"hedge_percentile is {self.hedge_percentile}; it must be between 0 and 1, as 0.95.",
+                param="upstreams",
+            )
+
+    @property
+    def known_models(self) -> dict[str, UpstreamModel]:
+        """By the names that clients use."""
+        return (
+            self.models if isinstance(self.models, dict) else {name: UpstreamModel() for name in self.models}
+        )
+
+    @property
+    def sends_key_in_clear(self) -> bool:
+        """The key crosses a network that is not the host's own, unencrypted."""
+        has_key = self.api_key is not None
+        return has_key and self.base_url.startswith("http://") and not _LOCAL_HOST.match(self.base_url)
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model name that stands for several.
+
+    Attributes:
+        targets: names of the local model, or UPSTREAM/MODEL.
+        policy: which is asked first: the first named, one drawn by `weights`, or the cheapest that is healthy. The others
+            follow, in the same order, should it fail.
+        weights: shares, one per target; only with "weighted".
+    """
+
+    targets: tuple[str, ...]
+    policy: Literal["fixed", "weighted", "cheapest"] = "fixed"
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ConfigError("targets is empty; name a model, or UPSTREAM/MODEL.", param="routes")
+        if (self.policy == "weighted") != bool(self.weights):
+            raise ConfigError(
+                'weights and policy = "weighted" go together; give both or neither.', param="routes"
+            )
+        if self.weights and len(self.weights) != len(self.targets):
+            raise ConfigError(
+                f"There are {len(self.weights)} weights for {len(self.targets)} targets; give one for each.",
+                param="routes",
+            )
+        if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")):
+            raise ConfigError("weights must be 0 or more, and one of them above 0.", param="routes")
+
+
+def with_keys(upstreams: Mapping[str, Upstream], environment: Mapping[str, str]) -> dict[str, Upstream]:
+    """Raises ConfigError where a name is none, or a key is not where it should be."""
+    return {name: _with_key(name, upstream, environment) for name, upstream in upstreams.items()}
+
+
+def _with_key(name: str, upstream: Upstream, environment: Mapping[str, str]) -> Upstream:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"An upstream is called {name!r}; use up to 64 letters, digits, '_', '.' and '-'.",
+            param="upstreams",
+        )
+    if upstream.api_key is not None:
+        raise ConfigError(
+            f"upstreams.{name}.api_key: a key does not belong into the settings file; name the variable that holds it in "
+            "api_key_env, or a file in api_key_file.",
+            param="upstreams",
+        )
+    if upstream.api_key_env is not None:
+        key = environment.get(upstream.api_key_env, "").strip()
+        place = f"The variable {upstream.api_key_env}"
+    elif upstream.api_key_file is not None:
+        place = f"The file {upstream.api_key_file}"
+        try:
+            key = upstream.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"upstreams.{name}.api_key_file: {upstream.api_key_file} cannot be read: {error}.",
+                param="upstreams",
+            ) from error
+    else:
+        return upstream
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"upstreams.{name}: {place} holds no key; put one there, or leave the setting out.",
+            param="upstreams",
+        )
+    return msgspec.structs.replace(upstream, api_key=Secret(key))

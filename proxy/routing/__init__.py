@@ -1,0 +1,1 @@
+"""From the model name an app asks for to what is asked to answer, in which order."""

@@ -1,0 +1,114 @@
+"""Which names there are, what each stands for, and how that is doing now."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from ...errors import ConfigError, ModelNotFoundError
+from ...tables import ANY_MODEL, Route, Upstream
+from ..backend import Backend
+from .plan import Ask, Candidate, Plan, plan
+from .target import LocalTarget, RemoteTarget, Target
+
+Health = Callable[[Target], bool]
+Cost = Callable[[Target, Ask], float | None]
+
+
+class Router:
+    """Resolves names in this order: routes, the local model's own, UPSTREAM/MODEL, models of upstreams (of several that
+    have it, in the file's order), and last what takes any name.
+
+    Args:
+        backend: None without a local engine.
+        healthy: whether a target would probably answer now.
+        cost: of a request there, None where unknown.
+
+    Raises ConfigError when a route names what is not there.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None,
+        upstreams: Mapping[str, Upstream],
+        routes: Mapping[str, Route],
+        *,
+        healthy: Health,
+        cost: Cost,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._backend = backend
+        self._upstreams = upstreams
+        self._healthy = healthy
+        self._cost = cost
+        self._draw = draw
+        self._routes = {name: (route, self._targets(name, route)) for name, route in routes.items()}
+        self._models: dict[str, list[Target]] = {}
+        for upstream, settings in upstreams.items():
+            for model, prices in settings.known_models.items():
+                if model != ANY_MODEL:
+                    target = RemoteTarget(upstream, prices.name or model, prices)
+                    self._models.setdefault(model, []).append(target)
+
+    @property
+    def names(self) -> list[str]:
+        """What clients can ask for, but for names taken by "*"."""
+        local = [] if self._backend is None else self._backend.names
+        return list(dict.fromkeys([*self._routes, *local, *self._models]))
+
+    def plan(self, name: str, ask: Ask) -> Plan:
+        """Raises ModelNotFoundError."""
+        found = self._routes.get(name)
+        if found is not None:
+            route, targets = found
+            weights: Sequence[float] = route.weights or (1.0,) * len(targets)
+            candidates = [
+                Candidate(target, self._healthy(target), self._cost(target, ask), weight)
+                for target, weight in zip(targets, weights, strict=True)
+            ]
+            return plan(route.policy, candidates, self._draw())
+        targets = self._find(name)
+        if not targets:
+            raise ModelNotFoundError(
+                f"The model {name!r} does not exist here; served are: {', '.join(self.names)}.", param="model"
+            )
+        if len(targets) == 1:
+            return Plan(tuple(targets), "only")
+        return plan("fixed", [Candidate(target, self._healthy(target), None) for target in targets], 0.0)
+
+    def _find(self, name: str) -> list[Target]:
+        if self._backend is not None and name in self._backend.names:
+            return [LocalTarget(self._backend.find(name))]
+        upstream, _, model = name.partition("/")
+        if upstream in self._upstreams and model:
+            named = self._of_upstream(upstream, model)
+            if named is not None:
+                return [named]
+        if name in self._models:
+            return self._models[name]
+        if self._backend is not None and ANY_MODEL in self._backend.aliases:
+            return [LocalTarget(self._backend.find(name))]
+        return [
+            RemoteTarget(upstream, name, settings.known_models[ANY_MODEL])
+            for upstream, settings in self._upstreams.items()
+            if ANY_MODEL in settings.known_models
+        ]
+
+    def _of_upstream(self, upstream: str, model: str) -> Target | None:
+        models = self._upstreams[upstream].known_models
+        found = models.get(model)
+        if found is None:
+            found = models.get(ANY_MODEL)
+            return None if found is None else RemoteTarget(upstream, model, found)
+        return RemoteTarget(upstream, found.name or model, found)
+
+    def _targets(self, name: str, route: Route) -> list[Target]:
+        targets = []
+        for wanted in route.targets:
+            found = self._find(wanted)
+            if len(found) != 1:
+                why = "is nothing that is served" if not found else "stands for several upstreams"
+                raise ConfigError(
+                    f"routes.{name} names {wanted!r}, which {why}; name the local model, or UPSTREAM/MODEL.",
+                    param="routes",
+                )
+            targets += found
+        return targets

@@ -1,0 +1,240 @@
+"""What a reply says of itself, read beside its forwarding: is it whole, what did it cost, and what of it can be kept.
+
+One reading per API; this file has what they share, and OpenAI's two older ones, whose streams are pieces of the same body.
+"""
+
+from typing import Any, Protocol
+
+import msgspec
+import orjson
+
+from ...cache import CachedChoice, CachedCompletion
+from ...errors import UpstreamError
+from .refusal import error_in
+
+# Of a longer answer nothing is kept.
+MAX_KEPT_CHARACTERS = 1 << 20
+
+
+class TokenCounts(msgspec.Struct, frozen=True):
+    """As the upstream reports them; a figure that it leaves out is unknown, not 0."""
+
+    prompt: int | None = None
+    cached: int | None = None
+    completion: int | None = None
+
+
+class Reading(Protocol):
+    """Of one reply.
+
+    Attributes:
+        tokens: None while, or if, it reports none.
+        finish_reasons: of the choices that have ended.
+    """
+
+    tokens: TokenCounts | None
+    finish_reasons: list[str]
+
+    @property
+    def finished(self) -> bool:
+        """All that belongs to the reply has come."""
+        ...
+
+    def event(self, data: bytes) -> bool:
+        """Reads an event's data; False where it is for us alone.
+
+        Raises UpstreamError for what is no event of this API, and for one that tells of an error.
+        """
+        ...
+
+    def body(self, body: bytes) -> None:
+        """Reads a reply that came at once. Raises UpstreamError."""
+        ...
+
+    def completion(self, *, seconds: float) -> CachedCompletion | None:
+        """What the cache keeps; None of what did not end by itself, or cannot be put together again."""
+        ...
+
+
+class OpenAIReading:
+    """Of /chat/completions and /completions.
+
+    Args:
+        chat: which of the two.
+        keep: whether a completion will be asked for.
+        own_usage: the usage event was not the client's wish, so that it is not shown.
+    """
+
+    def __init__(self, *, chat: bool, keep: bool, own_usage: bool) -> None:
+        self.tokens: TokenCounts | None = None
+        self.finish_reasons: list[str] = []
+        self._text_field = "message" if chat else "text"
+        self._keep = keep
+        self._own_usage = own_usage
+        self._done = False
+        self._body: dict[str, Any] | None = None
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._kept = 0
+
+    @property
+    def finished(self) -> bool:
+        return self._done or 0 < len(self._choices) == len(self.finish_reasons)
+
+    def event(self, data: bytes) -> bool:
+        if data == b"[DONE]":
+            self._done = True
+            return True
+        if not data:
+            return True
+        chunk = _object(data)
+        choices = chunk.get("choices")
+        if choices is None and "error" in chunk:
+            raise UpstreamError(error_in(data) or "The upstream failed.")
+        if (usage := chunk.get("usage")) is not None:
+            self.tokens = tokens_of(usage)
+            if self._keep and self._body is not None:
+                self._body["usage"] = usage
+        if not choices:
+            return not (self._own_usage and usage is not None)
+        if self._keep and self._body is None:
+            self._body = {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
+        for piece in choices:
+            self._piece(piece)
+        return True
+
+    def body(self, body: bytes) -> None:
+        whole = _object(body)
+        usage = whole.get("usage")
+        self.tokens = None if usage is None else tokens_of(usage)
+        self._choices = dict(enumerate(whole.get("choices") or []))
+        self.finish_reasons = [str(choice.get("finish_reason")) for choice in self._choices.values()]
+        self._body, self._done = whole, True
+        self._kept = len(body)
+
+    def completion(self, *, seconds: float) -> CachedCompletion | None:
+        whole = self._body
+        if whole is None or not self.finished or self._kept > MAX_KEPT_CHARACTERS:
+            return None
+        if not self._choices or not all(reason in ("stop", "tool_calls") for reason in self.finish_reasons):
+            return None
+        if "choices" not in whole:
+            chat = self._text_field == "message"
+            choices = [_joined(self._choices[index]) for index in sorted(self._choices)]
+            for choice in choices if chat else ():
+                choice["message"] = {"role": "assistant", "content": None, **choice.get("message", {})}
+            whole = {**whole, "object": "chat.completion" if chat else "text_completion", "choices": choices}
+        return CachedCompletion(
+            choices=[
+                CachedChoice(
+                    text=_text_of(choice),
+                    token_ids=[],
+                    finish_reason=str(choice["finish_reason"]),
+                    stop_reason=None,
+                    logprobs=None,
+                    wire=None if place else orjson.dumps(whole),
+                )
+                for place, choice in enumerate(whole["choices"])
+            ],
+            prompt_tokens=(self.tokens.prompt if self.tokens else None) or 0,
+            engine_seconds=seconds,
+        )
+
+    def _piece(self, piece: dict[str, Any]) -> None:
+        try:
+            index = piece.get("index", 0)
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = {"index": index}
+            if (reason := piece.get("finish_reason")) is not None and "finish_reason" not in choice:
+                choice["finish_reason"] = reason
+                self.finish_reasons.append(str(reason))
+            if self._keep:
+                self._kept += _gather(choice, piece)
+                self._keep = self._kept <= MAX_KEPT_CHARACTERS
+        except (AttributeError, TypeError, KeyError) as error:
+            raise UpstreamError("The upstream sent an event that is none of this API.") from error
+
+
+def tokens_of(usage: dict[str, Any]) -> TokenCounts:
+    """OpenAI's usage figures."""
+    if not isinstance(usage, dict):
+        return TokenCounts()
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return TokenCounts(_count(prompt), _count(cached), _count(completion))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamError(f"The upstream sent what is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise UpstreamError("The upstream sent JSON that is no object.")
+    return value
+
+
+def _gather(into: dict[str, Any], piece: dict[str, Any]) -> int:
+    """Adds a piece of a choice to what there is of it; the number of characters that came."""
+    size = 0
+    for name, value in piece.items():
+        if value is None or name in ("index", "finish_reason"):
+            continue
+        if name == "delta":
+            size += _gather(into.setdefault("message", {}), value)
+        elif isinstance(value, str):
+            # A role or an id comes once, or is repeated; texts come in pieces.
+            if name in ("role", "id", "type", "name"):
+                into[name] = value
+            else:
+                into.setdefault(name, []).append(value)
+                size += len(value)
+        elif isinstance(value, dict):
+            size += _gather(into.setdefault(name, {}), value)
+        elif isinstance(value, list):
+            size += _gather_list(into, name, value)
+        else:
+            into[name] = value
+    return size
+
+
+def _gather_list(into: dict[str, Any], name: str, items: list[Any]) -> int:
+    """Items that carry an index (tool calls) are gathered each by its own; others follow one another."""
+    size = 0
+    for item in items:
+        if isinstance(item, dict) and isinstance(item.get("index"), int):
+            by_index = into.setdefault(name, {})
+            size += _gather(by_index.setdefault(item["index"], {}), item)
+        else:
+            into.setdefault(name, _Whole()).append(item)
+            size += 64
+    return size
+
+
+class _Whole(list[Any]):
+    """Items that came as they are, unlike the pieces of a text."""
+
+
+def _joined(value: Any) -> Any:
+    """What was gathered, as a body has it."""
+    if isinstance(value, _Whole):
+        return list(value)
+    if isinstance(value, list):
+        return "".join(value)
+    if isinstance(value, dict):
+        if value and all(isinstance(key, int) for key in value):
+            return [_joined(value[key]) for key in sorted(value)]
+        return {key: _joined(item) for key, item in value.items()}
+    return value
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    message = choice.get("message")
+    text = choice.get("text") if message is None else message.get("content")
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,115 @@
+"""What an upstream has begun to send: read at the client's pace, within the upstream's time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from aiohttp import ClientError, ClientResponse
+
+from ...errors import UpstreamError, UpstreamTimeoutError
+from .events import EventSplitter, data_of, split
+from .refusal import error_in
+
+MAX_BODY_BYTES = 64 << 20
+
+
+class UpstreamReply:
+    """Args:
+    upstream: its name, for messages.
+    idle_timeout: seconds between two pieces of a stream.
+    deadline: when all of it must have come (`time.monotonic`).
+    """
+
+    def __init__(
+        self, upstream: str, response: ClientResponse, *, idle_timeout: float, deadline: float
+    ) -> None:
+        self.upstream = upstream
+        self.body = b""
+        self._response = response
+        self._idle_timeout = idle_timeout
+        self._deadline = deadline
+        self._splitter = EventSplitter()
+        self._first = b""
+
+    @property
+    def is_stream(self) -> bool:
+        return self._response.content_type == "text/event-stream"
+
+    @property
+    def request_id(self) -> str | None:
+        """What the upstream calls this request."""
+        headers = self._response.headers
+        return headers.get("x-request-id") or headers.get("request-id")
+
+    async def begin(self) -> None:
+        """Waits for the first event that carries data; with a reply that is no stream after all, for all of it.
+
+        Raises UpstreamError, also when that event is an error, or nothing comes.
+        """
+        if not self.is_stream:
+            await self.read_all()
+            return
+        while b"data:" not in self._first:
+            block = await self._next_block()
+            if not block:
+                raise UpstreamError(f"The upstream {self.upstream} ended its stream before the first token.")
+            self._first += block
+        if b'"error"' in self._first and (message := error_in(data_of(split(self._first)[-1]))) is not None:
+            raise UpstreamError(f"The upstream {self.upstream} failed at once: {message}")
+
+    async def read_all(self) -> None:
+        """Fills `body`. Raises UpstreamError."""
+        parts, size = [], 0
+        try:
+            while data := await self._response.content.readany():
+                parts.append(data)
+                size += len(data)
+                if size > MAX_BODY_BYTES:
+                    raise UpstreamError(
+                        f"The upstream {self.upstream} sent more than {MAX_BODY_BYTES} bytes."
+                    )
+        except ClientError as error:
+            raise UpstreamError(f"The upstream {self.upstream} broke off its reply.") from error
+        self.body = b"".join(parts)
+        self._response.release()
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Whole events, as they come. Raises UpstreamError where the stream breaks or stalls."""
+        yield self._first
+        while block := await self._next_block():
+            yield block
+
+    def close(self) -> None:
+        """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
+        if not self._response.closed:
+            self._response.close()
+
+    async def _next_block(self) -> bytes:
+        """Empty at the end."""
+        while True:
+            data = await self._read()
+            if not data:
+                if self._splitter.has_rest:
+                    raise UpstreamError(f"The upstream {self.upstream} ended its stream within an event.")
+                self._response.release()
+                return b""
+            try:
+                block = self._splitter.feed(data)
+            except UpstreamError as error:
+                raise UpstreamError(f"The upstream {self.upstream} {error.message}.") from None
+            if block:
+                return block
+
+    async def _read(self) -> bytes:
+        left = self._deadline - time.monotonic()
+        patience = min(self._idle_timeout, left)
+        try:
+            async with asyncio.timeout(patience):
+                return await self._response.content.readany()
+        except TimeoutError as error:
+            what = "sent nothing for" if patience == self._idle_timeout else "not ended its reply within its"
+            raise UpstreamTimeoutError(
+                f"The upstream {self.upstream} has {what} {max(patience, 0):g} seconds."
+            ) from error
+        except ClientError as error:
+            raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error

@@ -1,0 +1,240 @@
+"""One upstream: its connections, its key, its health, and the attempts at a reply before its first token."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import msgspec
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+
+from ... import __version__
+from ...errors import (
+    PenstockError,
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+)
+from ...tables import Upstream as Settings
+from .backoff import PATIENCE_SECONDS, backoff
+from .breaker import CircuitBreaker
+from .latency import Latencies
+from .refusal import may_do_better_again, refusal_of
+from .reply import UpstreamReply
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_SECONDS = 60.0
+ANTHROPIC_VERSION = "2023-06-01"
+MAX_REFUSAL_BYTES = 1 << 20
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is sent: `path` behind the upstream's base_url, `headers` beside those of every request."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    stream: bool
+
+
+class Upstream:
+    """Made within a running event loop; to be closed.
+
+    Args:
+        name: as the settings file calls it.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self.breaker = CircuitBreaker(
+            failures=settings.breaker_failures, seconds=settings.breaker_seconds, clock=time.monotonic
+        )
+        self.latencies = Latencies(settings.hedge_percentile)
+        self._session = ClientSession(
+            connector=TCPConnector(
+                limit=settings.max_connections,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                enable_cleanup_closed=True,
+            ),
+            timeout=ClientTimeout(total=None, sock_connect=settings.connect_timeout),
+            headers=_headers(settings),
+            auto_decompress=True,
+            # Proxies and .netrc of the environment are nobody's setting here.
+            trust_env=False,
+        )
+        self._base = settings.base_url.rstrip("/")
+
+    @property
+    def healthy(self) -> bool:
+        return self.breaker.wait == 0
+
+    async def ask(self, question: Question) -> UpstreamReply:
+        """A reply whose first token is there (or all of it, where it is no stream), after as many attempts as it takes.
+
+        Raises UpstreamError.
+        """
+        deadline = time.monotonic() + self.settings.total_timeout
+        for attempt in range(self.settings.retries + 1):
+            if (wait := self.breaker.wait) > 0:
+                raise UpstreamBusyError(
+                    f"The upstream {self.name} is left alone for another {wait:.1f} seconds after it failed or asked for "
+                    "it; try again then.",
+                    retry_after=wait,
+                )
+            try:
+                return await self._ask_once_or_twice(question, deadline)
+            except PenstockError as error:
+                last = attempt == self.settings.retries
+                pause = error.retry_after
+                if pause is None:
+                    pause = backoff(attempt, random.random())
+                too_long = pause > PATIENCE_SECONDS or time.monotonic() + pause > deadline
+                if last or too_long or not may_do_better_again(error):
+                    raise
+                log.info(
+                    "%s: attempt %d failed (%s); again in %.2f s",
+                    self.name,
+                    attempt + 1,
+                    error.message,
+                    pause,
+                )
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
+        late = self.latencies.late
+        if late is None:
+            return await self._ask_once(question, deadline)
+        first = asyncio.create_task(self._ask_once(question, deadline))
+        tasks = {first}
+        try:
+            await asyncio.wait(tasks, timeout=late)
+            twice = not first.done()
+            self.latencies.asked(twice=twice)
+            if twice:
+                tasks.add(asyncio.create_task(self._ask_once(question, deadline)))
+            while True:
+                done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None or not running:
+                        tasks.discard(task)
+                        return task.result()
+                tasks = running
+        finally:
+            for task in tasks:
+                task.cancel()
+                task.add_done_callback(_close_unused)
+
+    async def _ask_once(self, question: Question, deadline: float) -> UpstreamReply:
+        self.breaker.enter()
+        started = time.monotonic()
+        try:
+            reply = await self._first_token(question, deadline)
+        except UpstreamRefusedError as error:
+            if error.retry_after is not None and error.status in (429, 503):
+                self.breaker.rest(error.retry_after)
+            elif error.status >= 500:
+                self.breaker.failed()
+            else:
+                self.breaker.succeeded()  # it works: it has looked at the request
+            raise
+        except UpstreamError:
+            self.breaker.failed()
+            raise
+        except BaseException:
+            self.breaker.left()
+            raise
+        self.breaker.succeeded()
+        self.latencies.add(time.monotonic() - started)
+        return reply
+
+    async def _first_token(self, question: Question, deadline: float) -> UpstreamReply:
+        settings = self.settings
+        patience = max(0.0, deadline - time.monotonic())
+        if question.stream:
+            patience = min(patience, settings.first_token_timeout)
+        response: ClientResponse | None = None
+        try:
+            async with asyncio.timeout(patience):
+                response = await self._session.post(
+                    self._base + question.path,
+                    data=question.body,
+                    headers=question.headers,
+                    allow_redirects=False,
+                )
+                if response.status != 200:
+                    body = await _read_some(response)
+                    raise refusal_of(response, body, self.name)
+                reply = UpstreamReply(
+                    self.name, response, idle_timeout=settings.idle_timeout, deadline=deadline
+                )
+                await (reply.begin() if question.stream else reply.read_all())
+                return reply
+        except TimeoutError as error:  # also aiohttp's
+            _drop(response)
+            if isinstance(error, ClientError):
+                what, limit = "taken a connection", settings.connect_timeout
+            else:
+                what, limit = "sent a first token" if question.stream else "answered", patience
+            raise UpstreamTimeoutError(
+                f"The upstream {self.name} has not {what} within {limit:g} seconds."
+            ) from error
+        except ClientError as error:
+            _drop(response)
+            raise UpstreamError(f"The upstream {self.name} cannot be asked: {_reason(error)}.") from error
+        except BaseException:
+            _drop(response)
+            raise
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "User-Agent": f"penstock/{__version__}",
+    }
+    key = None if settings.api_key is None else settings.api_key.value
+    if settings.format == "anthropic":
+        headers["anthropic-version"] = ANTHROPIC_VERSION
+        if key is not None:
+            headers["x-api-key"] = key
+    elif key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+async def _read_some(response: ClientResponse) -> bytes:
+    """An error's body, however long it is."""
+    body = b""
+    with suppress(ClientError):
+        while len(body) < MAX_REFUSAL_BYTES and (data := await response.content.readany()):
+            body += data
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
+    return body[:MAX_REFUSAL_BYTES]
+
+
+def _drop(response: ClientResponse | None) -> None:
+    if response is not None and not response.closed:
+        response.close()
+
+
+def _close_unused(task: "asyncio.Task[UpstreamReply]") -> None:
+    """The slower of two replies."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _reason(error: ClientError) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".")
