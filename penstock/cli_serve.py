@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
-from .config import Settings
+from .config import NO_MODEL, Settings
 from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
 
 
@@ -33,16 +33,24 @@ def _serve_alone(settings: Settings) -> None:
     async def main() -> None:
         await serve(
             settings,
-            AsyncEngine(engine_config(settings)),
+            None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings)),
             sock,
             None if embedding_model is None else AsyncEmbedder(embedding_model),
-            on_ready=lambda backend: _announce(settings, address_of(sock), backend.engine.info),
+            on_ready=lambda backend: _announce(
+                settings, address_of(sock), None if backend is None else backend.engine.info
+            ),
         )
 
     uvloop.run(main())
 
 
-def _announce(settings: Settings, address: str, info: ModelInfo) -> None:
+def _announce(settings: Settings, address: str, info: ModelInfo | None) -> None:
+    """`info` None: only upstreams are served."""
+    if settings.upstreams:
+        print(f"Upstreams: {', '.join(settings.upstreams)}")
+    if info is None:
+        print(f"Penstock {__version__} serves {len(settings.upstreams)} upstreams at {address}", flush=True)
+        return
     from .models.location import model_name
 
     name = settings.served_model_name or model_name(settings.model)

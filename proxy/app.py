@@ -8,7 +8,7 @@ from ..cache import CompletionCache
 from ..cache.near import NearHits
 from ..config import Settings
 from .backend import Backend
-from .context import CONTEXT, Context
+from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
@@ -18,37 +18,49 @@ from .routes.embeddings import create_embeddings
 from .routes.models import get_model, list_models
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
+from .routing.state import router_of
 from .service import CompletionService
+from .upstreams.pool import UpstreamPool
+from .upstreams.relay import Relay
 
 
 def create_app(
     settings: Settings,
-    backend: Backend,
+    backend: Backend | None,
     cache: CompletionCache | None,
     embeddings: EmbeddingBackend | None = None,
     near: NearHits | None = None,
     *,
     shared_metrics: Path | None = None,
 ) -> web.Application:
-    """An application around parts that the caller starts and closes.
+    """An application around parts that the caller starts and closes; its upstreams, too (`Context.upstreams`). To be called
+    within a running event loop.
 
     Args:
         shared_metrics: folder in which several workers keep their figures together.
     """
     figures = Metrics(backend, cache, shared=shared_metrics)
     edge = Edge(figures, api_keys=settings.api_keys)
-    app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
-    app[CONTEXT] = Context(
-        settings=settings,
-        backend=backend,
-        service=CompletionService(
+    pool = UpstreamPool(settings.upstreams)
+    local = None
+    if backend is not None:
+        service = CompletionService(
             backend,
             cache,
             near,
             figures,
             no_store=settings.cache_no_store_patterns,
             speculation=settings.speculation,
-        ),
+        )
+        local = Local(backend, service)
+    app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
+    app[CONTEXT] = Context(
+        settings=settings,
+        router=router_of(settings, backend, pool),
+        local=local,
+        upstreams=pool,
+        relay=Relay(pool, cache, no_store=settings.cache_no_store_patterns),
+        cache=cache,
         metrics=figures,
         edge=edge,
         embeddings=embeddings,

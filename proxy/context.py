@@ -5,22 +5,55 @@ import time
 import msgspec
 from aiohttp import web
 
+from ..cache import CompletionCache
 from ..config import Settings
+from ..errors import ModelNotFoundError
 from .backend import Backend, Served
 from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
+from .routing.router import Router
 from .service import CompletionService
+from .upstreams.pool import UpstreamPool
+from .upstreams.relay import Relay
 
 
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    settings: Settings
+class Local(msgspec.Struct, frozen=True):
+    """The model that is served here."""
+
     backend: Backend
     service: CompletionService
+
+
+class Context(msgspec.Struct, kw_only=True):
+    """`settings`, `router`: replaced together when the settings file is read anew."""
+
+    settings: Settings
+    router: Router
+    local: Local | None
+    upstreams: UpstreamPool
+    relay: Relay
+    cache: CompletionCache | None
     metrics: Metrics
     edge: Edge
     embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
+
+    @property
+    def backend(self) -> Backend:
+        """Raises ModelNotFoundError where only upstreams are served."""
+        return self._local.backend
+
+    @property
+    def service(self) -> CompletionService:
+        """As `backend`."""
+        return self._local.service
+
+    @property
+    def _local(self) -> Local:
+        if self.local is None:
+            raise ModelNotFoundError("No model is served here, only upstreams: the setting model is 'none'.")
+        return self.local
 
     def system_fingerprint(self, served: Served) -> str:
         """Changes whenever a seeded answer could; the model must be ready."""

@@ -6,9 +6,8 @@ aborted. A reader that lags holds the source back, by no more than `WINDOW`, for
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
-from contextlib import aclosing
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
 # What a source may be ahead of its slowest reader, and how much is kept for those who come later, in units of its `size`.
 WINDOW = 1 << 20
@@ -16,7 +15,20 @@ JOINABLE = 4 << 20
 
 Head = TypeVar("Head")
 Item = TypeVar("Item")
-Source = AsyncGenerator[Item, None]
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Source(Protocol[Item_co]):
+    """What is iterated, once, and closed: an async generator, or something that can be closed before it is begun, too."""
+
+    def __aiter__(self) -> AsyncIterator[Item_co]: ...
+    def __anext__(self) -> Awaitable[Item_co]: ...
+    def aclose(self) -> Awaitable[None]: ...
+
+
+async def at_once(item: Item) -> AsyncGenerator[Item, None]:
+    """A source of one item."""
+    yield item
 
 
 class Flight(Generic[Head, Item]):
@@ -35,7 +47,7 @@ class Flight(Generic[Head, Item]):
         self._dropped = 0  # items before the first one kept
         self._ahead = 0  # size of what the slowest reader has not seen
         self._total = 0
-        self._readers: set[_Reader[Head, Item]] = set()
+        self._readers: set[Reader[Head, Item]] = set()
         self._stirred: set[asyncio.Future[None]] = set()
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._ended = False
@@ -48,19 +60,19 @@ class Flight(Generic[Head, Item]):
         """All that has come is still there, and the rest will come."""
         return self._total <= JOINABLE and self._error is None and not self._abandoned
 
-    def board(self) -> "_Reader[Head, Item]":
-        reader = _Reader(self)
+    def board(self) -> "Reader[Head, Item]":
+        reader = Reader(self)
         self._readers.add(reader)
         return reader
 
-    def leave(self, reader: "_Reader[Head, Item]") -> None:
+    def leave(self, reader: "Reader[Head, Item]") -> None:
         self._readers.discard(reader)
         if not self._readers and not self._ended:
             self._abandoned = True
             self.task.cancel()
         self._trim()
 
-    async def has_next(self, reader: "_Reader[Head, Item]") -> bool:
+    async def has_next(self, reader: "Reader[Head, Item]") -> bool:
         """Waits for an item; False at the end. Raises what the source raised."""
         while reader.place - self._dropped >= len(self._items):
             if self._error is not None:
@@ -70,7 +82,7 @@ class Flight(Generic[Head, Item]):
             await self._stir()
         return True
 
-    def take(self, reader: "_Reader[Head, Item]") -> Item:
+    def take(self, reader: "Reader[Head, Item]") -> Item:
         item = self._items[reader.place - self._dropped]
         reader.place += 1
         self._trim()
@@ -80,7 +92,7 @@ class Flight(Generic[Head, Item]):
         try:
             head, source = await start()
             self.head.set_result(head)
-            async with aclosing(source):
+            try:
                 async for item in source:
                     self._items.append(item)
                     size = self._size(item)
@@ -91,6 +103,8 @@ class Flight(Generic[Head, Item]):
                         self._ahead = self._behind_slowest()
                         if self._ahead > WINDOW:
                             await self._stir()
+            finally:
+                await source.aclose()
         except Exception as error:
             self._error = error
             if not self.head.done():
@@ -130,7 +144,7 @@ class Flight(Generic[Head, Item]):
                 future.set_result(None)
 
 
-class _Reader(Generic[Head, Item]):
+class Reader(Generic[Head, Item]):
     """One who asked. To be closed; iterated after `head`."""
 
     def __init__(self, flight: Flight[Head, Item]) -> None:
@@ -141,14 +155,15 @@ class _Reader(Generic[Head, Item]):
         """Raises what the start raised."""
         return await asyncio.shield(self._flight.head)
 
-    async def items(self) -> Source[Item]:
-        try:
-            while await self._flight.has_next(self):
-                yield self._flight.take(self)
-        finally:
-            self.close()
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self
 
-    def close(self) -> None:
+    async def __anext__(self) -> Item:
+        if await self._flight.has_next(self):
+            return self._flight.take(self)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
         self._flight.leave(self)
 
 
@@ -161,7 +176,7 @@ class Flights(Generic[Head, Item]):
 
     def board(
         self, key: Hashable, start: Callable[[], Awaitable[tuple[Head, Source[Item]]]]
-    ) -> tuple[_Reader[Head, Item], bool]:
+    ) -> tuple[Reader[Head, Item], bool]:
         """A place on the flight of this key, and whether it is a new one."""
         flight = self._flights.get(key)
         if flight is not None and flight.joinable:

@@ -57,13 +57,13 @@ class Metrics:
     """All figures of one process.
 
     Args:
-        backend: whose engine is asked.
+        backend: whose engine is asked; None without one.
         cache: whose size is asked; None when caching is off.
         shared: folder of the workers' files; None when this process is the only one.
     """
 
     def __init__(
-        self, backend: Backend, cache: CompletionCache | None, *, shared: Path | None = None
+        self, backend: Backend | None, cache: CompletionCache | None, *, shared: Path | None = None
     ) -> None:
         own = CollectorRegistry()
         self.http_requests = Counter(
@@ -82,6 +82,12 @@ class Metrics:
             "penstock_cache_saved_seconds",
             "Seconds of the engine that hits were spared.",
             ["outcome"],
+            registry=own,
+        )
+        self._fallbacks = Counter(
+            "penstock_fallbacks",
+            "Targets that could not answer, so that the next was asked.",
+            ["target"],
             registry=own,
         )
         self._finished = Counter(
@@ -122,7 +128,8 @@ class Metrics:
         if shared is not None:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
-        self._asked.register(_EngineCollector(backend))
+        if backend is not None:
+            self._asked.register(_EngineCollector(backend))
         if cache is not None:
             self._asked.register(_CacheCollector(cache))
 
@@ -132,6 +139,10 @@ class Metrics:
     def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
         self._near_hits.labels(reason, "yes" if same else "no").inc()
+
+    def fallback(self, target: str) -> None:
+        """A target could not answer, and the next is asked."""
+        self._fallbacks.labels(target).inc()
 
     def exposition(self) -> bytes:
         return generate_latest(self._asked)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 MODEL = "x-penstock-model"
 DROPPED = "x-penstock-dropped"
-_STREAM_HEADERS = {
+STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
@@ -34,6 +35,28 @@ class StreamForm(Protocol):
     def chunks(self, batch: list[Chunk]) -> bytes: ...
     def end(self, usage: Usage) -> bytes: ...
     def failed(self, error: PenstockError) -> bytes: ...
+
+
+class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A `Started` (answering.py) of the local engine.
+
+    Attributes:
+        form: None for a reply in one body, which `build` makes.
+    """
+
+    request: web.Request
+    generation: Generation
+    form: StreamForm | None
+    build: Callable[[Generation], dict[str, object]]
+    headers: dict[str, str]
+    write_timeout: float
+
+    async def send(self) -> web.StreamResponse:
+        if self.form is None:
+            return await body(self.request, self.generation, self.build, self.headers)
+        return await stream(
+            self.request, self.generation, self.form, self.headers, write_timeout=self.write_timeout
+        )
 
 
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
@@ -60,7 +83,7 @@ async def stream(
 
     Leaving it in any way (client gone, reader stalled for `write_timeout` seconds) aborts the generation.
     """
-    response = web.StreamResponse(headers={**_STREAM_HEADERS, **headers})
+    response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
     try:
         await response.prepare(request)
         async for batch in generation:
@@ -68,16 +91,16 @@ async def stream(
             if generation.transcript.finished:
                 data += form.end(generation.transcript.usage)
             if data:
-                await _write(request, response, data, write_timeout)
+                await write(request, response, data, write_timeout)
     except PenstockError as error:
         log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
-        await _write(request, response, form.failed(error), write_timeout)
+        await write(request, response, form.failed(error), write_timeout)
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:
         identity = caller_of(request).request_id
         log.exception("%s broke off", identity)
-        await _write(request, response, form.failed(internal_error(identity)), write_timeout)
+        await write(request, response, form.failed(internal_error(identity)), write_timeout)
     finally:
         await generation.aclose()
     return response
@@ -101,7 +124,7 @@ async def body(
     return web.Response(body=content, content_type=JSON, headers=headers)
 
 
-async def _write(request: web.Request, response: web.StreamResponse, data: bytes, timeout: float) -> None:
+async def write(request: web.Request, response: web.StreamResponse, data: bytes, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             await response.write(data)

@@ -77,7 +77,7 @@ def address_of(sock: socket.socket) -> str:
 
 
 class HttpServer:
-    """The HTTP side around a backend and a cache that the caller starts and closes.
+    """The HTTP side around a backend and a cache that the caller starts and closes; made within a running event loop.
 
     Args:
         sock: bound; `listen` makes it.
@@ -87,7 +87,7 @@ class HttpServer:
     def __init__(
         self,
         settings: Settings,
-        backend: Backend,
+        backend: Backend | None,
         cache: "CompletionCache | None",
         sock: socket.socket,
         embeddings: EmbeddingBackend | None = None,
@@ -101,8 +101,8 @@ class HttpServer:
         from .runner import production_runner
 
         app = create_app(settings, backend, cache, embeddings, near, shared_metrics=shared_metrics)
+        self._context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
-        self._service = app[CONTEXT].service
         self._runner = production_runner(app, access_log=settings.access_log)
         self._sock = sock
         self._site: web.SockSite | None = None
@@ -130,40 +130,36 @@ class HttpServer:
     async def close(self) -> None:
         """Cuts what still runs, and waits for what is to be kept of the rest."""
         await self._runner.cleanup()
-        await self._service.close()
+        await self._context.upstreams.close()
+        if self._context.local is not None:
+            await self._context.service.close()
 
 
 async def serve(
     settings: Settings,
-    engine: AsyncEngine,
+    engine: AsyncEngine | None,
     sock: socket.socket,
     embedder: AsyncEmbedder | None = None,
     *,
-    on_ready: Callable[[Backend], None],
+    on_ready: Callable[[Backend | None], None],
     shared_metrics: Path | None = None,
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
 ) -> None:
     """Serves until one of `signals`, then drains for up to `drain_timeout` seconds; a second one ends that at
-    once.
+    once. `engine` None: upstreams only.
 
     Raises ModelLoadError when the model cannot be served, ConfigError when the cache cannot be opened.
     """
     stop, hurry = _on_signals(signals)
-    backend = Backend(
-        settings.model,
-        engine,
-        served_name=settings.served_model_name,
-        aliases=settings.model_aliases,
-        adapters=settings.adapters,
-    )
+    backend = None if engine is None else _backend(settings, engine)
     embeddings = None if embedder is None else EmbeddingBackend(settings, embedder)
-    loading = asyncio.create_task(backend.start())
+    loading = asyncio.create_task(_load(backend))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
     cache = server = starting = None
     try:
         cache = open_cache(settings)
-        near = near_hits(settings, cache, embedder)
+        near = None if backend is None else near_hits(settings, cache, embedder)
         server = HttpServer(settings, backend, cache, sock, embeddings, near, shared_metrics=shared_metrics)
         await server.start()
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,7 +176,8 @@ async def serve(
             task.cancel()
         await asyncio.wait(tasks)
         # The engine goes first: streams that still run end with an error event that says why, not with a cut.
-        await backend.close()
+        if backend is not None:
+            await backend.close()
         if server is not None:
             await server.drain(FAREWELL_SECONDS, hurry)
             await server.close()
@@ -188,6 +185,21 @@ async def serve(
             await embedder.shutdown()
         if cache is not None:
             await asyncio.to_thread(cache.close)
+
+
+def _backend(settings: Settings, engine: AsyncEngine) -> Backend:
+    return Backend(
+        settings.model,
+        engine,
+        served_name=settings.served_model_name,
+        aliases=settings.model_aliases,
+        adapters=settings.adapters,
+    )
+
+
+async def _load(backend: Backend | None) -> None:
+    if backend is not None:
+        await backend.start()
 
 
 def open_cache(settings: Settings) -> "CompletionCache | None":

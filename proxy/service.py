@@ -24,7 +24,7 @@ from ..scheduler.urgency import ORDINARY, Urgency
 from .backend import Backend
 from .cache_scope import CacheScope
 from .controls import CacheControls
-from .flight import Flights
+from .flight import Flights, Source, at_once
 from .merge import merged
 from .metrics import Metrics
 from .near_search import NearSearch
@@ -35,7 +35,7 @@ from .transcript import Transcript, replayed
 LONG_TEXT = 16_384
 SETTLING_SECONDS = 1.0
 
-Batches = AsyncGenerator[list[Chunk], None]
+Batches: TypeAlias = Source[list[Chunk]]
 Draft: TypeAlias = list[int] | Awaitable[list[int] | None] | None
 
 
@@ -151,7 +151,7 @@ class CompletionService:
             hit = self._cache.lookup(key)
             if hit is not None:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
-                return await self._begun(job, started, head, _at_once(replayed(hit.completion)))
+                return await self._begun(job, started, head, at_once(replayed(hit.completion)))
             # A prediction counts in the usage figures, which are then its client's own.
             if job.controls.write and not job.draft:
                 return await self._shared(job, started, scope, key)
@@ -165,9 +165,9 @@ class CompletionService:
             head = await reader.head()
             if not first:
                 head = msgspec.structs.replace(head, provenance=Provenance("shared"))
-            return await self._begun(job, started, head, reader.items())
+            return await self._begun(job, started, head, reader)
         except BaseException:
-            reader.close()
+            await reader.aclose()
             raise
 
     async def _lead(
@@ -180,7 +180,7 @@ class CompletionService:
         # Here already: a prompt of a million ids would keep the engine, and so all streams, busy before it is refused.
         self._check_length(encoded)
         if job.nothing:
-            return Head(Provenance("bypass"), prompt_tokens), _at_once(_nothing(job))
+            return Head(Provenance("bypass"), prompt_tokens), at_once(_nothing(job))
         prediction = None
         if job.draft:
             in_thread = len(job.draft) >= LONG_TEXT
@@ -192,7 +192,7 @@ class CompletionService:
             neighbour = await search.trusted()
             if neighbour is not None:
                 chunks = replayed(neighbour.completion, prompt_tokens=prompt_tokens)
-                return Head(Provenance.of_trusted(neighbour), prompt_tokens), _at_once(chunks)
+                return Head(Provenance.of_trusted(neighbour), prompt_tokens), at_once(chunks)
         draft: Draft = prediction
         if search is not None and prediction is None:
             draft = search.draft()
@@ -384,7 +384,7 @@ def _asked(job: Job) -> list[str]:
     return [prompt.text for prompt in job.prompts if prompt.text is not None]
 
 
-async def _singly(source: AsyncGenerator[Chunk, None]) -> Batches:
+async def _singly(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[list[Chunk], None]:
     async with aclosing(source):
         async for chunk in source:
             yield [chunk]
@@ -396,10 +396,6 @@ async def _shifted(source: AsyncGenerator[Chunk, None], by: int) -> AsyncGenerat
         async for chunk in source:
             chunk.index += by
             yield chunk
-
-
-async def _at_once(chunks: list[Chunk]) -> Batches:
-    yield chunks
 
 
 def _nothing(job: Job) -> list[Chunk]:

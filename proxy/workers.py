@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..config import Settings
+from ..config import NO_MODEL, Settings
 from ..errors import ModelLoadError, PenstockError
 from ..models.embedding_location import choose_embedding_model
 from ..scheduler import EmbedderProcess, EngineProcess, ModelInfo
@@ -34,14 +34,20 @@ STOP_SECONDS = 5.0
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """Where the workers find what they share. `embedder` None: nothing is embedded."""
+    """Where the workers find what they share. None: there is no such model."""
 
-    engine: str
+    engine: str | None
     embedder: str | None
 
 
+class Serving(msgspec.Struct, frozen=True):
+    """A worker answers now. `info` None: upstreams only."""
+
+    info: ModelInfo | None
+
+
 class _Worker:
-    """One HTTP process. Its pipe brings a ModelInfo once it serves, or the error that stopped it."""
+    """One HTTP process. Its pipe brings a Serving once it serves, or the error that stopped it."""
 
     def __init__(self, settings: Settings, addresses: Addresses, metrics: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -53,7 +59,7 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def read_news(self) -> ModelInfo | str | None:
+    def read_news(self) -> Serving | str | None:
         """What it has said since; None when nothing."""
         try:
             return self.news.recv() if self.news.poll() else None
@@ -61,7 +67,7 @@ class _Worker:
             return None
 
 
-def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo], None]) -> None:
+def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo | None], None]) -> None:
     """Runs until SIGTERM or SIGINT; passes them on, so that every worker drains.
 
     Raises ModelLoadError when the model cannot be served, ConfigError when the port cannot be had.
@@ -73,12 +79,13 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
-    engine = EngineProcess(engine_config(settings))
+    engine = None if settings.model == NO_MODEL else EngineProcess(engine_config(settings))
     embedding_model = choose_embedding_model(settings.embedding_model)
     embedder = None if embedding_model is None else EmbedderProcess(embedding_model)
     workers: list[_Worker] = []
     try:
-        engine.start()
+        if engine is not None:
+            engine.start()
         addresses = _addresses(engine, embedder)
         workers = [_Worker(settings, addresses, metrics) for _ in range(settings.workers)]
         _watch(
@@ -92,7 +99,8 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
         )
     finally:
         _stop(workers, signals, settings.drain_timeout)
-        engine.stop()
+        if engine is not None:
+            engine.stop()
         if embedder is not None:
             embedder.stop()
         reserved.close()
@@ -101,12 +109,12 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
 
 def _watch(
     settings: Settings,
-    engine: EngineProcess,
+    engine: EngineProcess | None,
     embedder: EmbedderProcess | None,
     workers: list[_Worker],
     metrics: Path,
     signals: list[int],
-    on_ready: Callable[[ModelInfo], None],
+    on_ready: Callable[[ModelInfo | None], None],
 ) -> None:
     """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
     serving: set[int] = set()
@@ -127,12 +135,12 @@ def _watch(
             news = worker.read_news()
             if isinstance(news, str) and not announced:
                 raise ModelLoadError(news)
-            if isinstance(news, ModelInfo):
+            if isinstance(news, Serving):
                 serving.add(place)
                 young_deaths = 0
                 if len(serving) == len(workers) and not announced:
                     announced = True
-                    on_ready(news)
+                    on_ready(news.info)
             if worker.process.is_alive() or signals:
                 continue
             young = time.monotonic() - worker.started < YOUNG_SECONDS
@@ -148,15 +156,17 @@ def _watch(
             )
             worker.news.close()
             workers[place] = _Worker(settings, _addresses(engine, embedder), metrics)
-        if not engine.alive and not signals:
+        if engine is not None and not engine.alive and not signals:
             if not announced:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
             log.error("the engine ended; starting it again")
             engine.start()
 
 
-def _addresses(engine: EngineProcess, embedder: EmbedderProcess | None) -> Addresses:
-    return Addresses(engine.address, None if embedder is None else embedder.address)
+def _addresses(engine: EngineProcess | None, embedder: EmbedderProcess | None) -> Addresses:
+    return Addresses(
+        None if engine is None else engine.address, None if embedder is None else embedder.address
+    )
 
 
 def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> None:
@@ -194,7 +204,7 @@ def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: C
 
     async def run() -> None:
         _end_with_parent()
-        engine = AsyncEngine.connect(addresses.engine)
+        engine = None if addresses.engine is None else AsyncEngine.connect(addresses.engine)
         embedder = None if addresses.embedder is None else AsyncEmbedder.connect(addresses.embedder)
         sock = listen(settings, shared=True)
         await serve(
@@ -202,7 +212,7 @@ def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: C
             engine,
             sock,
             embedder,
-            on_ready=lambda backend: news.send(backend.engine.info),
+            on_ready=lambda backend: news.send(Serving(None if backend is None else backend.engine.info)),
             shared_metrics=metrics,
             signals=(signal.SIGTERM,),
         )

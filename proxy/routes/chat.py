@@ -9,26 +9,28 @@ from ...scheduler.outputs import Chunk
 from ..answer import AnswerReader, Layout, message_of
 from ..answer_layout import constrained, layout_of
 from ..answer_stream import AnswerStream
+from ..answering import Asked, Dialect, answer
+from ..backend import Served
 from ..chat import last_question, template_messages, template_variables
 from ..compat import FieldPolicy
-from ..context import CONTEXT
-from ..controls import cache_controls
-from ..edge import caller_of
 from ..logprobs import ChatLogprobs
-from ..openai_types import ChatRequest, convert, decode_object
-from ..reply import StreamForm, body, reply_headers, stream
-from ..request_body import read_body
+from ..openai_types import ChatRequest, convert
+from ..relayed import relay
+from ..reply import LocalAnswer, StreamForm, reply_headers
 from ..service import Generation, Job, Prompt
 from ..sse import chat_format
 from ..tools import Tools
+from ..upstreams.openai_apis import CHAT_API
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    context, caller = request.app[CONTEXT], caller_of(request)
+    return await answer(request, CHAT)
+
+
+async def _local(given: Asked, served: Served) -> LocalAnswer:
+    context = given.context
     policy = FieldPolicy(context.settings.unsupported)
-    asked = convert(policy.chat(decode_object(await read_body(request))), ChatRequest)
-    served = context.backend.find(asked.model)
-    controls = cache_controls(request.headers, asked.penstock)
+    asked = convert(policy.chat(given.fields), ChatRequest)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     tokenizer = context.backend.tokenizer
@@ -41,14 +43,14 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     layout = layout_of(text, tools, tokenizer.thinking)
     job = Job(
         id=f"chatcmpl-{uuid.uuid4().hex}",
-        tenant=caller.tenant,
+        tenant=given.caller.tenant,
         # The template writes the special tokens itself.
         prompts=(Prompt(text=text, add_special_tokens=False),),
         params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),
         urgency=asked.urgency,
         question=last_question(messages),
         draft=asked.prediction.text if asked.prediction else None,
-        controls=controls,
+        controls=given.controls,
         nothing=nothing,
         default_limit=context.backend.defaults.max_tokens,
     )
@@ -56,10 +58,17 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
     head = context.reply_head(job.id, served)
-    if asked.stream:
+    form = None
+    if given.stream:
         form = _form(head, layout, logprobs, include_usage=asked.include_usage)
-        return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)
-    return await body(request, generation, lambda whole: _body(head, whole, layout, logprobs), headers)
+    return LocalAnswer(
+        request=given.request,
+        generation=generation,
+        form=form,
+        build=lambda whole: _body(head, whole, layout, logprobs),
+        headers=headers,
+        write_timeout=context.settings.write_timeout,
+    )
 
 
 def _form(
@@ -90,3 +99,6 @@ def _choice(chunk: Chunk, layout: Layout, logprobs: ChatLogprobs | None) -> dict
         "logprobs": None if logprobs is None else logprobs.of(chunk),
         "finish_reason": reader.reason(chunk.finish_reason),
     }
+
+
+CHAT = Dialect(local=_local, remote=lambda asked, target: relay(asked, target, CHAT_API))

@@ -6,35 +6,38 @@ import msgspec
 from aiohttp import web
 
 from ...errors import InvalidRequestError
+from ..answering import Asked, Dialect, answer
+from ..backend import Served
 from ..compat import FieldPolicy
-from ..context import CONTEXT
-from ..controls import cache_controls
-from ..edge import caller_of
 from ..logprobs import CompletionLogprobs
-from ..openai_types import COMPLETION_MAX_TOKENS, CompletionRequest, convert, decode_object
-from ..reply import body, reply_headers, stream
-from ..request_body import read_body
+from ..openai_types import COMPLETION_MAX_TOKENS, CompletionRequest, convert
+from ..relayed import relay
+from ..reply import LocalAnswer, reply_headers
 from ..service import Generation, Job, Prompt
 from ..sse import completion_format
+from ..upstreams.openai_apis import COMPLETIONS_API
 
 MAX_PROMPTS = 2048
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    context, caller = request.app[CONTEXT], caller_of(request)
+    return await answer(request, COMPLETIONS)
+
+
+async def _local(given: Asked, served: Served) -> LocalAnswer:
+    context = given.context
     policy = FieldPolicy(context.settings.unsupported)
-    asked = convert(policy.completions(decode_object(await read_body(request))), CompletionRequest)
-    served = context.backend.find(asked.model)
+    asked = convert(policy.completions(given.fields), CompletionRequest)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     job = Job(
         id=f"cmpl-{uuid.uuid4().hex}",
-        tenant=caller.tenant,
+        tenant=given.caller.tenant,
         prompts=_prompts(asked),
         params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,
         question=asked.prompt if isinstance(asked.prompt, str) else None,
-        controls=cache_controls(request.headers, asked.penstock),
+        controls=given.controls,
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,
     )
@@ -42,12 +45,19 @@ async def completions(request: web.Request) -> web.StreamResponse:
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
     head = context.reply_head(job.id, served)
-    if asked.stream:
+    form = None
+    if given.stream:
         form = completion_format(
             head, logprobs=logprobs.encode if logprobs else None, include_usage=asked.include_usage
         )
-        return await stream(request, generation, form, headers, write_timeout=context.settings.write_timeout)
-    return await body(request, generation, lambda whole: _body(head, whole, logprobs), headers)
+    return LocalAnswer(
+        request=given.request,
+        generation=generation,
+        form=form,
+        build=lambda whole: _body(head, whole, logprobs),
+        headers=headers,
+        write_timeout=context.settings.write_timeout,
+    )
 
 
 def _prompts(asked: CompletionRequest) -> tuple[Prompt, ...]:
@@ -91,3 +101,6 @@ def _body(
         ],
         "usage": generation.transcript.usage.as_dict(),
     }
+
+
+COMPLETIONS = Dialect(local=_local, remote=lambda asked, target: relay(asked, target, COMPLETIONS_API))

@@ -1,15 +1,17 @@
-"""GET /v1/models and /v1/models/{id}: the one model, its adapters, other names of theirs, and the embedding model."""
+"""GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model."""
 
 from aiohttp import web
 
 from ..context import CONTEXT, Context
 from ..embeddings import EmbeddingBackend
 from ..json_reply import json_response
+from ..routing.plan import Ask
+from ..routing.target import RemoteTarget
 
 
 async def list_models(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    cards = [_card(context, name) for name in context.backend.names]
+    cards = [_card(context, name) for name in context.router.names]
     if context.embeddings is not None:
         cards.append(_embedding_card(context, context.embeddings))
     return json_response({"object": "list", "data": cards})
@@ -19,7 +21,7 @@ async def get_model(request: web.Request) -> web.Response:
     context, name = request.app[CONTEXT], request.match_info["id"]
     if context.embeddings is not None and name == context.embeddings.name:
         return json_response(_embedding_card(context, context.embeddings))
-    context.backend.find(name)
+    context.router.plan(name, Ask(0, 0))
     return json_response(_card(context, name))
 
 
@@ -36,12 +38,11 @@ def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str,
 
 
 def _card(context: Context, name: str) -> dict[str, object]:
+    """`root`: what answers first, as things are now."""
+    target = context.router.plan(name, Ask(0, 0)).targets[0]
+    card = {"id": name, "object": "model", "created": context.started, "root": target.name}
+    if isinstance(target, RemoteTarget):
+        return {**card, "owned_by": target.upstream, "max_model_len": None}
     backend = context.backend
-    return {
-        "id": name,
-        "object": "model",
-        "created": context.started,
-        "owned_by": "penstock",
-        "root": backend.find(name).name,
-        "max_model_len": backend.engine.info.max_model_len if backend.is_ready else None,
-    }
+    length = backend.engine.info.max_model_len if backend.is_ready else None
+    return {**card, "owned_by": "penstock", "max_model_len": length}

@@ -18,15 +18,25 @@ async def live(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 while new requests would be answered: the model is loaded, the engine lives, nobody stops us."""
+    """200 while new requests would be answered: the model is loaded, the engine lives, nobody stops us.
+
+    Upstreams do not count: a sidecar taken out because one of them is down could not use the others, nor its cache.
+    """
     context = request.app[CONTEXT]
     if context.edge.draining:
         return json_response({"status": "draining"}, status=503)
-    if context.backend.failure is not None:
-        return json_response({"status": "failed", "reason": context.backend.failure.message}, status=503)
-    if not context.backend.is_ready:
+    upstreams = {
+        upstream.name: "ready" if upstream.healthy else "left_alone" for upstream in context.upstreams
+    }
+    if context.local is None:
+        return json_response({"status": "ready", "model": None, "upstreams": upstreams})
+    backend = context.backend
+    if backend.failure is not None:
+        return json_response({"status": "failed", "reason": backend.failure.message}, status=503)
+    if not backend.is_ready:
         return json_response({"status": "loading"}, status=503)
-    return json_response({"status": "ready", "model": context.backend.name})
+    body = {"status": "ready", "model": backend.name}
+    return json_response({**body, "upstreams": upstreams} if upstreams else body)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from aiohttp import ClientError, ClientResponse
 
@@ -18,16 +18,25 @@ class UpstreamReply:
     upstream: its name, for messages.
     idle_timeout: seconds between two pieces of a stream.
     deadline: when all of it must have come (`time.monotonic`).
+    on_close: told once.
     """
 
     def __init__(
-        self, upstream: str, response: ClientResponse, *, idle_timeout: float, deadline: float
+        self,
+        upstream: str,
+        response: ClientResponse,
+        *,
+        idle_timeout: float,
+        deadline: float,
+        on_close: Callable[[], None],
     ) -> None:
         self.upstream = upstream
         self.body = b""
         self._response = response
         self._idle_timeout = idle_timeout
         self._deadline = deadline
+        self._on_close = on_close
+        self._closed = False
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -73,14 +82,18 @@ class UpstreamReply:
         self.body = b"".join(parts)
         self._response.release()
 
-    async def blocks(self) -> AsyncIterator[bytes]:
-        """Whole events, as they come. Raises UpstreamError where the stream breaks or stalls."""
-        yield self._first
-        while block := await self._next_block():
-            yield block
+    async def next_block(self) -> bytes:
+        """Whole events, as they come; empty at the end. Raises UpstreamError where the stream breaks or stalls."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        return await self._next_block()
 
     def close(self) -> None:
         """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
+        if not self._closed:
+            self._closed = True
+            self._on_close()
         if not self._response.closed:
             self._response.close()
 

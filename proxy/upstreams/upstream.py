@@ -46,11 +46,15 @@ class Upstream:
 
     Args:
         name: as the settings file calls it.
+
+    Attributes:
+        active: replies that are not closed yet.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self.settings = settings
+        self.active = 0
         self.breaker = CircuitBreaker(
             failures=settings.breaker_failures, seconds=settings.breaker_seconds, clock=time.monotonic
         )
@@ -108,6 +112,9 @@ class Upstream:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def _closed(self) -> None:
+        self.active -= 1
 
     async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
         late = self.latencies.late
@@ -174,9 +181,14 @@ class Upstream:
                     body = await _read_some(response)
                     raise refusal_of(response, body, self.name)
                 reply = UpstreamReply(
-                    self.name, response, idle_timeout=settings.idle_timeout, deadline=deadline
+                    self.name,
+                    response,
+                    idle_timeout=settings.idle_timeout,
+                    deadline=deadline,
+                    on_close=self._closed,
                 )
                 await (reply.begin() if question.stream else reply.read_all())
+                self.active += 1
                 return reply
         except TimeoutError as error:  # also aiohttp's
             _drop(response)

@@ -1,0 +1,125 @@
+"""The walk of one request that generates: whom to ask, who answers, and who next where that fails before the first token.
+
+Knows no API's fields beyond those that all have; an API is a `Dialect`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from ..errors import (
+    ContextLengthError,
+    EngineDeadError,
+    InvalidRequestError,
+    OverloadedError,
+    PenstockError,
+    UnsupportedParameterError,
+)
+from .backend import Served
+from .context import CONTEXT, Context
+from .controls import CacheControls, cache_controls
+from .edge import Caller, caller_of
+from .openai_types import decode_object
+from .request_body import read_body
+from .routing.plan import Ask
+from .routing.target import LocalTarget, Target
+from .upstreams.refusal import may_do_better_elsewhere
+
+log = logging.getLogger(__name__)
+
+# Of a request that names no limit, for comparing what it would cost here and there.
+USUAL_MAX_TOKENS = 512
+BYTES_PER_TOKEN = 4
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, whoever is going to answer it.
+
+    Attributes:
+        body: as it came; `fields`: the same, decoded.
+        model: the name that the client uses.
+    """
+
+    request: web.Request
+    context: Context
+    caller: Caller
+    body: bytes
+    fields: dict[str, Any]
+    model: str
+    stream: bool
+    controls: CacheControls
+
+
+class Started(Protocol):
+    """An answer whose first token is there. Sending it, in whatever way that ends, also closes it."""
+
+    async def send(self) -> web.StreamResponse: ...
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the APIs.
+
+    Attributes:
+        local: starts an answer of the local engine.
+        remote: starts an answer of an upstream.
+    """
+
+    local: Callable[[Asked, Served], Awaitable[Started]]
+    remote: Callable[[Asked, Target], Awaitable[Started]]
+
+
+async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
+    """Raises PenstockError when nobody can answer: what the last one asked has said."""
+    asked = await _read(request)
+    plan = asked.context.router.plan(asked.model, _ask(asked))
+    last = plan.targets[-1]
+    for target in plan.targets:
+        try:
+            if isinstance(target, LocalTarget):
+                started = await dialect.local(asked, target.served)
+            else:
+                started = await dialect.remote(asked, target)
+        except PenstockError as error:
+            if target is last or not _another_may_answer(error):
+                raise
+            log.warning("%s: %s cannot answer: %s", asked.caller.request_id, target.name, error.message)
+            asked.context.metrics.fallback(target.name)
+            continue
+        return await started.send()
+    raise AssertionError("a plan has targets")
+
+
+async def _read(request: web.Request) -> Asked:
+    body = await read_body(request)
+    fields = decode_object(body)
+    model = fields.get("model")
+    if not isinstance(model, str):
+        what = "object missing required field `model`" if model is None else "model: expected `str`"
+        raise InvalidRequestError(f"{what}.", param="model")
+    extension = fields.get("penstock")
+    return Asked(
+        request=request,
+        context=request.app[CONTEXT],
+        caller=caller_of(request),
+        body=body,
+        fields=fields,
+        model=model,
+        stream=fields.get("stream") is True,
+        controls=cache_controls(request.headers, extension if isinstance(extension, dict) else None),
+    )
+
+
+def _ask(asked: Asked) -> Ask:
+    limits = [limit for name in _LIMITS if isinstance(limit := asked.fields.get(name), int) and limit > 0]
+    return Ask(len(asked.body) // BYTES_PER_TOKEN, limits[0] if limits else USUAL_MAX_TOKENS)
+
+
+def _another_may_answer(error: PenstockError) -> bool:
+    """What this engine has no room for, or does not honour, another may."""
+    if isinstance(error, UnsupportedParameterError | ContextLengthError | OverloadedError | EngineDeadError):
+        return True
+    return may_do_better_elsewhere(error)

@@ -1,0 +1,214 @@
+"""A request on its way to an upstream, and the reply on its way back: bytes as they are, read once beside.
+
+What is deterministic is looked up before and kept after, as the engine's answers are; those who ask for the same at the same
+time share one reply.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import orjson
+
+from ...cache import CacheKey, CompletionCache, completion_key
+from ...errors import UpstreamError
+from ..flight import Flights, Source, at_once
+from ..provenance import Provenance
+from ..routing.target import RemoteTarget
+from .events import data_of, split
+from .pool import UpstreamPool
+from .reading import Reading, TokenCounts
+from .remote_api import EXTENSION, RemoteApi, cacheable_fields, wants_usage
+from .reply import UpstreamReply
+from .upstream import Question, Upstream
+
+if TYPE_CHECKING:
+    from ..answering import Asked
+
+UPSTREAM_ID = "x-penstock-upstream-id"
+
+Bytes: TypeAlias = Source[bytes]
+
+
+class RelayHead(msgspec.Struct):
+    """What is known of a reply before it is sent, and by its end.
+
+    Attributes:
+        request_id: the upstream's.
+        reading: None of a kept one.
+    """
+
+    provenance: Provenance
+    request_id: str | None = None
+    reading: Reading | None = None
+
+    @property
+    def tokens(self) -> TokenCounts | None:
+        return None if self.reading is None else self.reading.tokens
+
+
+class Relay:
+    """Args:
+    cache: None when caching is off.
+    """
+
+    def __init__(self, pool: UpstreamPool, cache: CompletionCache | None, *, no_store: Sequence[str]) -> None:
+        self._pool = pool
+        self._cache = cache
+        self._flights: Flights[RelayHead, bytes] = Flights(len)
+        self._no_store = [re.compile(pattern) for pattern in no_store]
+
+    async def start(self, asked: "Asked", target: RemoteTarget, api: RemoteApi) -> tuple[RelayHead, Bytes]:
+        """What to send; its first bytes are there. Raises UpstreamError."""
+        upstream = self._pool[target.upstream]
+        key = self._key(asked, target, upstream, api)
+        read, write = asked.controls.read, asked.controls.write
+        if self._cache is not None and key is not None and read:
+            hit = self._cache.lookup(key)
+            body = None if hit is None else hit.completion.choices[0].wire
+            if hit is not None and body is not None:
+                if asked.stream:
+                    body = api.replay(body, wants_usage(asked.fields))
+                return RelayHead(Provenance.of_hit(hit)), at_once(body)
+        keep = key if write else None
+        if key is not None and read and write:
+            like = (key.place, key.digest, asked.stream, wants_usage(asked.fields))
+            reader, first = self._flights.board(
+                like, lambda: self._launch(asked, target, api, upstream, keep)
+            )
+            try:
+                head = await reader.head()
+            except BaseException:
+                await reader.aclose()
+                raise
+            if not first:
+                head = msgspec.structs.replace(head, provenance=Provenance("shared"))
+            return head, reader
+        return await self._launch(asked, target, api, upstream, keep)
+
+    async def _launch(
+        self, asked: "Asked", target: RemoteTarget, api: RemoteApi, upstream: Upstream, keep: CacheKey | None
+    ) -> tuple[RelayHead, Bytes]:
+        started = time.perf_counter()
+        ask_usage = asked.stream and api.asks_for_usage and upstream.settings.stream_usage
+        own_usage = ask_usage and not wants_usage(asked.fields)
+        question = Question(
+            path=api.path,
+            body=_body(asked, target, own_usage=own_usage),
+            headers=_headers(asked, api),
+            stream=asked.stream,
+        )
+        reply = await upstream.ask(question)
+        reading = api.reading(keep is not None, own_usage)
+        looked_up = keep is not None and asked.controls.read
+        head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
+
+        def settle() -> None:
+            if keep is not None and self._cache is not None:
+                completion = reading.completion(seconds=time.perf_counter() - started)
+                if completion is not None:
+                    self._cache.store(keep, completion, ttl=asked.controls.ttl)
+
+        if reply.is_stream != asked.stream:
+            reply.close()
+            what = "a stream" if reply.is_stream else "no stream"
+            raise UpstreamError(f"The upstream {upstream.name} answered with {what}.")
+        if not asked.stream:
+            reply.close()
+            reading.body(reply.body)
+            settle()
+            return head, at_once(reply.body)
+        return head, _Forwarded(reply, reading, settle)
+
+    def _key(
+        self, asked: "Asked", target: RemoteTarget, upstream: Upstream, api: RemoteApi
+    ) -> CacheKey | None:
+        """None for what is never kept: answers that stand for a whole distribution, unless asked for, what the operator
+        excluded, and what the upstream is asked to keep itself."""
+        fields, controls = asked.fields, asked.controls
+        if self._cache is None or not (controls.read or controls.write):
+            return None
+        if fields.get("temperature") != 0 and fields.get("seed") is None and not controls.sampled:
+            return None
+        if fields.get("store") or fields.get("background"):
+            return None
+        if self._no_store and any(
+            pattern.search(text) for text in _texts(fields) for pattern in self._no_store
+        ):
+            return None
+        return completion_key(
+            tenant=asked.caller.tenant,
+            namespace=controls.namespace,
+            model=target.name,
+            fingerprint=f"{upstream.settings.base_url} {api.path}",
+            request={**cacheable_fields(fields), "model": target.model, "headers": _passed_on(asked, api)},
+        )
+
+
+class _Forwarded:
+    """The events of a reply; `settle` is called when its answer has come to its end."""
+
+    def __init__(self, reply: UpstreamReply, reading: Reading, settle: Callable[[], None]) -> None:
+        self._reply = reply
+        self._reading = reading
+        self._settle = settle
+
+    def __aiter__(self) -> "_Forwarded":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Raises UpstreamError, also where the stream ends before its answer does: then nothing is kept."""
+        while block := await self._reply.next_block():
+            if shown := _shown(block, self._reading):
+                return shown
+        if not self._reading.finished:
+            raise UpstreamError(
+                f"The upstream {self._reply.upstream} ended its stream before its answer was finished."
+            )
+        self._settle()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._reply.close()
+
+
+def _shown(block: bytes, reading: Reading) -> bytes:
+    """The block, without the events that are for us alone."""
+    events = split(block)
+    shown = [event for event in events if reading.event(data_of(event))]
+    return block if len(shown) == len(events) else b"".join(shown)
+
+
+def _body(asked: "Asked", target: RemoteTarget, *, own_usage: bool) -> bytes:
+    """The client's own bytes wherever nothing has to differ."""
+    fields = asked.fields
+    if target.model == asked.model and not own_usage and EXTENSION not in fields:
+        return asked.body
+    changed: dict[str, Any] = {**fields, "model": target.model}
+    changed.pop(EXTENSION, None)
+    if own_usage:
+        changed["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+    return orjson.dumps(changed)
+
+
+def _headers(asked: "Asked", api: RemoteApi) -> dict[str, str]:
+    return {"x-request-id": asked.caller.request_id, **_passed_on(asked, api)}
+
+
+def _passed_on(asked: "Asked", api: RemoteApi) -> dict[str, str]:
+    given = asked.request.headers
+    return {name: given[name] for name in api.headers if name in given}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a request."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
