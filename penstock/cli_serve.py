@@ -1,30 +1,35 @@
 """`penstock serve`."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
-from .config import NO_MODEL, Settings
+from .config import NO_MODEL, Settings, SettingsSource
 from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
 
 
-def run(settings: Settings, _arguments: Mapping[str, Any]) -> int:
+def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .proxy.log import set_up_logging
 
     set_up_logging(settings.log_level)
+    source = SettingsSource(arguments, os.environ)
     if settings.workers > 1:
         from .proxy.workers import serve_with_workers
 
-        serve_with_workers(settings, on_ready=lambda address, info: _announce(settings, address, info))
+        serve_with_workers(
+            settings, source, on_ready=lambda address, info: _announce(settings, address, info)
+        )
     else:
-        _serve_alone(settings)
+        _serve_alone(settings, source)
     return 0
 
 
-def _serve_alone(settings: Settings) -> None:
+def _serve_alone(settings: Settings, source: SettingsSource) -> None:
     import uvloop
 
     from .models.embedding_location import choose_embedding_model
+    from .proxy.reload import follow
     from .proxy.server import address_of, engine_config, listen, serve
 
     sock = listen(settings)
@@ -36,6 +41,7 @@ def _serve_alone(settings: Settings) -> None:
             None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings)),
             sock,
             None if embedding_model is None else AsyncEmbedder(embedding_model),
+            on_serving=lambda context: follow(context, source),
             on_ready=lambda backend: _announce(
                 settings, address_of(sock), None if backend is None else backend.engine.info
             ),
@@ -46,10 +52,10 @@ def _serve_alone(settings: Settings) -> None:
 
 def _announce(settings: Settings, address: str, info: ModelInfo | None) -> None:
     """`info` None: only upstreams are served."""
-    if settings.upstreams:
-        print(f"Upstreams: {', '.join(settings.upstreams)}")
+    upstreams = ", ".join(settings.upstreams)
     if info is None:
-        print(f"Penstock {__version__} serves {len(settings.upstreams)} upstreams at {address}", flush=True)
+        print(f"Penstock {__version__} serves what its upstreams do ({upstreams}), at {address}")
+        print(embeddings_line(settings), flush=True)
         return
     from .models.location import model_name
 
@@ -60,6 +66,8 @@ def _announce(settings: Settings, address: str, info: ModelInfo | None) -> None:
     print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
     print(info.kernels)
     print(embeddings_line(settings))
+    if upstreams:
+        print(f"Upstreams: {upstreams}")
     if info.draft_model:
         print(f"Drafts by {info.draft_model}")
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""

@@ -321,6 +321,32 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
     return Settings(**values)
 
 
+class SettingsSource:
+    """Where settings came from, so that they can be read anew.
+
+    Args:
+        flags, environment: as `load_settings` takes them.
+    """
+
+    def __init__(self, flags: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        self._flags = dict(flags)
+        self._environment = dict(environment)
+        file = flags.get(FILE_SETTING, environment.get(PREFIX + FILE_SETTING.upper()))
+        self.file = None if file is None else Path(file)
+
+    def load(self) -> Settings:
+        """Raises ConfigError."""
+        return load_settings(self._flags, self._environment)
+
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Differs once the file has been written or replaced; None without one, or while it is away."""
+        try:
+            found = None if self.file is None else self.file.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
 def _user_cache(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 

@@ -46,6 +46,10 @@ class Edge:
         self._metrics = metrics
         self._api_keys = api_keys
 
+    def take_keys(self, api_keys: tuple[str, ...]) -> None:
+        """From now on; requests that run have been let in."""
+        self._api_keys = api_keys
+
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         identity = request_id(request.headers)

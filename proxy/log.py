@@ -7,3 +7,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
+
+
+def set_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())

@@ -3,9 +3,9 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import Settings
 from ..errors import ConfigError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..cache import CompletionCache
     from ..cache.near import NearHits
+    from .context import Context
 
 BACKLOG = 1024
 # How often a drain looks whether the last request has ended.
@@ -101,7 +102,7 @@ class HttpServer:
         from .runner import production_runner
 
         app = create_app(settings, backend, cache, embeddings, near, shared_metrics=shared_metrics)
-        self._context = app[CONTEXT]
+        self.context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, access_log=settings.access_log)
         self._sock = sock
@@ -130,9 +131,9 @@ class HttpServer:
     async def close(self) -> None:
         """Cuts what still runs, and waits for what is to be kept of the rest."""
         await self._runner.cleanup()
-        await self._context.upstreams.close()
-        if self._context.local is not None:
-            await self._context.service.close()
+        await self.context.upstreams.close()
+        if self.context.local is not None:
+            await self.context.service.close()
 
 
 async def serve(
@@ -142,11 +143,16 @@ async def serve(
     embedder: AsyncEmbedder | None = None,
     *,
     on_ready: Callable[[Backend | None], None],
+    on_serving: Callable[["Context"], Coroutine[Any, Any, None]] | None = None,
     shared_metrics: Path | None = None,
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
 ) -> None:
     """Serves until one of `signals`, then drains for up to `drain_timeout` seconds; a second one ends that at
-    once. `engine` None: upstreams only.
+    once.
+
+    Args:
+        engine: None for upstreams only.
+        on_serving: runs beside it, from when the address is listened on; for what changes a running server.
 
     Raises ModelLoadError when the model cannot be served, ConfigError when the cache cannot be opened.
     """
@@ -157,11 +163,14 @@ async def serve(
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
     cache = server = starting = None
+    beside: asyncio.Task[None] | None = None
     try:
         cache = open_cache(settings)
         near = None if backend is None else near_hits(settings, cache, embedder)
         server = HttpServer(settings, backend, cache, sock, embeddings, near, shared_metrics=shared_metrics)
         await server.start()
+        if on_serving is not None:
+            beside = asyncio.create_task(on_serving(server.context))
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
             loading.result()
@@ -169,9 +178,9 @@ async def serve(
             if near is not None:
                 starting = asyncio.create_task(near.start())  # after the model, which is waited for
         await stopped
-        await server.drain(settings.drain_timeout, hurry)
+        await server.drain(server.context.settings.drain_timeout, hurry)
     finally:
-        tasks = {task for task in (loading, stopped, starting) if task is not None}
+        tasks = {task for task in (loading, stopped, starting, beside) if task is not None}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

@@ -136,7 +136,11 @@ class CompletionService:
         self._metrics = metrics
         self._speculation = speculation
         self._flights: Flights[Head, list[Chunk]] = Flights(_size)
-        self._no_store = [re.compile(pattern) for pattern in no_store]
+        self.exclude(no_store)
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """What they match is neither looked up nor kept."""
+        self._no_store = [re.compile(pattern) for pattern in patterns]
 
     async def start(self, job: Job) -> Generation:
         """A generation whose first chunks are there.

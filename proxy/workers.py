@@ -11,18 +11,23 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..config import NO_MODEL, Settings
+from ..config import NO_MODEL, Settings, SettingsSource
 from ..errors import ModelLoadError, PenstockError
 from ..models.embedding_location import choose_embedding_model
 from ..scheduler import EmbedderProcess, EngineProcess, ModelInfo
+from .reload import Watcher, apply, changed
 from .server import address_of, engine_config, listen
+
+if TYPE_CHECKING:
+    from .context import Context
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +52,12 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 class _Worker:
-    """One HTTP process. Its pipe brings a Serving once it serves, or the error that stopped it."""
+    """One HTTP process. Its pipe brings a Serving once it serves, or the error that stopped it; and takes to it the settings
+    that it shall go on with."""
 
     def __init__(self, settings: Settings, addresses: Addresses, metrics: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self.news, theirs = context.Pipe(duplex=False)
+        self.news, theirs = context.Pipe()
         self.started = time.monotonic()
         self.process: SpawnProcess = context.Process(
             target=_run_worker, args=(settings, addresses, metrics, theirs), name="penstock-worker"
@@ -67,17 +73,22 @@ class _Worker:
             return None
 
 
-def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo | None], None]) -> None:
-    """Runs until SIGTERM or SIGINT; passes them on, so that every worker drains.
+def serve_with_workers(
+    settings: Settings, source: SettingsSource, *, on_ready: Callable[[str, ModelInfo | None], None]
+) -> None:
+    """Runs until SIGTERM or SIGINT; passes them on, so that every worker drains. Changed settings are handed to all workers.
 
     Raises ModelLoadError when the model cannot be served, ConfigError when the port cannot be had.
     """
     # Bound but never listening: it reserves the port for as long as the workers come and go.
     reserved = listen(settings, shared=True)
+    asked_port = settings.port
     settings = msgspec.structs.replace(settings, port=reserved.getsockname()[1])
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
+    hangups: list[int] = []
+    signal.signal(signal.SIGHUP, lambda received, _frame: hangups.append(received))
     metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
     engine = None if settings.model == NO_MODEL else EngineProcess(engine_config(settings))
     embedding_model = choose_embedding_model(settings.embedding_model)
@@ -95,6 +106,7 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
             workers,
             metrics,
             signals,
+            Changes(source, asked_port, hangups),
             lambda info: on_ready(address_of(reserved), info),
         )
     finally:
@@ -107,6 +119,45 @@ def serve_with_workers(settings: Settings, *, on_ready: Callable[[str, ModelInfo
         shutil.rmtree(metrics, ignore_errors=True)
 
 
+class Changes:
+    """Of the settings file, handed to all workers. What only they can check they check alike, having the same model.
+
+    Args:
+        port: as it was asked for, where another one was taken.
+        hangups: a SIGHUP each.
+    """
+
+    def __init__(self, source: SettingsSource, port: int, hangups: list[int]) -> None:
+        self._watcher = Watcher(source)
+        self._port = port
+        self._hangups = hangups
+        self._due = time.monotonic() + WATCH_SECONDS
+
+    def take(self, settings: Settings, workers: list[_Worker]) -> Settings:
+        """Those that new workers begin with. To be called at least every WATCH_SECONDS."""
+        found = False
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + WATCH_SECONDS
+            found = self._watcher.look()
+        if not (found or self._hangups):
+            return settings
+        self._hangups.clear()
+        latest = settings
+
+        def hand_on(read: Settings) -> None:
+            nonlocal latest
+            if read.port == self._port:
+                read = msgspec.structs.replace(read, port=settings.port)
+            if changed(settings, read):
+                latest = read
+                for worker in workers:
+                    with suppress(OSError):  # it has just ended, and the next one begins with them
+                        worker.news.send(read)
+
+        self._watcher.take(hand_on)
+        return latest
+
+
 def _watch(
     settings: Settings,
     engine: EngineProcess | None,
@@ -114,6 +165,7 @@ def _watch(
     workers: list[_Worker],
     metrics: Path,
     signals: list[int],
+    changes: "Changes",
     on_ready: Callable[[ModelInfo | None], None],
 ) -> None:
     """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
@@ -131,6 +183,7 @@ def _watch(
             # Somebody waits for vectors, for the first time or since it died.
             embedder_due = time.monotonic() + WATCH_SECONDS
             embedder.start()
+        settings = changes.take(settings, workers)
         for place, worker in enumerate(workers):
             news = worker.read_news()
             if isinstance(news, str) and not announced:
@@ -212,6 +265,7 @@ def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: C
             engine,
             sock,
             embedder,
+            on_serving=lambda context: _follow(context, news),
             on_ready=lambda backend: news.send(Serving(None if backend is None else backend.engine.info)),
             shared_metrics=metrics,
             signals=(signal.SIGTERM,),
@@ -222,6 +276,23 @@ def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: C
     except PenstockError as error:
         news.send(error.message)
         raise SystemExit(1) from None
+
+
+async def _follow(context: "Context", news: Connection) -> None:
+    """Takes the settings that the parent sends."""
+    loop, sent = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(news.fileno(), sent.set)
+    try:
+        while True:
+            await sent.wait()
+            sent.clear()
+            try:
+                if news.poll():
+                    apply(context, news.recv())
+            except PenstockError as error:
+                log.error("The settings are not taken: %s", error.message)
+    finally:
+        loop.remove_reader(news.fileno())
 
 
 def _end_with_parent() -> None:

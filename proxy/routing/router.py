@@ -40,13 +40,13 @@ class Router:
         self._healthy = healthy
         self._cost = cost
         self._draw = draw
-        self._routes = {name: (route, self._targets(name, route)) for name, route in routes.items()}
         self._models: dict[str, list[Target]] = {}
         for upstream, settings in upstreams.items():
             for model, prices in settings.known_models.items():
                 if model != ANY_MODEL:
                     target = RemoteTarget(upstream, prices.name or model, prices)
                     self._models.setdefault(model, []).append(target)
+        self._routes = {name: (route, self._targets(name, route)) for name, route in routes.items()}
 
     @property
     def names(self) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 
+from ...errors import UpstreamError
 from ...tables import Upstream as Settings
 from .upstream import Upstream
 
@@ -18,7 +19,11 @@ class UpstreamPool:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> Upstream:
-        return self._upstreams[name]
+        """Raises UpstreamError when the settings file has it no longer."""
+        try:
+            return self._upstreams[name]
+        except KeyError:
+            raise UpstreamError(f"The upstream {name} was just taken out of the settings.") from None
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(self._upstreams.values())

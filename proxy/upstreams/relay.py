@@ -58,7 +58,11 @@ class Relay:
         self._pool = pool
         self._cache = cache
         self._flights: Flights[RelayHead, bytes] = Flights(len)
-        self._no_store = [re.compile(pattern) for pattern in no_store]
+        self.exclude(no_store)
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """What they match is neither looked up nor kept."""
+        self._no_store = [re.compile(pattern) for pattern in patterns]
 
     async def start(self, asked: "Asked", target: RemoteTarget, api: RemoteApi) -> tuple[RelayHead, Bytes]:
         """What to send; its first bytes are there. Raises UpstreamError."""

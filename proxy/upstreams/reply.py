@@ -18,7 +18,10 @@ class UpstreamReply:
     upstream: its name, for messages.
     idle_timeout: seconds between two pieces of a stream.
     deadline: when all of it must have come (`time.monotonic`).
-    on_close: told once.
+
+    Attributes:
+        body: all of it, after `read_all`.
+        on_close: called once.
     """
 
     def __init__(
@@ -28,14 +31,13 @@ class UpstreamReply:
         *,
         idle_timeout: float,
         deadline: float,
-        on_close: Callable[[], None],
     ) -> None:
         self.upstream = upstream
         self.body = b""
+        self.on_close: Callable[[], None] = lambda: None
         self._response = response
         self._idle_timeout = idle_timeout
         self._deadline = deadline
-        self._on_close = on_close
         self._closed = False
         self._splitter = EventSplitter()
         self._first = b""
@@ -93,7 +95,7 @@ class UpstreamReply:
         """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
         if not self._closed:
             self._closed = True
-            self._on_close()
+            self.on_close()
         if not self._response.closed:
             self._response.close()
 

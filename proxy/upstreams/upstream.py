@@ -48,7 +48,7 @@ class Upstream:
         name: as the settings file calls it.
 
     Attributes:
-        active: replies that are not closed yet.
+        active: questions under way, until their replies are closed.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -82,6 +82,22 @@ class Upstream:
 
         Raises UpstreamError.
         """
+        self.active += 1
+        try:
+            reply = await self._ask(question)
+        except BaseException:
+            self.active -= 1
+            raise
+        reply.on_close = self._closed
+        return reply
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    def _closed(self) -> None:
+        self.active -= 1
+
+    async def _ask(self, question: Question) -> UpstreamReply:
         deadline = time.monotonic() + self.settings.total_timeout
         for attempt in range(self.settings.retries + 1):
             if (wait := self.breaker.wait) > 0:
@@ -109,12 +125,6 @@ class Upstream:
                 )
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
-
-    async def close(self) -> None:
-        await self._session.close()
-
-    def _closed(self) -> None:
-        self.active -= 1
 
     async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
         late = self.latencies.late
@@ -181,14 +191,9 @@ class Upstream:
                     body = await _read_some(response)
                     raise refusal_of(response, body, self.name)
                 reply = UpstreamReply(
-                    self.name,
-                    response,
-                    idle_timeout=settings.idle_timeout,
-                    deadline=deadline,
-                    on_close=self._closed,
+                    self.name, response, idle_timeout=settings.idle_timeout, deadline=deadline
                 )
                 await (reply.begin() if question.stream else reply.read_all())
-                self.active += 1
                 return reply
         except TimeoutError as error:  # also aiohttp's
             _drop(response)

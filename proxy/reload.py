@@ -1,0 +1,104 @@
+"""Settings taken anew while requests run: checked first, then all at once or not at all."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..config import Settings, SettingsSource
+from ..errors import ConfigError, PenstockError
+from .log import set_level
+
+if TYPE_CHECKING:
+    from .context import Context
+
+log = logging.getLogger(__name__)
+
+# How often the file is looked at; it is taken when two looks saw the same.
+WATCH_SECONDS = 0.5
+# Everything else is built into processes, files and sockets.
+RELOADABLE = frozenset(
+    {
+        "api_keys",
+        "cache_no_store_patterns",
+        "drain_timeout",
+        "local_hour_price",
+        "log_level",
+        "routes",
+        "unsupported",
+        "upstreams",
+        "write_timeout",
+    }
+)
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """The names of settings that differ.
+
+    Raises ConfigError when one of them cannot be changed while serving.
+    """
+    names = [name for name in before.__struct_fields__ if getattr(before, name) != getattr(after, name)]
+    if fixed := [name for name in names if name not in RELOADABLE]:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot be changed while serving; restart for it, or set it back. Nothing was changed.",
+            param=fixed[0],
+        )
+    return names
+
+
+def apply(context: "Context", settings: Settings) -> None:
+    """Requests that run keep what they began with. Raises ConfigError, and then nothing has changed."""
+    from .routing.state import router_of
+
+    names = changed(context.settings, settings)
+    if not names:
+        return
+    backend = None if context.local is None else context.local.backend
+    router = router_of(settings, backend, context.upstreams)
+    context.upstreams.replace(settings.upstreams)
+    context.router = router
+    context.settings = settings
+    context.relay.exclude(settings.cache_no_store_patterns)
+    if context.local is not None:
+        context.local.service.exclude(settings.cache_no_store_patterns)
+    context.edge.take_keys(settings.api_keys)
+    set_level(settings.log_level)
+    log.info("settings taken anew: %s", ", ".join(names))
+
+
+class Watcher:
+    """Notices that the settings file has changed, once it has lain still for a look: an editor may write it in pieces."""
+
+    def __init__(self, source: SettingsSource) -> None:
+        self._source = source
+        self._taken = self._seen = source.stamp()
+
+    def look(self) -> bool:
+        """To be called every WATCH_SECONDS; True when the file should be read."""
+        before, self._seen = self._seen, self._source.stamp()
+        return self._seen is not None and self._seen == before and self._seen != self._taken
+
+    def take(self, apply_: Callable[[Settings], None]) -> None:
+        """Hands what the file holds to `apply_`. A file that is wrong is told of in the log, and changes nothing."""
+        self._taken = self._seen = self._source.stamp()
+        try:
+            apply_(self._source.load())
+        except PenstockError as error:
+            log.error("The settings file is not taken: %s", error.message)
+        except Exception:  # the next change is still to be noticed
+            log.exception("The settings file is not taken")
+
+
+async def follow(context: "Context", source: SettingsSource) -> None:
+    """Takes the file whenever it has changed, and on SIGHUP."""
+    hangup, watcher = asyncio.Event(), Watcher(source)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_SECONDS):
+                await hangup.wait()
+        if watcher.look() or hangup.is_set():
+            hangup.clear()
+            watcher.take(lambda settings: apply(context, settings))
