@@ -48,6 +48,9 @@ class CacheControls(msgspec.Struct, frozen=True):
     mode: Mode | None = None
 
 
+_DEFAULT = CacheControls()
+
+
 def request_id(headers: Mapping[str, str]) -> str:
     """The caller's own id where it is sane (it goes into logs and headers), else a new one."""
     given = headers.get(REQUEST_ID, "")
@@ -85,6 +88,8 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 
     Raises InvalidRequestError for an unknown directive or a bad value.
     """
+    if not body and CACHE_CONTROL not in headers and NAMESPACE not in headers:
+        return _DEFAULT
     directives: dict[str, object] = {}
     for part in filter(None, (part.strip() for part in headers.get(CACHE_CONTROL, "").split(","))):
         name, equals, value = part.partition("=")

@@ -1,9 +1,8 @@
 """A generation on its way to the client: as a stream with backpressure, or as one body."""
 
-import asyncio
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Protocol
 
 import msgspec
@@ -13,19 +12,13 @@ from aiohttp import web
 from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
 from .edge import caller_of
-from .errors import JSON, internal_error
+from .errors import JSON
+from .event_stream import send_events
 from .service import Generation
 from .usage import Usage
 
-log = logging.getLogger(__name__)
-
 MODEL = "x-penstock-model"
 DROPPED = "x-penstock-dropped"
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
-}
 
 
 class StreamForm(Protocol):
@@ -78,32 +71,24 @@ async def stream(
     *,
     write_timeout: float,
 ) -> web.StreamResponse:
-    """Sends chunks as they come, at the reader's pace; ends with [DONE], or with an error event and nothing
-    after it.
+    """Sends chunks as they come; ends with [DONE], or with an error event and nothing after it.
 
     Leaving it in any way (client gone, reader stalled for `write_timeout` seconds) aborts the generation.
     """
-    response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
-    try:
-        await response.prepare(request)
+
+    async def events() -> AsyncGenerator[bytes, None]:
         async for batch in generation:
             data = form.chunks(batch)
             if generation.transcript.finished:
                 data += form.end(generation.transcript.usage)
             if data:
-                await write(request, response, data, write_timeout)
-    except PenstockError as error:
-        log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
-        await write(request, response, form.failed(error), write_timeout)
-    except (ConnectionError, asyncio.CancelledError):
-        raise
-    except Exception:
-        identity = caller_of(request).request_id
-        log.exception("%s broke off", identity)
-        await write(request, response, form.failed(internal_error(identity)), write_timeout)
+                yield data
+
+    try:
+        async with aclosing(events()) as data:
+            return await send_events(request, headers, data, failed=form.failed, write_timeout=write_timeout)
     finally:
         await generation.aclose()
-    return response
 
 
 async def body(
@@ -122,14 +107,3 @@ async def body(
     spent = 1000 * (time.perf_counter() - caller_of(request).arrived)
     headers["Server-Timing"] = f"total;dur={spent:.3f}"
     return web.Response(body=content, content_type=JSON, headers=headers)
-
-
-async def write(request: web.Request, response: web.StreamResponse, data: bytes, timeout: float) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await response.write(data)
-    except TimeoutError:
-        log.warning("%s: the client has not read for %g s; closing.", caller_of(request).request_id, timeout)
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the client stopped reading") from None

@@ -11,6 +11,8 @@ BODY_SECONDS = 30.0
 
 async def read_body(request: web.Request) -> bytes:
     """Raises RequestTimeoutError when the body is not whole after BODY_SECONDS."""
+    if request.content.is_eof():  # nearly always: it came with the headers
+        return await request.read()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()

@@ -1,12 +1,12 @@
 """What an upstream has begun to send: read at the client's pace, within the upstream's time."""
 
-import asyncio
 import time
 from collections.abc import Callable
 
 from aiohttp import ClientError, ClientResponse
 
 from ...errors import UpstreamError, UpstreamTimeoutError
+from ..patience import Patience
 from .events import EventSplitter, data_of, split
 from .refusal import error_in
 
@@ -39,6 +39,7 @@ class UpstreamReply:
         self._idle_timeout = idle_timeout
         self._deadline = deadline
         self._closed = False
+        self._patience = Patience(idle_timeout)
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -95,6 +96,7 @@ class UpstreamReply:
         """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
         if not self._closed:
             self._closed = True
+            self._patience.close()
             self.on_close()
         if not self._response.closed:
             self._response.close()
@@ -117,14 +119,14 @@ class UpstreamReply:
 
     async def _read(self) -> bytes:
         left = self._deadline - time.monotonic()
-        patience = min(self._idle_timeout, left)
+        self._patience.seconds = min(self._idle_timeout, max(left, 0.0))
         try:
-            async with asyncio.timeout(patience):
+            with self._patience:
                 return await self._response.content.readany()
         except TimeoutError as error:
-            what = "sent nothing for" if patience == self._idle_timeout else "not ended its reply within its"
+            what = "sent nothing for" if self._idle_timeout < left else "not ended its reply within its"
             raise UpstreamTimeoutError(
-                f"The upstream {self.upstream} has {what} {max(patience, 0):g} seconds."
+                f"The upstream {self.upstream} has {what} {self._patience.seconds:g} seconds."
             ) from error
         except ClientError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error

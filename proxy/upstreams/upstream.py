@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import msgspec
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from yarl import URL
 
 from ... import __version__
 from ...errors import (
@@ -71,7 +72,7 @@ class Upstream:
             # Proxies and .netrc of the environment are nobody's setting here.
             trust_env=False,
         )
-        self._base = settings.base_url.rstrip("/")
+        self._urls: dict[str, URL] = {}
 
     @property
     def healthy(self) -> bool:
@@ -93,6 +94,12 @@ class Upstream:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self.settings.base_url.rstrip("/") + path)
+        return url
 
     def _closed(self) -> None:
         self.active -= 1
@@ -182,7 +189,7 @@ class Upstream:
         try:
             async with asyncio.timeout(patience):
                 response = await self._session.post(
-                    self._base + question.path,
+                    self._url(question.path),
                     data=question.body,
                     headers=question.headers,
                     allow_redirects=False,

@@ -1,0 +1,64 @@
+"""Server-sent events on their way to the client: at its pace, and never broken off without a word."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from aiohttp import web
+
+from ..errors import PenstockError
+from .edge import caller_of
+from .errors import internal_error
+from .patience import Patience
+
+log = logging.getLogger(__name__)
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
+}
+
+
+async def send_events(
+    request: web.Request,
+    headers: dict[str, str],
+    events: AsyncIterator[bytes],
+    *,
+    failed: Callable[[PenstockError], bytes],
+    write_timeout: float,
+) -> web.StreamResponse:
+    """Sends what `events` gives; an error of theirs becomes the event that `failed` makes of it, and nothing follows.
+
+    Raises ConnectionError when the client has not read for `write_timeout` seconds.
+    """
+    response = web.StreamResponse(headers={**_HEADERS, **headers})
+    patience = Patience(write_timeout)
+    try:
+        await response.prepare(request)
+        async for data in events:
+            await _write(request, response, data, patience)
+    except PenstockError as error:
+        log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
+        await _write(request, response, failed(error), patience)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        identity = caller_of(request).request_id
+        log.exception("%s broke off", identity)
+        await _write(request, response, failed(internal_error(identity)), patience)
+    finally:
+        patience.close()
+    return response
+
+
+async def _write(request: web.Request, response: web.StreamResponse, data: bytes, patience: Patience) -> None:
+    try:
+        with patience:
+            await response.write(data)
+    except TimeoutError:
+        identity = caller_of(request).request_id
+        log.warning("%s: the client has not read for %g s; closing.", identity, patience.seconds)
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client stopped reading") from None
