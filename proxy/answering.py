@@ -24,7 +24,7 @@ from .controls import CacheControls, cache_controls
 from .edge import Caller, caller_of
 from .openai_types import decode_object
 from .request_body import read_body
-from .routing.plan import Ask
+from .routing.plan import Ask, Plan
 from .routing.target import LocalTarget, Target
 from .upstreams.refusal import may_do_better_elsewhere
 
@@ -60,22 +60,38 @@ class Started(Protocol):
     async def send(self) -> web.StreamResponse: ...
 
 
+class Ready(msgspec.Struct, frozen=True):
+    """An answer that is there as a whole."""
+
+    response: web.StreamResponse
+
+    async def send(self) -> web.StreamResponse:
+        return self.response
+
+
+def usual_plan(asked: Asked) -> Plan:
+    """Raises ModelNotFoundError."""
+    return asked.context.router.plan(asked.model, _ask(asked))
+
+
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """One of the APIs.
 
     Attributes:
         local: starts an answer of the local engine.
         remote: starts an answer of an upstream.
+        plan: whom to ask.
     """
 
     local: Callable[[Asked, Served], Awaitable[Started]]
     remote: Callable[[Asked, Target], Awaitable[Started]]
+    plan: Callable[[Asked], Plan] = usual_plan
 
 
 async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     """Raises PenstockError when nobody can answer: what the last one asked has said."""
     asked = await _read(request)
-    plan = asked.context.router.plan(asked.model, _ask(asked))
+    plan = dialect.plan(asked)
     last = plan.targets[-1]
     for target in plan.targets:
         try:
@@ -87,8 +103,9 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
             if target is last or not _another_may_answer(error):
                 raise
             log.warning("%s: %s cannot answer: %s", asked.caller.request_id, target.name, error.message)
-            asked.context.metrics.fallback(target.name)
+            asked.context.metrics.fallback(target.series)
             continue
+        asked.context.metrics.routed(target.series, plan.reason)
         return await started.send()
     raise AssertionError("a plan has targets")
 

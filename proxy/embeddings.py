@@ -1,7 +1,6 @@
 """The embedding model behind the server: its name, and the embedder that computes."""
 
 from ..config import Settings
-from ..errors import ModelNotFoundError
 from ..models.embedding_location import choose_embedding_model, embedding_model_name
 from ..scheduler import AsyncEmbedder
 from .backend import ANY_NAME
@@ -16,9 +15,5 @@ class EmbeddingBackend:
         self.embedder = embedder
         self._takes_any = ANY_NAME in settings.model_aliases
 
-    def check_model(self, name: str) -> None:
-        """Raises ModelNotFoundError unless this model answers to `name`."""
-        if name != self.name and not self._takes_any:
-            raise ModelNotFoundError(
-                f"The embedding model {name!r} does not exist here; served is: {self.name}.", param="model"
-            )
+    def takes(self, name: str) -> bool:
+        return name == self.name or self._takes_any

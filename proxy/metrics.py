@@ -84,6 +84,12 @@ class Metrics:
             ["outcome"],
             registry=own,
         )
+        self._routed = Counter(
+            "penstock_routed",
+            "Requests by who answers, and why it was asked first.",
+            ["target", "reason"],
+            registry=own,
+        )
         self._fallbacks = Counter(
             "penstock_fallbacks",
             "Targets that could not answer, so that the next was asked.",
@@ -139,6 +145,10 @@ class Metrics:
     def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
         self._near_hits.labels(reason, "yes" if same else "no").inc()
+
+    def routed(self, target: str, reason: str) -> None:
+        """A target has begun to answer."""
+        self._routed.labels(target, reason).inc()
 
     def fallback(self, target: str) -> None:
         """A target could not answer, and the next is asked."""

@@ -4,18 +4,23 @@ Texts longer than the model reads are cut at their end; the header `x-penstock-t
 """
 
 import base64
+from contextlib import suppress
 
 import orjson
 from aiohttp import web
 
 from ...errors import InvalidRequestError, ModelNotFoundError
 from ...scheduler.async_embedder import AsyncEmbedder, EncodedText
+from ..answering import Asked, Dialect, Ready, Started, answer, usual_plan
+from ..backend import Served
 from ..compat import FieldPolicy
-from ..context import CONTEXT
 from ..errors import JSON
-from ..openai_types import EmbeddingsRequest, convert, decode_object
+from ..openai_types import EmbeddingsRequest, convert
+from ..relayed import relay
 from ..reply import model_headers
-from ..request_body import read_body
+from ..routing.plan import Plan
+from ..routing.target import LocalTarget, RemoteTarget, Target
+from ..upstreams.openai_apis import EMBEDDINGS_API
 
 # OpenAI's own limits of one request.
 MAX_INPUTS = 2048
@@ -23,17 +28,37 @@ MAX_TOKENS = 300_000
 TRUNCATED = "x-penstock-truncated"
 
 
-async def create_embeddings(request: web.Request) -> web.Response:
-    context = request.app[CONTEXT]
-    policy = FieldPolicy(context.settings.unsupported)
-    asked = convert(policy.embeddings(decode_object(await read_body(request))), EmbeddingsRequest)
-    backend = context.embeddings
+async def create_embeddings(request: web.Request) -> web.StreamResponse:
+    return await answer(request, EMBEDDINGS)
+
+
+def _plan(given: Asked) -> Plan:
+    """The embedding model of this server, or else an upstream's; models that generate are none."""
+    backend = given.context.embeddings
+    if backend is not None and backend.takes(given.model):
+        return Plan((LocalTarget(Served(backend.name)),), "only")
+    remote: tuple[Target, ...] = ()
+    with suppress(ModelNotFoundError):
+        plan = usual_plan(given)
+        remote = tuple(target for target in plan.targets if isinstance(target, RemoteTarget))
+    if remote:
+        return Plan(remote, plan.reason)
     if backend is None:
         raise ModelNotFoundError(
             "No embedding model is served: install penstock[semantic], or start the server with --embedding-model.",
             param="model",
         )
-    backend.check_model(asked.model)
+    raise ModelNotFoundError(
+        f"The embedding model {given.model!r} does not exist here; served is: {backend.name}.", param="model"
+    )
+
+
+async def _local(given: Asked, _served: Served) -> Started:
+    context = given.context
+    policy = FieldPolicy(context.settings.unsupported)
+    asked = convert(policy.embeddings(given.fields), EmbeddingsRequest)
+    backend = context.embeddings
+    assert backend is not None, "it is in the plan"
     info = await backend.embedder.start()
     if asked.dimensions not in (None, info.dims):
         raise InvalidRequestError(
@@ -64,8 +89,10 @@ async def create_embeddings(request: web.Request) -> web.Response:
     headers = model_headers(backend.name, policy.dropped)
     if cut := [str(index) for index, text in enumerate(texts) if text.is_cut]:
         headers[TRUNCATED] = ",".join(cut)
-    return web.Response(
-        body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), content_type=JSON, headers=headers
+    return Ready(
+        web.Response(
+            body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), content_type=JSON, headers=headers
+        )
     )
 
 
@@ -91,3 +118,8 @@ async def _encoded(given: str | list[str | int | list[int]], embedder: AsyncEmbe
         return await embedder.encode(texts)
     most = embedder.info.max_tokens
     return [EncodedText(ids[:most], len(ids) > most) for ids in lists or [token_ids]]
+
+
+EMBEDDINGS = Dialect(
+    plan=_plan, local=_local, remote=lambda asked, target: relay(asked, target, EMBEDDINGS_API)
+)

@@ -87,7 +87,7 @@ class Router:
         if self._backend is not None and ANY_MODEL in self._backend.aliases:
             return [LocalTarget(self._backend.find(name))]
         return [
-            RemoteTarget(upstream, name, settings.known_models[ANY_MODEL])
+            RemoteTarget(upstream, name, settings.known_models[ANY_MODEL], any_name=True)
             for upstream, settings in self._upstreams.items()
             if ANY_MODEL in settings.known_models
         ]
@@ -97,7 +97,7 @@ class Router:
         found = models.get(model)
         if found is None:
             found = models.get(ANY_MODEL)
-            return None if found is None else RemoteTarget(upstream, model, found)
+            return None if found is None else RemoteTarget(upstream, model, found, any_name=True)
         return RemoteTarget(upstream, found.name or model, found)
 
     def _targets(self, name: str, route: Route) -> list[Target]:

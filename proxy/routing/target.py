@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ...tables import UpstreamModel
+from ...tables import ANY_MODEL, UpstreamModel
 from ..backend import Served
 
 
@@ -11,20 +11,31 @@ class LocalTarget(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As `x-penstock-model` and the metrics tell it."""
+        """As `x-penstock-model` tells it."""
+        return self.served.name
+
+    @property
+    def series(self) -> str:
+        """As the metrics tell it."""
         return self.served.name
 
 
 class RemoteTarget(msgspec.Struct, frozen=True):
-    """`model`: what the upstream calls it."""
+    """`model`: what the upstream calls it; `any_name`: it came from the client, and the settings do not know it."""
 
     upstream: str
     model: str
     prices: UpstreamModel
+    any_name: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.upstream}/{self.model}"
+
+    @property
+    def series(self) -> str:
+        """Clients' inventions must not become a thousand series."""
+        return f"{self.upstream}/{ANY_MODEL}" if self.any_name else self.name
 
 
 Target = LocalTarget | RemoteTarget

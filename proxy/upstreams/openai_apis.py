@@ -1,8 +1,8 @@
-"""OpenAI's two older APIs as an upstream speaks them."""
+"""OpenAI's older APIs as an upstream speaks them."""
 
 from ..errors import body_of
 from ..sse import event
-from .reading import OpenAIReading
+from .reading import BodyReading, OpenAIReading
 from .remote_api import RemoteApi
 from .replay import as_stream
 
@@ -19,4 +19,11 @@ COMPLETIONS_API = RemoteApi(
     replay=lambda body, include_usage: as_stream(body, include_usage=include_usage),
     failed=lambda error: event(body_of(error)),
     asks_for_usage=True,
+)
+EMBEDDINGS_API = RemoteApi(
+    path="/embeddings",
+    reading=lambda _keep, _own_usage: BodyReading(),
+    replay=lambda body, _include_usage: body,
+    failed=lambda error: event(body_of(error)),
+    asks_for_usage=False,
 )

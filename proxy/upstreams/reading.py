@@ -155,6 +155,26 @@ class OpenAIReading:
             raise UpstreamError("The upstream sent an event that is none of this API.") from error
 
 
+class BodyReading:
+    """Of replies that are never streamed nor kept."""
+
+    def __init__(self) -> None:
+        self.tokens: TokenCounts | None = None
+        self.finish_reasons: list[str] = []
+        self.finished = False
+
+    def event(self, data: bytes) -> bool:
+        raise UpstreamError("The upstream streams what has no stream.")
+
+    def body(self, body: bytes) -> None:
+        usage = _object(body).get("usage")
+        self.tokens = None if usage is None else tokens_of(usage)
+        self.finished = True
+
+    def completion(self, *, seconds: float) -> CachedCompletion | None:
+        return None
+
+
 def tokens_of(usage: dict[str, Any]) -> TokenCounts:
     """OpenAI's usage figures."""
     if not isinstance(usage, dict):
