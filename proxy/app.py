@@ -15,6 +15,7 @@ from .metrics import Metrics
 from .routes.chat import chat_completions
 from .routes.completions import completions
 from .routes.embeddings import create_embeddings
+from .routes.messages import count_tokens, messages
 from .routes.models import get_model, list_models
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
@@ -70,6 +71,8 @@ def create_app(
         [
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
+            web.post("/v1/messages", messages),
+            web.post("/v1/messages/count_tokens", count_tokens),
             web.post("/v1/embeddings", create_embeddings),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{id:.+}", get_model),

@@ -9,8 +9,11 @@ What the model is asked (message contents, roles) is never dropped, and a wrong 
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ..config import Unsupported, did_you_mean
 from ..errors import UnsupportedParameterError
+from .anthropic.types import CountTokensRequest, MessagesRequest
 from .openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest, is_token_id
 
 
@@ -54,6 +57,17 @@ NEUTRAL_IN_COMPLETIONS: dict[str, Callable[[object], bool]] = {
     "echo": _one_of(False),
     "suffix": _one_of(""),
 }
+NEUTRAL_IN_MESSAGES: dict[str, Callable[[object], bool]] = {
+    "cache_control": _anything,  # prefixes are cached without being asked
+    "container": _one_of(),
+    "context_management": _one_of({}, {"edits": []}),
+    "diagnostics": _one_of(),
+    "inference_geo": _one_of(),
+    "mcp_servers": _one_of([]),
+    "metadata": _anything,
+    "service_tier": _one_of("auto", "standard_only"),
+    "speed": _one_of("standard"),
+}
 _STREAM_OPTIONS = {"include_usage": _is_bool, "include_obfuscation": _one_of(False)}
 
 
@@ -79,6 +93,14 @@ class FieldPolicy:
         """The fields of an embeddings request that are honoured."""
         return self._honoured(fields, EmbeddingsRequest, _NEUTRAL_EVERYWHERE)
 
+    def messages(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a request to Anthropic's API that are honoured."""
+        return self._honoured(fields, MessagesRequest, NEUTRAL_IN_MESSAGES)
+
+    def count_tokens(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The same for counting only."""
+        return self._honoured(fields, CountTokensRequest, NEUTRAL_IN_MESSAGES)
+
     def refuse_or_drop(self, name: str, message: str) -> None:
         if not self._drops:
             raise UnsupportedParameterError(
@@ -89,7 +111,7 @@ class FieldPolicy:
     def _honoured(
         self,
         fields: dict[str, Any],
-        type_: type[ChatRequest | CompletionRequest | EmbeddingsRequest],
+        type_: type[msgspec.Struct],
         neutral: dict[str, Callable[[object], bool]],
     ) -> dict[str, Any]:
         honoured = {}

@@ -58,18 +58,18 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 
 def authenticate(headers: Mapping[str, str], api_keys: tuple[str, ...]) -> str:
-    """The tenant: a digest of the bearer key, "default" without one.
+    """The tenant: a digest of the bearer key, or else of what Anthropic's clients send as x-api-key; "default" without one.
 
     Raises AuthenticationError when keys are required and this is none of them.
     """
     scheme, _, key = headers.get("Authorization", "").partition(" ")
-    key = key.strip() if scheme.lower() == "bearer" else ""
+    key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
     if api_keys:
         # Every key is compared, each in constant time: the time taken tells nothing of how close a guess is.
         matches = [hmac.compare_digest(_raw(key), known.encode()) for known in api_keys]
         if not any(matches):
             wrong = "The API key is not one of this server's" if key else "This server needs an API key"
-            raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY'.")
+            raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'.")
     return tenant_of(key)
 
 

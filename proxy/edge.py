@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
+from .anthropic import errors as anthropic
 from .controls import REQUEST_ID, authenticate, request_id
 from .errors import error_response, http_error_response, internal_error
 from .metrics import Metrics
@@ -71,19 +72,18 @@ class Edge:
             return await handler(request)
         except PenstockError as error:
             log.log(error.log_level, "%s %s %s: %s", identity, request.method, request.path, error.message)
-            return error_response(error)
+            return error_response(request, error)
         except web.HTTPException as error:
             return http_error_response(request, error)
         except web.RequestPayloadError as error:
             # Chunks or a compression that are not what they say: the sender's fault.
-            return error_response(
-                InvalidRequestError(f"The body cannot be read: {' '.join(str(error).split())}.")
-            )
+            unreadable = InvalidRequestError(f"The body cannot be read: {' '.join(str(error).split())}.")
+            return error_response(request, unreadable)
         except ConnectionError:
             raise  # the client is gone; aiohttp closes what is left
         except Exception:
             log.exception("%s %s %s failed", identity, request.method, request.path)
-            return error_response(internal_error(identity))
+            return error_response(request, internal_error(identity))
 
     def _admit(self, request: web.Request, identity: str) -> Caller:
         arrived = time.perf_counter()
@@ -99,6 +99,8 @@ async def name_response(request: web.Request, response: web.StreamResponse) -> N
     identity = request.get(REQUEST_ID)
     if identity is not None:
         response.headers[REQUEST_ID] = identity
+        if anthropic.is_messages(request.path):
+            response.headers[anthropic.REQUEST_ID] = identity
 
 
 def caller_of(request: web.Request) -> Caller:

@@ -1,4 +1,6 @@
-"""Every failure as OpenAI's error object, whether ours, aiohttp's, or the HTTP parser's."""
+"""Every failure as an error object, whether ours, aiohttp's, or the HTTP parser's: OpenAI's, or where the path is one of
+Anthropic's API, its own.
+"""
 
 import logging
 import math
@@ -8,6 +10,8 @@ import orjson
 from aiohttp import web
 
 from ..errors import PenstockError
+from .anthropic import errors as anthropic
+from .controls import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +30,8 @@ def internal_error(request_id: str) -> PenstockError:
     return PenstockError(f"The server failed on this request; its log has the reason under {request_id}.")
 
 
-def error_response(error: PenstockError) -> web.Response:
-    response = web.Response(body=body_of(error), status=error.status, content_type=JSON)
+def error_response(request: web.BaseRequest, error: PenstockError) -> web.Response:
+    response = _response(request, error.status, error.message, error.type, param=error.param, code=error.code)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:
@@ -54,9 +58,7 @@ def http_error_response(request: web.Request, error: web.HTTPException) -> web.R
         )
     else:
         message = f"{error.reason}."
-    response = web.Response(
-        body=error_body(message, _type_of(error.status), code=code), status=error.status, content_type=JSON
-    )
+    response = _response(request, error.status, message, _type_of(error.status), code=code)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
@@ -72,6 +74,23 @@ def parser_error_response(status: int, message: str | None) -> web.Response:
     )
     response.force_close()
     return response
+
+
+def _response(
+    request: web.BaseRequest,
+    status: int,
+    message: str,
+    type_: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+) -> web.Response:
+    """The one place where the path decides the shape."""
+    if anthropic.is_messages(request.path):
+        body = anthropic.error_body(status, message, request.get(REQUEST_ID, ""), param=param)
+    else:
+        body = error_body(message, type_, param=param, code=code)
+    return web.Response(body=body, status=status, content_type=JSON)
 
 
 def _type_of(status: int) -> str:

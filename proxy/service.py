@@ -53,7 +53,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `question`: the part of the prompt by whose meaning its answer may be found; None for none.
     `draft`: what the answer is likely to be; verified, so that it changes nothing but the time.
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
-    `params` names no limit, cut to what the context has room for; None for all it has.
+    `params` names no limit, cut to what the context has room for; None for all it has. `cut_limit`: that of `params` is
+    cut so too, instead of being refused.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None = None
     nothing: bool = False
     default_limit: int | None = None
+    cut_limit: bool = False
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -163,7 +165,7 @@ class CompletionService:
 
     async def _shared(self, job: Job, started: float, scope: CacheScope | None, key: CacheKey) -> Generation:
         """A place on the generation of whoever asked first, or a new one that others may join."""
-        like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl)
+        like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl, job.cut_limit)
         reader, first = self._flights.board(like, lambda: self._lead(job, started, scope, key))
         try:
             head = await reader.head()
@@ -321,12 +323,15 @@ class CompletionService:
         return merged(sources)
 
     def _limited(self, job: Job, token_ids: list[int]) -> SamplingParams:
-        """The job's params; where it names no limit, with the default one, as far as the context has room."""
+        """The job's params; with a limit as far as the context has room, where it may be cut."""
         params = job.params
-        if params.max_tokens is not None or job.default_limit is None:
+        wanted = job.default_limit
+        if params.max_tokens is not None:
+            wanted = params.max_tokens if job.cut_limit else None
+        if wanted is None:
             return params
         room = self._backend.engine.info.max_model_len - len(token_ids)
-        limit = max(1, params.min_tokens, min(job.default_limit, room))
+        limit = max(1, params.min_tokens, min(wanted, room))
         return msgspec.structs.replace(params, max_tokens=limit)
 
     async def _encode(self, prompt: Prompt, *, in_thread: bool) -> list[int]:

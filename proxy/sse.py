@@ -72,7 +72,7 @@ class StreamFormat:
             return self._begin(chunk.index) + self._chunk(chunk)
         if chunk.finish_reason is None:
             if self._logprobs is None or not chunk.logprobs:
-                return prefix + _string(chunk.text) + self._plain_tail if chunk.text else b""
+                return prefix + json_string(chunk.text) + self._plain_tail if chunk.text else b""
             reason = b"null"
         else:
             reason = b'"' + chunk.finish_reason.encode() + b'"'
@@ -80,7 +80,7 @@ class StreamFormat:
         return b"".join(
             (
                 prefix,
-                _string(chunk.text),
+                json_string(chunk.text),
                 self._closing,
                 b',"logprobs":',
                 logprobs,
@@ -99,7 +99,7 @@ class StreamFormat:
         return choice + self._preamble + b',"logprobs":null,"finish_reason":null}' + self._tail
 
 
-def _string(text: str) -> bytes:
+def json_string(text: str) -> bytes:
     data = orjson.dumps(text)
     return data if text.isascii() else one_line(data)
 

@@ -2,24 +2,21 @@
 
 import uuid
 
-import msgspec
 from aiohttp import web
 
 from ...scheduler.outputs import Chunk
 from ..answer import AnswerReader, Layout, message_of
-from ..answer_layout import constrained, layout_of
 from ..answer_stream import AnswerStream
 from ..answering import Asked, Dialect, answer
 from ..backend import Served
-from ..chat import last_question, template_messages, template_variables
+from ..chat_job import chat_job
 from ..compat import FieldPolicy
 from ..logprobs import ChatLogprobs
 from ..openai_types import ChatRequest, convert
 from ..relayed import relay
 from ..reply import LocalAnswer, StreamForm, reply_headers
-from ..service import Generation, Job, Prompt
+from ..service import Generation
 from ..sse import chat_format
-from ..tools import Tools
 from ..upstreams.openai_apis import CHAT_API
 
 
@@ -31,32 +28,18 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     context = given.context
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.chat(given.fields), ChatRequest)
-    await context.backend.ready()
-    params, nothing = asked.sampling_params(context.backend.defaults.sampling)
-    tokenizer = context.backend.tokenizer
-    tools = Tools.of(asked, tokenizer, policy)
-    messages = template_messages(asked.messages, tokenizer=tokenizer, policy=policy)
-    variables = template_variables(asked.chat_template_kwargs)
-    if tools is not None:
-        variables = {**variables, "tools": tools.shown}
-    text = tokenizer.render_chat(messages, **variables)
-    layout = layout_of(text, tools, tokenizer.thinking)
-    job = Job(
+    job, layout = await chat_job(
+        asked,
         id=f"chatcmpl-{uuid.uuid4().hex}",
         tenant=given.caller.tenant,
-        # The template writes the special tokens itself.
-        prompts=(Prompt(text=text, add_special_tokens=False),),
-        params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),
-        urgency=asked.urgency,
-        question=last_question(messages),
-        draft=asked.prediction.text if asked.prediction else None,
         controls=given.controls,
-        nothing=nothing,
-        default_limit=context.backend.defaults.max_tokens,
+        backend=context.backend,
+        served=served,
+        policy=policy,
     )
     generation = await context.service.start(job)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
-    logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
+    logprobs = ChatLogprobs(context.backend.tokenizer) if asked.logprobs else None
     head = context.reply_head(job.id, served)
     form = None
     if given.stream:

@@ -1,0 +1,56 @@
+"""A chat request as a job for the engine: its messages through the template, its tools as a grammar.
+
+Other APIs than OpenAI's chat are told as chat requests first, and become jobs here too.
+"""
+
+import msgspec
+
+from .answer import Layout
+from .answer_layout import constrained, layout_of
+from .backend import Backend, Served
+from .chat import last_question, template_messages, template_variables
+from .compat import FieldPolicy
+from .controls import CacheControls
+from .openai_types import ChatRequest
+from .service import Job, Prompt
+from .tools import Tools
+
+
+async def chat_job(
+    asked: ChatRequest,
+    *,
+    id: str,
+    tenant: str,
+    controls: CacheControls,
+    backend: Backend,
+    served: Served,
+    policy: FieldPolicy,
+) -> tuple[Job, Layout]:
+    """The job, and what its answer may consist of. Waits until the model is ready.
+
+    Raises InvalidRequestError, or EngineDeadError where the model could not be loaded.
+    """
+    await backend.ready()
+    params, nothing = asked.sampling_params(backend.defaults.sampling)
+    tokenizer = backend.tokenizer
+    tools = Tools.of(asked, tokenizer, policy)
+    messages = template_messages(asked.messages, tokenizer=tokenizer, policy=policy)
+    variables = template_variables(asked.chat_template_kwargs)
+    if tools is not None:
+        variables = {**variables, "tools": tools.shown}
+    text = tokenizer.render_chat(messages, **variables)
+    layout = layout_of(text, tools, tokenizer.thinking)
+    job = Job(
+        id=id,
+        tenant=tenant,
+        # The template writes the special tokens itself.
+        prompts=(Prompt(text=text, add_special_tokens=False),),
+        params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),
+        urgency=asked.urgency,
+        question=last_question(messages),
+        draft=asked.prediction.text if asked.prediction else None,
+        controls=controls,
+        nothing=nothing,
+        default_limit=backend.defaults.max_tokens,
+    )
+    return job, layout
