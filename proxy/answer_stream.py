@@ -59,7 +59,7 @@ class AnswerStream:
         finish_reason: str | None = chunk.finish_reason
         if finish_reason is not None:
             parts += reader.end()
-        deltas += [_delta(part) for part in parts]
+        deltas += [delta_of(part) for part in parts]
         if finish_reason is not None:
             deltas.append({})
             finish_reason = reader.reason(finish_reason)
@@ -86,7 +86,7 @@ class AnswerStream:
         return event(one_line(orjson.dumps(whole)))
 
 
-def _delta(part: Part) -> dict[str, object]:
+def delta_of(part: Part) -> dict[str, object]:
     if part.kind == "content":
         return {"content": part.text}
     if part.kind == "reasoning":

@@ -1,7 +1,11 @@
 """An upstream's answer on its way to the client."""
 
+from collections.abc import Callable
+
 from aiohttp import web
 
+from ..errors import PenstockError, UnsupportedParameterError
+from ..tables import Upstream
 from .answering import Asked
 from .errors import JSON
 from .event_stream import send_events
@@ -11,21 +15,29 @@ from .upstreams.relay import UPSTREAM_ID, Bytes, RelayHead
 from .upstreams.remote_api import RemoteApi
 
 
-async def relay(asked: Asked, target: Target, api: RemoteApi) -> "RelayedAnswer":
-    """Raises UpstreamError."""
+async def relay(
+    asked: Asked, target: Target, apis: Callable[[Upstream], RemoteApi | None]
+) -> "RelayedAnswer":
+    """`apis`: how an upstream is asked for it; None where it cannot be.
+
+    Raises UpstreamError or UnsupportedParameterError.
+    """
     assert isinstance(target, RemoteTarget)
+    api = apis(asked.context.upstreams[target.upstream].settings)
+    if api is None:
+        raise UnsupportedParameterError(
+            f"{target.name} is asked in an API that has nothing like {asked.request.path}.", param="model"
+        )
     head, source = await asked.context.relay.start(asked, target, api)
-    return RelayedAnswer(asked, target, api, head, source)
+    return RelayedAnswer(asked, target, head, source)
 
 
 class RelayedAnswer:
     """A `Started` (answering.py)."""
 
-    def __init__(
-        self, asked: Asked, target: RemoteTarget, api: RemoteApi, head: RelayHead, source: Bytes
-    ) -> None:
+    def __init__(self, asked: Asked, target: RemoteTarget, head: RelayHead, source: Bytes) -> None:
         self._asked = asked
-        self._api = api
+        self._head = head
         self._source = source
         self._headers = {**head.provenance.headers(), MODEL: target.name}
         if head.request_id is not None:
@@ -38,7 +50,7 @@ class RelayedAnswer:
                     self._asked.request,
                     self._headers,
                     self._source,
-                    failed=self._api.failed,
+                    failed=self._failed,
                     write_timeout=self._asked.context.settings.write_timeout,
                 )
             async for body in self._source:
@@ -46,3 +58,7 @@ class RelayedAnswer:
             raise AssertionError("a body has one piece")
         finally:
             await self._source.aclose()
+
+    def _failed(self, error: PenstockError) -> bytes:
+        assert self._head.reading is not None, "what was kept does not fail"
+        return self._head.reading.failed(error)

@@ -37,16 +37,9 @@ class BrokenAnswerError(UpstreamError):
 
 def read_body(body: Mapping[str, Any]) -> tuple[list[Part], Finish, Usage | None]:
     """Raises BrokenAnswerError."""
-    if body.get("type") == "error":
-        raise _told(body)
     reader = EventReader()
-    parts = reader.read({"type": "message_start", "message": body})
-    for block in _list(body, "content"):
-        parts += reader.read({"type": "content_block_start", "content_block": block})
-        parts += reader.read({"type": "content_block_stop"})
-    reader.read({"type": "message_delta", "delta": body})
-    if reader.finish is None:
-        raise BrokenAnswerError("The answer has no stop_reason.")
+    parts = reader.whole(body)
+    assert reader.finish is not None
     return parts, reader.finish, reader.usage
 
 
@@ -99,6 +92,20 @@ class EventReader:
         elif kind == "error":
             raise _told(event)
         return []
+
+    def whole(self, body: Mapping[str, Any]) -> list[Part]:
+        """The parts of an answer that came at once. Raises BrokenAnswerError."""
+        if body.get("type") == "error":
+            raise _told(body)
+        parts = self.read({"type": "message_start", "message": body})
+        for block in _list(body, "content"):
+            parts += self.read({"type": "content_block_start", "content_block": block})
+            parts += self.read({"type": "content_block_stop"})
+        self.read({"type": "message_delta", "delta": body})
+        if self.finish is None:
+            raise BrokenAnswerError("The answer has no stop_reason.")
+        self.finished = True
+        return parts
 
     def _block(self, block: Mapping[str, Any]) -> list[Part]:
         kind = block.get("type")

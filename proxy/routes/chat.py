@@ -1,6 +1,8 @@
 """POST /v1/chat/completions."""
 
+import time
 import uuid
+from functools import partial
 
 from aiohttp import web
 
@@ -10,14 +12,19 @@ from ..answer_stream import AnswerStream
 from ..answering import Asked, Dialect, answer
 from ..backend import Served
 from ..chat_job import chat_job
+from ..chat_writer import ChatWriter, chat_body
 from ..compat import FieldPolicy
 from ..logprobs import ChatLogprobs
 from ..openai_types import ChatRequest, convert
 from ..relayed import relay
 from ..reply import LocalAnswer, StreamForm, reply_headers
+from ..routing.target import RemoteTarget
 from ..service import Generation
 from ..sse import chat_format
+from ..upstreams.anthropic_api import MESSAGES_SPOKEN
 from ..upstreams.openai_apis import CHAT_API
+from ..upstreams.remote_api import translated, wants_usage
+from ..upstreams.translation import Telling
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -84,4 +91,19 @@ def _choice(chunk: Chunk, layout: Layout, logprobs: ChatLogprobs | None) -> dict
     }
 
 
-CHAT = Dialect(local=_local, remote=lambda asked, target: relay(asked, target, CHAT_API))
+def _telling(given: Asked, target: RemoteTarget) -> Telling:
+    head: dict[str, object] = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": target.model,
+    }
+    return Telling(ChatWriter(head, include_usage=wants_usage(given.fields)), partial(chat_body, head))
+
+
+BY_MESSAGES = translated("chat", MESSAGES_SPOKEN, to_chat=lambda given: given.fields, telling=_telling)
+CHAT = Dialect(
+    local=_local,
+    remote=lambda given, target: relay(
+        given, target, lambda upstream: CHAT_API if upstream.format == "openai" else BY_MESSAGES
+    ),
+)

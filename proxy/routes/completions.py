@@ -103,4 +103,9 @@ def _body(
     }
 
 
-COMPLETIONS = Dialect(local=_local, remote=lambda asked, target: relay(asked, target, COMPLETIONS_API))
+COMPLETIONS = Dialect(
+    local=_local,
+    remote=lambda asked, target: relay(
+        asked, target, lambda up: COMPLETIONS_API if up.format == "openai" else None
+    ),
+)

@@ -121,5 +121,9 @@ async def _encoded(given: str | list[str | int | list[int]], embedder: AsyncEmbe
 
 
 EMBEDDINGS = Dialect(
-    plan=_plan, local=_local, remote=lambda asked, target: relay(asked, target, EMBEDDINGS_API)
+    plan=_plan,
+    local=_local,
+    remote=lambda asked, target: relay(
+        asked, target, lambda up: EMBEDDINGS_API if up.format == "openai" else None
+    ),
 )

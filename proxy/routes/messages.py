@@ -2,29 +2,32 @@
 
 import asyncio
 import uuid
+from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from ...errors import UnsupportedParameterError
 from ..answer import AnswerReader, Layout
 from ..answer_writer import WrittenAnswer, finish_of
-from ..answering import Asked, Dialect, Started, answer
+from ..answering import Asked, Dialect, Ready, answer
 from ..anthropic.body import Head, message_body
 from ..anthropic.to_chat import check_headers, to_chat, to_counted_chat
 from ..anthropic.writer import MessageWriter
 from ..backend import Served
 from ..chat_job import chat_job
 from ..compat import FieldPolicy
-from ..context import CONTEXT
 from ..controls import CacheControls
-from ..edge import caller_of
 from ..json_reply import json_response
-from ..openai_types import ChatRequest, convert, decode_object
+from ..openai_types import ChatRequest, convert
+from ..relayed import relay
 from ..reply import LocalAnswer, reply_headers
-from ..request_body import read_body
-from ..routing.target import Target
+from ..routing.target import RemoteTarget
 from ..service import LONG_TEXT, Generation
+from ..upstreams.anthropic_api import COUNT_TOKENS_API, MESSAGES_API
+from ..upstreams.openai_apis import CHAT_SPOKEN
+from ..upstreams.remote_api import translated
+from ..upstreams.translation import Telling
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
@@ -64,10 +67,6 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     )
 
 
-async def _remote(given: Asked, target: Target) -> Started:
-    raise UnsupportedParameterError(f"{target.name} is not asked in Anthropic's API yet.", param="model")
-
-
 def _body(head: Head, generation: Generation, layout: Layout) -> dict[str, object]:
     (chunk,) = generation.transcript.as_chunks()
     reader = AnswerReader(layout)
@@ -75,24 +74,42 @@ def _body(head: Head, generation: Generation, layout: Layout) -> dict[str, objec
     return message_body(head, parts, finish_of(chunk, reader), generation.transcript.usage)
 
 
-MESSAGES = Dialect(local=_local, remote=_remote)
+def _to_chat(given: Asked) -> dict[str, Any]:
+    return to_chat(given.fields, FieldPolicy(given.context.settings.unsupported), for_engine=False).fields
 
 
-async def count_tokens(request: web.Request) -> web.Response:
-    """By the local model, whatever a route would choose."""
-    context, caller = request.app[CONTEXT], caller_of(request)
+def _telling(given: Asked, target: RemoteTarget) -> Telling:
+    limit = given.fields.get("max_tokens")
+    head = Head(f"msg_{uuid.uuid4().hex}", target.model, limit if isinstance(limit, int) else None)
+    return Telling(MessageWriter(head, request_id=given.caller.request_id), partial(message_body, head))
+
+
+BY_CHAT = translated("messages", CHAT_SPOKEN, to_chat=_to_chat, telling=_telling)
+MESSAGES = Dialect(
+    local=_local,
+    remote=lambda given, target: relay(
+        given, target, lambda upstream: MESSAGES_API if upstream.format == "anthropic" else BY_CHAT
+    ),
+)
+
+
+async def count_tokens(request: web.Request) -> web.StreamResponse:
+    return await answer(request, COUNT)
+
+
+async def _count(given: Asked, served: Served) -> Ready:
+    context = given.context
     policy = FieldPolicy(context.settings.unsupported)
-    check_headers(request.headers, policy)
-    translated = to_counted_chat(decode_object(await read_body(request)), policy)
+    check_headers(given.request.headers, policy)
+    translated = to_counted_chat(given.fields, policy)
     with translated.own_words():
-        asked = convert(translated.fields, ChatRequest)
         job, _ = await chat_job(
-            asked,
-            id=caller.request_id,
-            tenant=caller.tenant,
+            convert(translated.fields, ChatRequest),
+            id=given.caller.request_id,
+            tenant=given.caller.tenant,
             controls=CacheControls(),
             backend=context.backend,
-            served=context.backend.find(asked.model),
+            served=served,
             policy=policy,
         )
     prompt = job.prompts[0]
@@ -102,4 +119,12 @@ async def count_tokens(request: web.Request) -> web.Response:
         token_ids = encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
     else:
         token_ids = await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return json_response({"input_tokens": len(token_ids)})
+    return Ready(json_response({"input_tokens": len(token_ids)}))
+
+
+COUNT = Dialect(
+    local=_count,
+    remote=lambda given, target: relay(
+        given, target, lambda upstream: COUNT_TOKENS_API if upstream.format == "anthropic" else None
+    ),
+)

@@ -1,29 +1,37 @@
-"""OpenAI's older APIs as an upstream speaks them."""
+"""OpenAI's older APIs as upstreams speak them."""
 
-from ..errors import body_of
-from ..sse import event
+from .chat_parts import ChatParts
 from .reading import BodyReading, OpenAIReading
-from .remote_api import RemoteApi
+from .remote_api import RemoteApi, Spoken, wants_usage
 from .replay import as_stream
 
-CHAT_API = RemoteApi(
-    path="/chat/completions",
-    reading=lambda keep, own_usage: OpenAIReading(chat=True, keep=keep, own_usage=own_usage),
-    replay=lambda body, include_usage: as_stream(body, include_usage=include_usage),
-    failed=lambda error: event(body_of(error)),
-    asks_for_usage=True,
-)
-COMPLETIONS_API = RemoteApi(
-    path="/completions",
-    reading=lambda keep, own_usage: OpenAIReading(chat=False, keep=keep, own_usage=own_usage),
-    replay=lambda body, include_usage: as_stream(body, include_usage=include_usage),
-    failed=lambda error: event(body_of(error)),
-    asks_for_usage=True,
-)
+
+def _older(name: str, path: str, *, chat: bool) -> RemoteApi:
+    return RemoteApi(
+        name=name,
+        path=path,
+        reading=lambda _asked, _target, keep, own_usage: OpenAIReading(
+            chat=chat, keep=keep, own_usage=own_usage
+        ),
+        replay=lambda asked, _target, wire: (
+            as_stream(wire, include_usage=wants_usage(asked.fields)) if asked.stream else wire
+        ),
+        asks_for_usage=True,
+    )
+
+
+CHAT_API = _older("chat", "/chat/completions", chat=True)
+COMPLETIONS_API = _older("completions", "/completions", chat=False)
 EMBEDDINGS_API = RemoteApi(
+    name="embeddings",
     path="/embeddings",
-    reading=lambda _keep, _own_usage: BodyReading(),
-    replay=lambda body, _include_usage: body,
-    failed=lambda error: event(body_of(error)),
-    asks_for_usage=False,
+    reading=lambda *_: BodyReading(),
+    replay=lambda _asked, _target, wire: wire,
+)
+CHAT_SPOKEN = Spoken(
+    name="chat",
+    path="/chat/completions",
+    reader=ChatParts,
+    from_chat=lambda fields: fields,
+    asks_for_usage=True,
 )

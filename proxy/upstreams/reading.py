@@ -9,7 +9,10 @@ import msgspec
 import orjson
 
 from ...cache import CachedChoice, CachedCompletion
-from ...errors import UpstreamError
+from ...errors import PenstockError, UpstreamError
+from .. import sse
+from ..errors import body_of
+from .events import data_of
 from .refusal import error_in
 
 # Of a longer answer nothing is kept.
@@ -40,15 +43,23 @@ class Reading(Protocol):
         """All that belongs to the reply has come."""
         ...
 
-    def event(self, data: bytes) -> bool:
-        """Reads an event's data; False where it is for us alone.
+    def shown(self, event: bytes) -> bytes:
+        """Reads an event; what the client gets of it.
 
         Raises UpstreamError for what is no event of this API, and for one that tells of an error.
         """
         ...
 
-    def body(self, body: bytes) -> None:
-        """Reads a reply that came at once. Raises UpstreamError."""
+    def end(self) -> bytes:
+        """What the client gets after the last event."""
+        ...
+
+    def whole(self, body: bytes) -> bytes:
+        """Reads a reply that came at once; what the client gets. Raises UpstreamError."""
+        ...
+
+    def failed(self, error: PenstockError) -> bytes:
+        """What the client gets where a stream breaks off."""
         ...
 
     def completion(self, *, seconds: float) -> CachedCompletion | None:
@@ -56,7 +67,31 @@ class Reading(Protocol):
         ...
 
 
-class OpenAIReading:
+class ForwardedReading:
+    """What readings have in common whose client speaks the upstream's API: bytes pass as they are."""
+
+    def event(self, data: bytes) -> bool:
+        """Reads an event's data; False where it is for us alone."""
+        raise NotImplementedError
+
+    def body(self, body: bytes) -> None:
+        raise NotImplementedError
+
+    def shown(self, event: bytes) -> bytes:
+        return event if self.event(data_of(event)) else b""
+
+    def end(self) -> bytes:
+        return b""
+
+    def whole(self, body: bytes) -> bytes:
+        self.body(body)
+        return body
+
+    def failed(self, error: PenstockError) -> bytes:
+        return sse.event(body_of(error))
+
+
+class OpenAIReading(ForwardedReading):
     """Of /chat/completions and /completions.
 
     Args:
@@ -86,7 +121,7 @@ class OpenAIReading:
             return True
         if not data:
             return True
-        chunk = _object(data)
+        chunk = decoded(data)
         choices = chunk.get("choices")
         if choices is None and "error" in chunk:
             raise UpstreamError(error_in(data) or "The upstream failed.")
@@ -103,7 +138,7 @@ class OpenAIReading:
         return True
 
     def body(self, body: bytes) -> None:
-        whole = _object(body)
+        whole = decoded(body)
         usage = whole.get("usage")
         self.tokens = None if usage is None else tokens_of(usage)
         self._choices = dict(enumerate(whole.get("choices") or []))
@@ -155,7 +190,7 @@ class OpenAIReading:
             raise UpstreamError("The upstream sent an event that is none of this API.") from error
 
 
-class BodyReading:
+class BodyReading(ForwardedReading):
     """Of replies that are never streamed nor kept."""
 
     def __init__(self) -> None:
@@ -167,7 +202,7 @@ class BodyReading:
         raise UpstreamError("The upstream streams what has no stream.")
 
     def body(self, body: bytes) -> None:
-        usage = _object(body).get("usage")
+        usage = decoded(body).get("usage")
         self.tokens = None if usage is None else tokens_of(usage)
         self.finished = True
 
@@ -190,7 +225,8 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def decoded(data: bytes) -> dict[str, Any]:
+    """Raises UpstreamError unless it is a JSON object."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -17,7 +17,7 @@ from ...errors import UpstreamError
 from ..flight import Flights, Source, at_once
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
-from .events import data_of, split
+from .events import split
 from .pool import UpstreamPool
 from .reading import Reading, TokenCounts
 from .remote_api import EXTENSION, RemoteApi, cacheable_fields, wants_usage
@@ -73,9 +73,7 @@ class Relay:
             hit = self._cache.lookup(key)
             body = None if hit is None else hit.completion.choices[0].wire
             if hit is not None and body is not None:
-                if asked.stream:
-                    body = api.replay(body, wants_usage(asked.fields))
-                return RelayHead(Provenance.of_hit(hit)), at_once(body)
+                return RelayHead(Provenance.of_hit(hit)), at_once(api.replay(asked, target, body))
         keep = key if write else None
         if key is not None and read and write:
             like = (key.place, key.digest, asked.stream, wants_usage(asked.fields))
@@ -100,12 +98,12 @@ class Relay:
         own_usage = ask_usage and not wants_usage(asked.fields)
         question = Question(
             path=api.path,
-            body=_body(asked, target, own_usage=own_usage),
+            body=_body(asked, target, api, ask_usage=own_usage),
             headers=_headers(asked, api),
             stream=asked.stream,
         )
         reply = await upstream.ask(question)
-        reading = api.reading(keep is not None, own_usage)
+        reading = api.reading(asked, target, keep is not None, own_usage)
         looked_up = keep is not None and asked.controls.read
         head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
 
@@ -121,9 +119,9 @@ class Relay:
             raise UpstreamError(f"The upstream {upstream.name} answered with {what}.")
         if not asked.stream:
             reply.close()
-            reading.body(reply.body)
+            body = reading.whole(reply.body)
             settle()
-            return head, at_once(reply.body)
+            return head, at_once(body)
         return head, _Forwarded(reply, reading, settle)
 
     def _key(
@@ -146,7 +144,7 @@ class Relay:
             tenant=asked.caller.tenant,
             namespace=controls.namespace,
             model=target.name,
-            fingerprint=f"{upstream.settings.base_url} {api.path}",
+            fingerprint=f"{upstream.settings.base_url} {api.name}",
             request={**cacheable_fields(fields), "model": target.model, "headers": _passed_on(asked, api)},
         )
 
@@ -158,6 +156,7 @@ class _Forwarded:
         self._reply = reply
         self._reading = reading
         self._settle = settle
+        self._ended = False
 
     def __aiter__(self) -> "_Forwarded":
         return self
@@ -165,34 +164,32 @@ class _Forwarded:
     async def __anext__(self) -> bytes:
         """Raises UpstreamError, also where the stream ends before its answer does: then nothing is kept."""
         while block := await self._reply.next_block():
-            if shown := _shown(block, self._reading):
+            if shown := b"".join([self._reading.shown(event) for event in split(block)]):
                 return shown
+        if self._ended:
+            raise StopAsyncIteration
+        self._ended = True
         if not self._reading.finished:
             raise UpstreamError(
                 f"The upstream {self._reply.upstream} ended its stream before its answer was finished."
             )
         self._settle()
+        if end := self._reading.end():
+            return end
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         self._reply.close()
 
 
-def _shown(block: bytes, reading: Reading) -> bytes:
-    """The block, without the events that are for us alone."""
-    events = split(block)
-    shown = [event for event in events if reading.event(data_of(event))]
-    return block if len(shown) == len(events) else b"".join(shown)
-
-
-def _body(asked: "Asked", target: RemoteTarget, *, own_usage: bool) -> bytes:
+def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bool) -> bytes:
     """The client's own bytes wherever nothing has to differ."""
-    fields = asked.fields
-    if target.model == asked.model and not own_usage and EXTENSION not in fields:
+    if api.fields is None and target.model == asked.model and not ask_usage and EXTENSION not in asked.fields:
         return asked.body
+    fields = asked.fields if api.fields is None else api.fields(asked)
     changed: dict[str, Any] = {**fields, "model": target.model}
     changed.pop(EXTENSION, None)
-    if own_usage:
+    if ask_usage:
         changed["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return orjson.dumps(changed)
 
