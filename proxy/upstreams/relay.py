@@ -163,11 +163,11 @@ class _Forwarded:
 
     async def __anext__(self) -> bytes:
         """Raises UpstreamError, also where the stream ends before its answer does: then nothing is kept."""
+        if self._ended:
+            raise StopAsyncIteration
         while block := await self._reply.next_block():
             if shown := b"".join([self._reading.shown(event) for event in split(block)]):
                 return shown
-        if self._ended:
-            raise StopAsyncIteration
         self._ended = True
         if not self._reading.finished:
             raise UpstreamError(

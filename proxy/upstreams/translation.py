@@ -1,5 +1,5 @@
-"""An upstream asked in its own API for a client that speaks another: the request goes by way of a chat request, and the answer
-by way of parts.
+"""An upstream asked in its own API for a client that speaks another: requests go by way of a chat request, and answers by
+way of parts.
 """
 
 from collections.abc import Callable, Mapping
