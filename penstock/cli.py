@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     serve = commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False)
-    add_arguments(serve, groups=("model", "server", "cache", "engine"))
+    add_arguments(serve, groups=("model", "server", "cache", "tenants", "engine"))
     chat = commands.add_parser(
         "chat", help="talk to a model, or to a server, in the terminal", allow_abbrev=False
     )

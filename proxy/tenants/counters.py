@@ -57,8 +57,13 @@ class Counters:
                 self._sync.written = True
         return decided
 
-    def settle(self, tenant: Tenant, ask: Ask, spends: list[Spend]) -> None:
-        """The request has ended, and took this; without any spend, nothing: its estimates are given back."""
+    def settle(self, tenant: Tenant, ask: Ask, spends: list[Spend], *, again: bool = False) -> None:
+        """The request has ended, and took this; without any spend, nothing: its estimates are given back.
+
+        `again`: it had ended already, and this came after.
+        """
+        if again:
+            ask = Ask()
         name, now = tenant.name.encode(), self._clock()
         tokens, cost = _truth(spends, ask)
         presumed = max(0.0, cost - sum(spend.cost or 0.0 for spend in spends))
@@ -71,6 +76,7 @@ class Counters:
                 now,
                 tokens=tokens,
                 cost=cost,
+                places=0 if again else 1,
             )
             self._put(txn, name, standing)
             for spend in spends:

@@ -93,6 +93,11 @@ class Directory:
             (key for key in found if tenant in (None, key.tenant)), key=lambda key: (key.created, key.id)
         )
 
+    def key(self, identity: str) -> ListedKey:
+        """Raises NotFoundError."""
+        with self._env.reading() as txn:
+            return _listed_key(identity, self._known_key(txn, identity))
+
     def put_tenant(self, tenant: Tenant, *, new: bool = False) -> bool:
         """Makes it, or changes what it may; True when it was made. `new` refuses to change one.
 
@@ -164,14 +169,18 @@ class Directory:
         return record
 
     def _live(self, txn: Transaction, identity: str) -> KeyRecord:
+        record = self._known_key(txn, identity)
+        if record.ends is not None and record.ends <= self._clock():
+            raise NotFoundError(f"The key {identity!r} has ended already.", param="id")
+        return record
+
+    def _known_key(self, txn: Transaction, identity: str) -> KeyRecord:
         record = self._record(txn, identity)
         if record is None:
             raise NotFoundError(
                 f"There is no key {identity!r}; `penstock keys list` names them by their public ids.",
                 param="id",
             )
-        if record.ends is not None and record.ends <= self._clock():
-            raise NotFoundError(f"The key {identity!r} has ended already.", param="id")
         return record
 
     def _known(self, txn: Transaction, name: str) -> Tenant:
@@ -184,14 +193,11 @@ class Directory:
         return tenant
 
     def _listed(self, txn: Transaction) -> list[ListedKey]:
-        listed = []
         with txn.cursor(self._keys) as cursor:
-            for identity, data in cursor.iternext():
-                record = _key_decoder.decode(data)
-                listed.append(
-                    ListedKey(identity.decode(), record.tenant, record.created, record.ends, record.label)
-                )
-        return listed
+            return [
+                _listed_key(identity.decode(), _key_decoder.decode(data))
+                for identity, data in cursor.iternext()
+            ]
 
     def _record(self, txn: Transaction, identity: str) -> KeyRecord | None:
         data = txn.get(identity.encode(), db=self._keys) if is_key_id(identity) else None
@@ -200,3 +206,7 @@ class Directory:
     def _tenant(self, txn: Transaction, name: str) -> Tenant | None:
         data = txn.get(name.encode(), db=self._tenants) if is_name(name) else None
         return None if data is None else _tenant_decoder.decode(data)
+
+
+def _listed_key(identity: str, record: KeyRecord) -> ListedKey:
+    return ListedKey(identity, record.tenant, record.created, record.ends, record.label)

@@ -30,17 +30,17 @@ class Account(msgspec.Struct, array_like=True):
     """One line: a tenant's use of a model on a day.
 
     Attributes:
-        requests: calls of the model, and answers from the cache in its stead.
-        from_cache: of these, answers from the cache.
+        requests: calls of the model, and answers that needed none.
+        reused: of these, answers that were kept, or shared with another request.
         unknown_usage, unknown_cost: of these, those whose tokens, or whose cost, nobody knows.
         prompt_tokens, cached_tokens, completion_tokens: as the answers' usage says.
         cost: money, of those whose cost is known. presumed_cost: what the budget was charged for the others.
-        engine_seconds: of models of ours, from a request's arrival to its end.
+        engine_seconds: of models of ours: its share of the engine's time.
         saved: by cache, routing and speculation.
     """
 
     requests: int = 0
-    from_cache: int = 0
+    reused: int = 0
     unknown_usage: int = 0
     unknown_cost: int = 0
     prompt_tokens: int = 0
@@ -53,7 +53,7 @@ class Account(msgspec.Struct, array_like=True):
 
     def add(self, spend: Spend, presumed_cost: float = 0.0) -> None:
         self.requests += 1
-        self.from_cache += spend.from_cache
+        self.reused += spend.reused
         self.unknown_usage += spend.prompt_tokens is None or spend.completion_tokens is None
         self.prompt_tokens += spend.prompt_tokens or 0
         self.cached_tokens += spend.cached_tokens or 0

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from ...errors import BudgetExceededError, ModelNotAllowedError, PenstockError, RateLimitError
+from ...errors import BudgetExceededError, PenstockError, RateLimitError
 from .rate_headers import rate_headers
 from .standing import Ask, Refusal
 from .tenant import Tenant
@@ -51,22 +51,4 @@ def error_of(refusal: Refusal, tenant: Tenant, ask: Ask, now: float) -> Penstock
         f"Tenant {tenant.name} has {value}. Try again in {refusal.wait:.3g} s.",
         retry_after=refusal.wait,
         headers=headers,
-    )
-
-
-def check_model(tenant: Tenant, model: str) -> None:
-    """Raises ModelNotAllowedError."""
-    if tenant.models is not None and model not in tenant.models:
-        raise ModelNotAllowedError(
-            f"Tenant {tenant.name} may not use the model {model!r}; it may use: {', '.join(tenant.models)}.",
-            param="model",
-        )
-
-
-def unpriced(tenant: Tenant, model: str) -> ModelNotAllowedError:
-    """A budget that cannot be kept is no budget."""
-    return ModelNotAllowedError(
-        f"Tenant {tenant.name} has a budget, but what the model {model!r} costs is not known here. Set its prices, or "
-        "take the budget away.",
-        param="model",
     )

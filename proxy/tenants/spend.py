@@ -10,9 +10,12 @@ By = Literal["cache", "routing", "speculation"]
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one model. Money per million tokens, or per second of the engine; None where nothing is charged by that.
+    """Of one model: money per million tokens, or per second of the engine, or both.
 
-    `cached_input`: of prompt tokens that needed no computing; None charges them as the others.
+    Attributes:
+        input, output: None: unknown, unless it goes by the second alone.
+        cached_input: of prompt tokens that needed no computing; None: as `input`.
+        per_engine_second: of a model of ours; None: it does not go by the second.
     """
 
     input: float | None = None
@@ -38,7 +41,8 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
         cost: money.
         engine_seconds: of a model of ours.
         savings: what would have been spent besides.
-        from_cache: answered without a model: the tokens are the answer's, and count against no limit.
+        reused: answered without a call of its own, by what was kept or is shared: the tokens are the answer's, and count
+            against no limit.
     """
 
     model: str
@@ -48,12 +52,12 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None = None
     engine_seconds: float | None = None
     savings: tuple[Saving, ...] = ()
-    from_cache: bool = False
+    reused: bool = False
 
     @property
     def limited_tokens(self) -> int | None:
         """What counts against tokens a minute."""
-        if self.from_cache:
+        if self.reused:
             return 0
         if self.prompt_tokens is None or self.completion_tokens is None:
             return None
@@ -68,24 +72,28 @@ def cost(
     completion_tokens: int | None = None,
     engine_seconds: float | None = None,
 ) -> float | None:
-    """Money; None when there is no price, or something is unknown that has one."""
-    if prices is None or prices == Prices():
+    """Money; None when a price or an amount is unknown that matters: what is 0 makes the other indifferent."""
+    if prices is None:
         return None
-    fresh = prompt_tokens
-    if prices.cached_input is not None:
-        if prompt_tokens is None or cached_tokens is None:
-            return None
-        fresh = prompt_tokens - cached_tokens
+    parts: list[tuple[float | None, float | None]] = []
+    if prices.per_engine_second is not None:
+        parts.append((prices.per_engine_second, engine_seconds))
+    if prices.per_engine_second is None or (prices.input, prices.output) != (None, None):
+        fresh = prompt_tokens
+        if prices.cached_input is not None:
+            fresh = None if prompt_tokens is None or cached_tokens is None else prompt_tokens - cached_tokens
+            parts.append((_per_token(prices.cached_input), cached_tokens))
+        parts.append((_per_token(prices.input), fresh))
+        parts.append((_per_token(prices.output), completion_tokens))
     total = 0.0
-    for price, amount, per in (
-        (prices.input, fresh, TOKENS_PER_PRICE),
-        (prices.cached_input, cached_tokens, TOKENS_PER_PRICE),
-        (prices.output, completion_tokens, TOKENS_PER_PRICE),
-        (prices.per_engine_second, engine_seconds, 1),
-    ):
-        if price is None:
+    for price, amount in parts:
+        if price == 0 or amount == 0:
             continue
-        if amount is None:
+        if price is None or amount is None:
             return None
-        total += price * amount / per
+        total += price * amount
     return total
+
+
+def _per_token(price: float | None) -> float | None:
+    return None if price is None else price / TOKENS_PER_PRICE

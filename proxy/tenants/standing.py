@@ -119,8 +119,10 @@ def settled(
     *,
     tokens: int,
     cost: float,
+    places: int = 1,
 ) -> Standing:
-    """With the request ended. `tokens` and `cost`: what it took in truth, or the estimates where nobody knows.
+    """With the request ended, and its place free. `tokens` and `cost`: what it took in truth, or the estimates where nobody
+    knows.
 
     The window stays: whatever comes next in another one asks the accounts.
     """
@@ -128,8 +130,8 @@ def settled(
     missing = refilled(standing.tokens, limits.tpm, seconds) + tokens - ask.tokens
     held = dict(standing.held)
     before = held.pop(process, Held())
-    if before.requests > 1:
-        held[process] = Held(before.requests - 1, before.cost - ask.cost)
+    if before.requests > places:
+        held[process] = Held(before.requests - places, before.cost - ask.cost)
     return Standing(
         now,
         refilled(standing.requests, limits.rpm, seconds),

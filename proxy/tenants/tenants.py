@@ -11,7 +11,8 @@ from .api_key import ApiKey, is_one_of, presented_key
 from .counters import ACCOUNTS, STANDINGS, Counters
 from .directory import KEYS, TENANTS, Directory
 from .environment import open_environments
-from .refusals import check_model, error_of, unpriced
+from .refusals import error_of
+from .rights import unpriced
 from .standing import Ask, Refusal
 from .tenant import Tenant, with_full_rights
 
@@ -63,23 +64,26 @@ class Tenants:
             wrong = "The API key is not one of this server's"
         raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY' (or 'x-api-key: KEY').")
 
+    def take_keys(self, api_keys: tuple[str, ...]) -> None:
+        """Static ones, from now on; requests that run have been let in."""
+        self._api_keys = api_keys
+
     def admit(self, tenant: Tenant, *, model: str, tokens: int, cost: float | None = None) -> Admission:
         """Lets a request run, if it may now.
 
         Args:
-            model: that will answer, by the name that clients use.
+            model: for messages.
             tokens: that prompt and completion will take, as far as can be told.
             cost: the same in money; None where that is not known.
 
-        Raises ModelNotAllowedError, RateLimitError or BudgetExceededError.
+        Raises RateLimitError or BudgetExceededError, and ModelNotAllowedError where there is a budget and no price.
         """
-        check_model(tenant, model)
         if cost is None and tenant.limits.budget is not None:
             raise unpriced(tenant, model)
         ask = Ask(tokens, cost or 0.0)
         if self._store is None:
-            return Admission(tenant, model, ask, None, None)
+            return Admission(tenant, ask, None, None)
         decided = self._store.counters.admit(tenant, ask)
         if isinstance(decided, Refusal):
             raise error_of(decided, tenant, ask, self._store.clock())
-        return Admission(tenant, model, ask, self._store.counters, decided)
+        return Admission(tenant, ask, self._store.counters, decided)

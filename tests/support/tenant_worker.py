@@ -83,7 +83,9 @@ async def spin(tenants: Tenants, store: TenantStore, name: str, tasks: int) -> d
                     figures["most"] = max(figures["most"], store.counters.standing(tenant).running)
                     figures["admitted"] += 1
                     await asyncio.sleep(0)
-                    admission.settle(Spend(model="m", prompt_tokens=1, completion_tokens=1, cost=0.0))
+                    admission.call("m").settle(
+                        Spend(model="m", prompt_tokens=1, completion_tokens=1, cost=0.0)
+                    )
             except RateLimitError:
                 figures["refused"] += 1
             await asyncio.sleep(0)
@@ -111,7 +113,7 @@ def main(path: str, now: float) -> None:
         elif "settle" in command:
             answer = len(kept)
             for admission in kept:
-                admission.settle(Spend(model="m", **command["settle"]))
+                admission.call("m").settle(Spend(model="m", **command["settle"]))
                 admission.close()
             kept.clear()
         elif "find" in command:

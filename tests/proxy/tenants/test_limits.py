@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetExceededError, InvalidRequestError, ModelNotAllowedError, RateLimitError
+from penstock.proxy.tenants.rights import check_model, permitted_mode, permitted_urgency
 from penstock.proxy.tenants.spend import Spend
 from penstock.proxy.tenants.standing import Ask, Refusal, Standing, admitted, settled
 from penstock.proxy.tenants.tenant import Limits, Tenant
 from penstock.proxy.tenants.window import window_end, window_start
+from penstock.scheduler.urgency import Urgency
 
 
 def spend(prompt: int | None = 0, completion: int | None = 0, cost: float | None = 0.0, **more) -> Spend:
@@ -42,7 +44,7 @@ def test_an_estimate_of_tokens_gives_way_to_the_truth(place):
     ) as refused:
         place.admit(tenant, tokens=200)
     assert refused.value.retry_after == pytest.approx(6)
-    first.settle(spend(100, 50))
+    first.call("m").settle(spend(100, 50))
     first.close()
     place.admit(tenant, tokens=850)
     with pytest.raises(RateLimitError):
@@ -52,7 +54,7 @@ def test_an_estimate_of_tokens_gives_way_to_the_truth(place):
 def test_more_than_was_expected_is_a_debt(place):
     tenant = place.make(tpm=600)
     with place.admit(tenant, tokens=10) as admission:
-        admission.settle(spend(1000, 200))
+        admission.call("m").settle(spend(1000, 200))
     with pytest.raises(RateLimitError) as refused:
         place.admit(tenant, tokens=10)
     assert refused.value.retry_after == pytest.approx(61)
@@ -60,7 +62,8 @@ def test_more_than_was_expected_is_a_debt(place):
 
 def test_tokens_nobody_counted_stay_charged_as_estimated(place):
     tenant = place.make(tpm=100)
-    place.admit(tenant, tokens=70).close()
+    with place.admit(tenant, tokens=70) as admission:
+        admission.call("m").close()
     with pytest.raises(RateLimitError):
         place.admit(tenant, tokens=31)
     place.admit(tenant, tokens=30)
@@ -69,7 +72,7 @@ def test_tokens_nobody_counted_stay_charged_as_estimated(place):
 def test_an_answer_from_the_cache_costs_a_request_but_no_tokens(place):
     tenant = place.make(tpm=100, rpm=2)
     with place.admit(tenant, tokens=90) as admission:
-        admission.settle(spend(80, 10, from_cache=True))
+        admission.call("m").settle(spend(80, 10, reused=True))
     place.admit(tenant, tokens=100)
     with pytest.raises(RateLimitError, match="rpm"):
         place.admit(tenant)
@@ -100,10 +103,10 @@ def test_a_budget_reserves_and_then_takes_the_truth(place):
         BudgetExceededError, match=r"0\.75 is reserved .* may cost 0\.5; .* 2026-11-26 00:00 UTC"
     ):
         place.admit(tenant, cost=0.5)
-    first.settle(spend(cost=0.25))
+    first.call("m").settle(spend(cost=0.25))
     first.close()
     with place.admit(tenant, cost=0.5) as second:
-        second.settle(spend(cost=0.75))
+        second.call("m").settle(spend(cost=0.75))
     with pytest.raises(BudgetExceededError, match="has spent 1 of") as refused:
         place.admit(tenant, cost=0.001)
     assert refused.value.retry_after == 12 * 3600
@@ -114,7 +117,7 @@ def test_a_budget_reserves_and_then_takes_the_truth(place):
 def test_a_cost_nobody_knows_is_charged_as_reserved(place):
     tenant = place.make(budget=1.0, window="total")
     with place.admit(tenant, cost=0.75) as admission:
-        admission.settle(spend(cost=None))
+        admission.call("m").settle(spend(cost=None))
     with pytest.raises(
         BudgetExceededError, match=r"has spent 0\.75 of the whole budget.*does not end"
     ) as refused:
@@ -125,18 +128,18 @@ def test_a_cost_nobody_knows_is_charged_as_reserved(place):
 def test_a_request_no_model_was_called_for_takes_no_tokens_and_no_money(place):
     tenant = place.make(budget=1.0, tpm=100, rpm=2)
     with place.admit(tenant, tokens=100, cost=1.0) as admission:
-        admission.cancel()
+        admission.call("m").refused()
     place.admit(tenant, tokens=100, cost=1.0)
     assert place.store.counters.lines() == []
 
 
 def test_a_budget_set_later_knows_what_was_spent_before(place):
     with place.admit(place.make(), cost=0.5) as admission:
-        admission.settle(spend(cost=0.5))
+        admission.call("m").settle(spend(cost=0.5))
     place.clock.now += 86400
     with place.admit(place.make(), cost=0.25) as admission:
-        admission.settle(spend(cost=0.25))
-    place.admit(place.make(budget=0.5, window="day"), cost=0.25).cancel()
+        admission.call("m").settle(spend(cost=0.25))
+    place.admit(place.make(budget=0.5, window="day"), cost=0.25).close()
     with pytest.raises(BudgetExceededError, match=r"has spent 0\.75 of this month's"):
         place.admit(place.make(budget=0.75), cost=0.25)
     with pytest.raises(BudgetExceededError, match=r"has spent 0\.25 of this day's"):
@@ -150,9 +153,44 @@ def test_a_budget_needs_a_price(place):
 
 def test_only_models_that_are_named(place):
     tenant = place.make(models=("m", "n"))
-    place.admit(tenant)
+    check_model(tenant, ("route", "m"))
     with pytest.raises(ModelNotAllowedError, match="may not use the model 'x'; it may use: m, n"):
-        place.tenants.admit(tenant, model="x", tokens=1)
+        check_model(tenant, ("x", "y"))
+
+
+def test_a_request_ends_with_the_last_of_its_calls(place):
+    """The first to ask for something may leave before those that it is shared with."""
+    tenant = place.make(concurrency=1, tpm=100)
+    with place.admit(tenant, tokens=10) as admission:
+        call = admission.call("m")
+    with pytest.raises(RateLimitError, match="running"):
+        place.admit(tenant)
+    call.settle(spend(40, 40))
+    place.admit(tenant, tokens=20).close()
+    late = admission.call("m")
+    late.settle(spend(15, 0))
+    place.admit(tenant, tokens=5).close()
+    standing = place.store.counters.standing(tenant)
+    assert (standing.tokens, standing.held) == (95, {})
+    assert [line.account.requests for line in place.store.counters.lines()] == [2]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 2), (2, 2), (5, 5), (1, None), (-3, None)])
+def test_a_request_may_ask_for_less_priority_than_its_tenants(asked, given):
+    tenant = Tenant(name="acme", priority=2)
+    if given is None:
+        with pytest.raises(InvalidRequestError, match=f"priority is {asked}; the best for tenant acme is 2"):
+            permitted_urgency(tenant, Urgency(priority=asked))
+    else:
+        assert permitted_urgency(tenant, Urgency(priority=asked, deadline=3)) == Urgency(
+            priority=given, deadline=3
+        )
+
+
+def test_the_least_of_what_server_request_and_tenant_say_of_the_cache():
+    for allowed, mode in (("off", "off"), ("draft", "draft"), ("trusted", "trusted"), (None, "trusted")):
+        assert permitted_mode(Tenant(name="acme", cache=allowed), "trusted") == mode
+    assert permitted_mode(Tenant(name="acme", cache="trusted"), "off") == "off"
 
 
 @pytest.mark.parametrize("name", ["rpm", "tpm", "concurrency", "budget"])

@@ -71,8 +71,7 @@ def test_what_a_killed_process_held_comes_back_and_is_unknown(place, workers):
     with pytest.raises(RateLimitError):
         place.admit(tenant, cost=0.0625)
     first.kill()
-    assert second.ask(admit=9, cost=0.0625) == 0, "found alive a moment ago"
-    place.store.counters._seen_alive.clear()
+    place.store.counters._seen_alive.clear()  # as after a second
     kept = place.admit(tenant, cost=0.0625)
     (line,) = place.store.counters.lines("acme")
     account = line.account
@@ -80,7 +79,7 @@ def test_what_a_killed_process_held_comes_back_and_is_unknown(place, workers):
     assert (account.requests, account.unknown_usage, account.unknown_cost) == (5, 5, 5)
     assert account.cost == 0 and account.presumed_cost == 5 * 0.0625, "nobody knows what they took"
     kept.close()
-    with pytest.raises(BudgetExceededError, match=r"has spent 0\.375"):
+    with pytest.raises(BudgetExceededError, match=r"has spent 0\.3125"):
         place.admit(tenant, cost=0.75)
 
 
