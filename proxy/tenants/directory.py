@@ -85,8 +85,8 @@ class Directory:
         with self._env.reading() as txn, txn.cursor(self._tenants) as cursor:
             return [_tenant_decoder.decode(value) for value in cursor.iternext(keys=False)]
 
-    def keys(self, tenant: str | None = None) -> list[ListedKey]:
-        """The oldest first, those that have ended too."""
+    def keys(self, tenant: str | None) -> list[ListedKey]:
+        """Of one tenant, or all; the oldest first, those that have ended too."""
         with self._env.reading() as txn:
             found = self._listed(txn)
         return sorted(

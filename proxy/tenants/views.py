@@ -9,7 +9,7 @@ import msgspec
 
 from .bucket import left
 from .directory import ListedKey
-from .ledger import Account
+from .ledger import Account, Line
 from .tenant import Tenant
 from .tenants import TenantStore
 from .window import DAY, day_of, window_end
@@ -38,12 +38,16 @@ def key_views(keys: Iterable[ListedKey]) -> list[dict[str, Any]]:
 
 
 def usage_view(store: TenantStore, tenant: str | None, days: int) -> list[dict[str, Any]]:
-    """One row for each tenant, day and model; today is the last of `days`."""
-    since = day_of(store.clock()) - days + 1
+    """One row for each tenant, day and model."""
     return [
         {"tenant": line.tenant, "day": date(line.day), "model": line.model, **account_view(line.account)}
-        for line in store.counters.lines(tenant, max(0, since))
+        for line in usage_lines(store, tenant, days)
     ]
+
+
+def usage_lines(store: TenantStore, tenant: str | None, days: int) -> list[Line]:
+    """Today is the last of `days`."""
+    return store.counters.lines(tenant, max(0, day_of(store.clock()) - days + 1))
 
 
 def account_view(account: Account) -> dict[str, Any]:
