@@ -56,12 +56,18 @@ class FakeUpstream:
         await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def embed(self, request: web.Request) -> web.Response:
+        usage = {"prompt_tokens": 50, "total_tokens": 50}
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}]
+        return web.json_response({"object": "list", "data": data, "model": "e", "usage": usage})
+
 
 @asynccontextmanager
 async def fake_upstream() -> AsyncIterator[FakeUpstream]:
     upstream = FakeUpstream()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", upstream.answer)
+    app.router.add_post("/v1/embeddings", upstream.embed)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

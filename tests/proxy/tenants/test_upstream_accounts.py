@@ -29,6 +29,7 @@ async def cloud(
         models = {
             "m": UpstreamModel(name="real", input=2.0, cached_input=0.5, output=8.0),
             "free": UpstreamModel(),
+            "embeds": UpstreamModel(input=4.0),
         }
         settings: dict[str, Any] = {
             "upstreams": {"cloud": Upstream(base_url=upstream.url, models=models, retries=0)},
@@ -141,3 +142,12 @@ async def test_a_budget_needs_prices_and_a_route_is_a_model_of_its_own(cloud) ->
     key = key_for(server, models=(NAME,))
     await ask(server, key, "m")
     await ask(server, key, "cloud/m")
+
+
+async def test_embeddings_cost_their_prompts(cloud) -> None:
+    server, _ = cloud
+    client = server.client(key_for(server, limits=Limits(budget=1.0)))
+    await client.embeddings.create(model="embeds", input="some text", encoding_format="float")
+    line = accounts(server)["cloud/embeds"]
+    assert (line.requests, line.prompt_tokens, line.unknown_usage) == (1, 50, 0)
+    assert line.cost == pytest.approx(50 * 4 / 1e6)
