@@ -87,14 +87,14 @@ def _guard(key: str | None) -> Any:
             return await handler(request)
         except PenstockError as error:
             log.log(error.log_level, "admin %s %s: %s", request.method, request.path, error.message)
-            return error_response(error)
+            return error_response(request, error)
         except web.HTTPException as error:
             return http_error_response(request, error)
         except ConnectionError:
             raise
         except Exception:
             log.exception("admin %s %s failed", request.method, request.path)
-            return error_response(internal_error("admin"))
+            return error_response(request, internal_error("admin"))
 
     return guard
 
