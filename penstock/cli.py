@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__
 from .cli_cache import add_cache_arguments
+from .cli_keys import add_keys_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
 
@@ -25,6 +26,7 @@ _COMMANDS = {
     "complete": ".cli_complete",
     "eval": ".cli_eval",
     "cache": ".cli_cache",
+    "keys": ".cli_keys",
 }
 
 
@@ -64,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     serve = commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False)
-    add_arguments(serve, groups=("model", "server", "cache", "engine"))
+    add_arguments(serve, groups=("model", "server", "cache", "tenants", "engine"))
     chat = commands.add_parser(
         "chat", help="talk to a model, or to a server, in the terminal", allow_abbrev=False
     )
@@ -114,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(evaluate, groups=("model",))
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")
+    )
+    add_keys_arguments(
+        commands.add_parser("keys", help="API keys and their tenants: limits, budgets, and what was used")
     )
     commands.add_parser("version", help="print the version")
     return parser

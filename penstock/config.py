@@ -7,6 +7,7 @@ environment. Tables (upstreams, routes) are for the file alone.
 
 import argparse
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -114,6 +115,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     log_level: Annotated[LogLevel, About("server", "least severe level logged")] = "info"
     access_log: Annotated[bool, About("server", "log every request")] = False
+    tenants: Annotated[
+        bool,
+        About("tenants", "know the API keys of `penstock keys`, keep their limits, and count what is used"),
+    ] = True
+    tenants_path: Annotated[
+        Path | None, About("tenants", "folder of keys and accounts; default: the user's data folder")
+    ] = None
+    admin_host: Annotated[str, About("tenants", "address on which tenants are managed over HTTP")] = (
+        "127.0.0.1"
+    )
+    admin_port: Annotated[int | None, About("tenants", "port of the same; default: none, it is off")] = None
+    admin_key: Annotated[
+        str | None,
+        About(
+            "tenants",
+            "what managing takes; better in TOML or the environment, where no list of processes shows it",
+        ),
+    ] = None
     upstreams: Annotated[dict[str, Upstream], About(FILE_ONLY, "services to ask (tables.py)")] = {}
     routes: Annotated[dict[str, Route], About(FILE_ONLY, "model names that stand for several")] = {}
     local_hour_price: Annotated[
@@ -210,10 +229,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "max_body_bytes", "max_num_seqs", "max_num_batched_tokens")
         _at_least(self, 1, "max_waiting", "block_size", "max_model_len", "kv_cache_tokens", "threads")
-        _at_least(self, 0, "port", "drain_timeout", "local_hour_price")
+        _at_least(self, 0, "port", "admin_port", "drain_timeout", "local_hour_price")
         _at_least(self, 1 << 20, "cache_max_bytes")
-        if self.port > 65535:
-            raise ConfigError(f"port is {self.port}; it must be between 0 and 65535.", param="port")
+        for name in ("port", "admin_port"):
+            if (getattr(self, name) or 0) > 65535:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be between 0 and 65535.", param=name
+                )
+        self._check_admin()
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1.",
@@ -249,6 +272,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys holds an empty key; remove it.", param="api_keys")
+
+    def _check_admin(self) -> None:
+        if self.admin_key == "":
+            raise ConfigError("admin_key is empty; name a key, or leave it out.", param="admin_key")
+        if self.admin_port is None:
+            return
+        if not self.tenants:
+            raise ConfigError(
+                f"admin_port is {self.admin_port}, but tenants is off: there is nothing to manage. Leave one out.",
+                param="admin_port",
+            )
+        if self.admin_key is None and not _is_loopback(self.admin_host):
+            raise ConfigError(
+                f"admin_host is {self.admin_host!r}, which others can reach; set admin_key, or listen on 127.0.0.1.",
+                param="admin_host",
+            )
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -317,6 +356,8 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
         if name in TABLE:
             values[name] = _parse(TABLE[name], value, where=TABLE[name].flag)
     values.setdefault("cache_path", _user_cache(environment) / "penstock" / "completions")
+    # Not beside the cache, which anybody may empty.
+    values.setdefault("tenants_path", _user_data(environment) / "penstock" / "tenants")
     values["upstreams"] = with_keys(values.get("upstreams", {}), environment)
     return Settings(**values)
 
@@ -349,6 +390,17 @@ class SettingsSource:
 
 def _user_cache(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _user_data(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

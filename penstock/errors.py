@@ -6,8 +6,12 @@
     │   └── ContextLengthError          code context_length_exceeded
     ├── RequestTimeoutError       408 the body did not come
     ├── AuthenticationError       401
+    ├── ModelNotAllowedError      403 permission_error: the tenant may not use this model
+    ├── NotFoundError             404 what is managed here has no such name
     ├── ModelNotFoundError        404 code model_not_found
     ├── OverloadedError           429 with Retry-After: the queue is full
+    ├── RateLimitError            429 with Retry-After: a limit of the tenant's
+    ├── BudgetExceededError       429 code insufficient_quota: the tenant's money is spent
     ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
     ├── UpstreamError             502: an upstream cannot be reached, or what it sends is no answer
     │   ├── UpstreamTimeoutError  504: it took too long
@@ -20,6 +24,7 @@ A message names the value, the limit and the remedy. A leaf: imports nothing of 
 """
 
 import logging
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -30,6 +35,7 @@ class PenstockError(Exception):
         message: what is wrong, the limit, and what to do about it; sent to the caller as it is.
         param: the request field or setting at fault, if there is one.
         retry_after: seconds after which trying again makes sense (sent as `Retry-After`).
+        headers: further headers of the reply.
     """
 
     status: ClassVar[int] = 500
@@ -37,11 +43,19 @@ class PenstockError(Exception):
     code: ClassVar[str | None] = None
     log_level: ClassVar[int] = logging.ERROR
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.headers = headers or {}
 
 
 class InvalidRequestError(PenstockError):
@@ -72,6 +86,20 @@ class AuthenticationError(PenstockError):
     log_level = logging.WARNING
 
 
+class ModelNotAllowedError(PenstockError):
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+    log_level = logging.WARNING
+
+
+class NotFoundError(PenstockError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+    log_level = logging.INFO
+
+
 class ModelNotFoundError(PenstockError):
     status = 404
     type = "invalid_request_error"
@@ -84,6 +112,22 @@ class OverloadedError(PenstockError):
     type = "rate_limit_error"
     code = "overloaded"
     log_level = logging.WARNING
+
+
+class RateLimitError(PenstockError):
+    """`headers` hold OpenAI's `x-ratelimit-*` figures."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    log_level = logging.INFO
+
+
+class BudgetExceededError(PenstockError):
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    log_level = logging.INFO
 
 
 class EngineDeadError(PenstockError):

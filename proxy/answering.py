@@ -18,14 +18,16 @@ from ..errors import (
     PenstockError,
     UnsupportedParameterError,
 )
+from .admitting import admitted_to
 from .backend import Served
 from .context import CONTEXT, Context
 from .controls import CacheControls, cache_controls
-from .edge import Caller, caller_of
+from .edge import ADMISSION, Caller, caller_of
 from .openai_types import decode_object
 from .request_body import read_body
 from .routing.plan import Ask, Plan
 from .routing.target import LocalTarget, Target
+from .tenants.admission import Admission
 from .upstreams.refusal import may_do_better_elsewhere
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     controls: CacheControls
+
+    @property
+    def admission(self) -> Admission:
+        """Once it is planned, and until its answer has ended."""
+        admission: Admission = self.request[ADMISSION]
+        return admission
 
 
 class Started(Protocol):
@@ -81,17 +89,25 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         local: starts an answer of the local engine.
         remote: starts an answer of an upstream.
         plan: whom to ask.
+        generates: answers have tokens of their own.
     """
 
     local: Callable[[Asked, Served], Awaitable[Started]]
     remote: Callable[[Asked, Target], Awaitable[Started]]
     plan: Callable[[Asked], Plan] = usual_plan
+    generates: bool = True
 
 
 async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    """Raises PenstockError when nobody can answer: what the last one asked has said."""
+    """Raises PenstockError when nobody can answer: what the last one asked has said; and what refuses a tenant."""
     asked = await _read(request)
     plan = dialect.plan(asked)
+    ask = _ask(asked) if dialect.generates else Ask(len(asked.body) // BYTES_PER_TOKEN, 0)
+    with admitted_to(request, asked.model, plan, ask, _choices(asked)):
+        return await (await _start(asked, plan, dialect)).send()
+
+
+async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
     last = plan.targets[-1]
     for target in plan.targets:
         try:
@@ -106,7 +122,7 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
             asked.context.metrics.fallback(target.series)
             continue
         asked.context.metrics.routed(target.series, plan.reason)
-        return await started.send()
+        return started
     raise AssertionError("a plan has targets")
 
 
@@ -133,6 +149,12 @@ async def _read(request: web.Request) -> Asked:
 def _ask(asked: Asked) -> Ask:
     limits = [limit for name in _LIMITS if isinstance(limit := asked.fields.get(name), int) and limit > 0]
     return Ask(len(asked.body) // BYTES_PER_TOKEN, limits[0] if limits else USUAL_MAX_TOKENS)
+
+
+def _choices(asked: Asked) -> int:
+    """What is no such number is refused later, by whoever is asked."""
+    n = asked.fields.get("n")
+    return n if isinstance(n, int) and n > 0 else 1
 
 
 def _another_may_answer(error: PenstockError) -> bool:

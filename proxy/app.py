@@ -11,6 +11,7 @@ from .backend import Backend
 from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
+from .local_account import LocalAccount
 from .metrics import Metrics
 from .routes.chat import chat_completions
 from .routes.completions import completions
@@ -21,6 +22,7 @@ from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
 from .routing.state import router_of
 from .service import CompletionService
+from .tenants.tenants import Tenants
 from .upstreams.pool import UpstreamPool
 from .upstreams.relay import Relay
 
@@ -31,6 +33,7 @@ def create_app(
     cache: CompletionCache | None,
     embeddings: EmbeddingBackend | None = None,
     near: NearHits | None = None,
+    tenants: Tenants | None = None,
     *,
     shared_metrics: Path | None = None,
 ) -> web.Application:
@@ -38,10 +41,12 @@ def create_app(
     within a running event loop.
 
     Args:
+        tenants: None knows the settings' static keys only.
         shared_metrics: folder in which several workers keep their figures together.
     """
     figures = Metrics(backend, cache, shared=shared_metrics)
-    edge = Edge(figures, api_keys=settings.api_keys)
+    tenants = tenants or Tenants(api_keys=settings.api_keys)
+    edge = Edge(figures, tenants)
     pool = UpstreamPool(settings.upstreams)
     local = None
     if backend is not None:
@@ -50,6 +55,7 @@ def create_app(
             cache,
             near,
             figures,
+            LocalAccount(backend, settings.local_hour_price),
             no_store=settings.cache_no_store_patterns,
             speculation=settings.speculation,
         )
@@ -64,6 +70,7 @@ def create_app(
         cache=cache,
         metrics=figures,
         edge=edge,
+        tenants=tenants,
         embeddings=embeddings,
     )
     app.on_response_prepare.append(name_response)

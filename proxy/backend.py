@@ -46,7 +46,7 @@ class Backend:
         self.name = served_name or model_name(model)
         self._served = {self.name: Served(self.name)}
         for adapter in adapters:
-            name = f"{self.name}:{adapter}"
+            name = self.served_as(adapter)
             self._served[name] = Served(name, adapter)
         self.aliases = dict(aliases or {})
         for alias, target in self.aliases.items():
@@ -62,6 +62,10 @@ class Backend:
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
         self._loaded = asyncio.Event()
+
+    def served_as(self, adapter: str | None) -> str:
+        """The name that answers bear."""
+        return self.name if adapter is None else f"{self.name}:{adapter}"
 
     @property
     def tokenizer(self) -> Tokenizer:

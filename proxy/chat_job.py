@@ -13,6 +13,7 @@ from .compat import FieldPolicy
 from .controls import CacheControls
 from .openai_types import ChatRequest
 from .service import Job, Prompt
+from .tenants.admission import Admission
 from .tools import Tools
 
 
@@ -20,7 +21,7 @@ async def chat_job(
     asked: ChatRequest,
     *,
     id: str,
-    tenant: str,
+    admission: Admission,
     controls: CacheControls,
     backend: Backend,
     served: Served,
@@ -42,7 +43,7 @@ async def chat_job(
     layout = layout_of(text, tools, tokenizer.thinking)
     job = Job(
         id=id,
-        tenant=tenant,
+        admission=admission,
         # The template writes the special tokens itself.
         prompts=(Prompt(text=text, add_special_tokens=False),),
         params=msgspec.structs.replace(constrained(params, layout, tools, tokenizer), adapter=served.adapter),

@@ -14,6 +14,7 @@ from .embeddings import EmbeddingBackend
 from .metrics import Metrics
 from .routing.router import Router
 from .service import CompletionService
+from .tenants.tenants import Tenants
 from .upstreams.pool import UpstreamPool
 from .upstreams.relay import Relay
 
@@ -36,6 +37,7 @@ class Context(msgspec.Struct, kw_only=True):
     cache: CompletionCache | None
     metrics: Metrics
     edge: Edge
+    tenants: Tenants
     embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
 

@@ -1,9 +1,8 @@
-"""Who asks and how the cache may be used: API key -> tenant, request id, cache directives.
+"""What headers say of one request: its id, and how the cache may be used; and the name of a static key's tenant.
 
 One value per request.
 """
 
-import hmac
 import math
 import re
 import uuid
@@ -15,7 +14,7 @@ import msgspec
 
 from ..cache.near import MODES, Mode
 from ..config import did_you_mean
-from ..errors import AuthenticationError, InvalidRequestError
+from ..errors import InvalidRequestError
 
 CACHE_CONTROL = "x-penstock-cache-control"
 NAMESPACE = "x-penstock-namespace"
@@ -57,30 +56,11 @@ def request_id(headers: Mapping[str, str]) -> str:
     return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def authenticate(headers: Mapping[str, str], api_keys: tuple[str, ...]) -> str:
-    """The tenant: a digest of the bearer key, or else of what Anthropic's clients send as x-api-key; "default" without one.
-
-    Raises AuthenticationError when keys are required and this is none of them.
-    """
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
-    key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
-    if api_keys:
-        # Every key is compared, each in constant time: the time taken tells nothing of how close a guess is.
-        matches = [hmac.compare_digest(_raw(key), known.encode()) for known in api_keys]
-        if not any(matches):
-            wrong = "The API key is not one of this server's" if key else "This server needs an API key"
-            raise AuthenticationError(f"{wrong}; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'.")
-    return tenant_of(key)
-
-
 def tenant_of(api_key: str) -> str:
     """The tenant that a key's requests belong to; what came without one belongs to "default"."""
-    return blake2b(_raw(api_key), digest_size=16).hexdigest() if api_key else DEFAULT_TENANT
-
-
-def _raw(value: str) -> bytes:
-    """A header's value as it came: bytes that are no UTF-8 arrive as lone surrogates."""
-    return value.encode("utf-8", "surrogateescape")
+    # Bytes that are no UTF-8 arrive as lone surrogates.
+    raw = api_key.encode("utf-8", "surrogateescape")
+    return blake2b(raw, digest_size=16).hexdigest() if api_key else DEFAULT_TENANT
 
 
 def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> CacheControls:

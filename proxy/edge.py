@@ -11,13 +11,16 @@ from aiohttp import web
 
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .anthropic import errors as anthropic
-from .controls import REQUEST_ID, authenticate, request_id
+from .controls import REQUEST_ID, request_id
 from .errors import error_response, http_error_response, internal_error
 from .metrics import Metrics
+from .tenants.tenant import Tenant
+from .tenants.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
 CALLER = "penstock_caller"
+ADMISSION = "penstock_admission"
 # Open without a key: probes and scrapers have none.
 OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 CLIENT_GONE = "499"
@@ -29,8 +32,13 @@ class Caller(msgspec.Struct, frozen=True):
     """Who sent a request, and when it arrived (`time.perf_counter` seconds)."""
 
     request_id: str
-    tenant: str
+    account: Tenant
     arrived: float
+
+    @property
+    def tenant(self) -> str:
+        """Its name, by which the cache and the engine know it."""
+        return self.account.name
 
 
 class Edge:
@@ -41,15 +49,11 @@ class Edge:
         in_flight: API requests being answered.
     """
 
-    def __init__(self, metrics: Metrics, *, api_keys: tuple[str, ...]) -> None:
+    def __init__(self, metrics: Metrics, tenants: Tenants) -> None:
         self.draining = False
         self.in_flight = 0
         self._metrics = metrics
-        self._api_keys = api_keys
-
-    def take_keys(self, api_keys: tuple[str, ...]) -> None:
-        """From now on; requests that run have been let in."""
-        self._api_keys = api_keys
+        self._tenants = tenants
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -87,15 +91,17 @@ class Edge:
 
     def _admit(self, request: web.Request, identity: str) -> Caller:
         arrived = time.perf_counter()
-        tenant = authenticate(request.headers, self._api_keys)
+        account = self._tenants.authenticate(request.headers)
         if self.draining:
             raise EngineDeadError("The server is stopping; send the request again.", retry_after=1.0)
-        return Caller(identity, tenant, arrived)
+        return Caller(identity, account, arrived)
 
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: every response, streamed or not, carries its request's id, and no version numbers."""
     response.headers["Server"] = "penstock"
+    if (admission := request.get(ADMISSION)) is not None:
+        response.headers.update(admission.headers)
     identity = request.get(REQUEST_ID)
     if identity is not None:
         response.headers[REQUEST_ID] = identity

@@ -32,6 +32,7 @@ def internal_error(request_id: str) -> PenstockError:
 
 def error_response(request: web.BaseRequest, error: PenstockError) -> web.Response:
     response = _response(request, error.status, error.message, error.type, param=error.param, code=error.code)
+    response.headers.update(error.headers)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:

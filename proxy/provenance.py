@@ -8,6 +8,9 @@ from ..cache import CacheHit, Neighbour
 
 Outcome = Literal["hit", "trusted", "draft", "shared", "miss", "bypass"]
 
+# Of answers that nothing was computed for.
+REUSED: tuple[Outcome, ...] = ("hit", "trusted", "shared")
+
 OUTCOME = "x-penstock-cache"
 SIMILARITY = "x-penstock-similarity"
 AGE = "x-penstock-age"

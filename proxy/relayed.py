@@ -13,6 +13,7 @@ from .reply import MODEL
 from .routing.target import RemoteTarget, Target
 from .upstreams.relay import UPSTREAM_ID, Bytes, RelayHead
 from .upstreams.remote_api import RemoteApi
+from .upstreams.spend import reused_spend
 
 
 async def relay(
@@ -37,7 +38,7 @@ class RelayedAnswer:
 
     def __init__(self, asked: Asked, target: RemoteTarget, head: RelayHead, source: Bytes) -> None:
         self._asked = asked
-        self._head = head
+        self._target, self._head = target, head
         self._source = source
         self._headers = {**head.provenance.headers(), MODEL: target.name}
         if head.request_id is not None:
@@ -58,6 +59,9 @@ class RelayedAnswer:
             raise AssertionError("a body has one piece")
         finally:
             await self._source.aclose()
+            if self._head.provenance.outcome == "shared":
+                with self._asked.admission.call(self._target.name) as call:
+                    call.settle(reused_spend(self._target, self._head.tokens, None))
 
     def _failed(self, error: PenstockError) -> bytes:
         assert self._head.reading is not None, "what was kept does not fail"

@@ -62,8 +62,9 @@ def apply(context: "Context", settings: Settings) -> None:
     context.settings = settings
     context.relay.exclude(settings.cache_no_store_patterns)
     if context.local is not None:
+        context.local.service.account.set_price(settings.local_hour_price)
         context.local.service.exclude(settings.cache_no_store_patterns)
-    context.edge.take_keys(settings.api_keys)
+    context.tenants.take_keys(settings.api_keys)
     set_level(settings.log_level)
     log.info("settings taken anew: %s", ", ".join(names))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..cache import CompletionCache
     from ..cache.near import NearHits
     from .context import Context
+    from .tenants.tenants import Tenants, TenantStore
 
 BACKLOG = 1024
 # How often a drain looks whether the last request has ended.
@@ -44,14 +45,26 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
 
     Raises ConfigError when the address cannot be had.
     """
+    return _bound(settings.host, settings.port, "", shared=shared)
+
+
+def listen_for_admin(settings: Settings) -> socket.socket | None:
+    """The same, for those who manage tenants; None when that is off."""
+    if settings.admin_port is None:
+        return None
+    return _bound(settings.admin_host, settings.admin_port, "admin_", shared=False)
+
+
+def _bound(host: str, port: int, prefix: str, *, shared: bool) -> socket.socket:
+    """`prefix`: of the settings' names."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(
-            f"host is {settings.host!r}, which is no address here: {error.strerror}.", param="host"
+            f"{prefix}host is {host!r}, which is no address here: {error.strerror}.", param=f"{prefix}host"
         ) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,9 +76,9 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror}); "
-            "choose another --port.",
-            param="port",
+            f"{host} port {port} cannot be listened on ({error.strerror}); "
+            f"choose another --{prefix.replace('_', '-')}port.",
+            param=f"{prefix}port",
         ) from error
     return sock
 
@@ -82,6 +95,7 @@ class HttpServer:
 
     Args:
         sock: bound; `listen` makes it.
+        tenants: None knows the settings' static keys only.
         shared_metrics: folder in which several workers keep their figures together.
     """
 
@@ -93,6 +107,7 @@ class HttpServer:
         sock: socket.socket,
         embeddings: EmbeddingBackend | None = None,
         near: "NearHits | None" = None,
+        tenants: "Tenants | None" = None,
         *,
         shared_metrics: Path | None = None,
     ) -> None:
@@ -101,7 +116,7 @@ class HttpServer:
         from .context import CONTEXT
         from .runner import production_runner
 
-        app = create_app(settings, backend, cache, embeddings, near, shared_metrics=shared_metrics)
+        app = create_app(settings, backend, cache, embeddings, near, tenants, shared_metrics=shared_metrics)
         self.context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, access_log=settings.access_log)
@@ -144,6 +159,7 @@ async def serve(
     *,
     on_ready: Callable[[Backend | None], None],
     on_serving: Callable[["Context"], Coroutine[Any, Any, None]] | None = None,
+    manages: bool = True,
     shared_metrics: Path | None = None,
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
 ) -> None:
@@ -153,22 +169,34 @@ async def serve(
     Args:
         engine: None for upstreams only.
         on_serving: runs beside it, from when the address is listened on; for what changes a running server.
+        manages: of several processes, the one that also listens on `admin_port`, if that is set.
 
-    Raises ModelLoadError when the model cannot be served, ConfigError when the cache cannot be opened.
+    Raises ModelLoadError when the model cannot be served, ConfigError when the cache or the tenants cannot be opened.
     """
+    from .tenants.admin import AdminServer
+    from .tenants.tenants import Tenants
+
     stop, hurry = _on_signals(signals)
     backend = None if engine is None else _backend(settings, engine)
     embeddings = None if embedder is None else EmbeddingBackend(settings, embedder)
     loading = asyncio.create_task(_load(backend))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
-    cache = server = starting = None
+    cache = store = admin = server = starting = None
     beside: asyncio.Task[None] | None = None
     try:
         cache = open_cache(settings)
+        store = open_tenants(settings)
         near = None if backend is None else near_hits(settings, cache, embedder)
-        server = HttpServer(settings, backend, cache, sock, embeddings, near, shared_metrics=shared_metrics)
+        tenants = None if store is None else Tenants(store, api_keys=settings.api_keys)
+        server = HttpServer(
+            settings, backend, cache, sock, embeddings, near, tenants, shared_metrics=shared_metrics
+        )
         await server.start()
+        admin_sock = listen_for_admin(settings) if manages and store is not None else None
+        if store is not None and admin_sock is not None:
+            admin = AdminServer(store, admin_sock, key=settings.admin_key)
+            await admin.start()
         if on_serving is not None:
             beside = asyncio.create_task(on_serving(server.context))
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -192,6 +220,10 @@ async def serve(
             await server.close()
         if embedder is not None:
             await embedder.shutdown()
+        if admin is not None:
+            await admin.close()
+        if store is not None:
+            await asyncio.to_thread(store.close)
         if cache is not None:
             await asyncio.to_thread(cache.close)
 
@@ -219,6 +251,15 @@ def open_cache(settings: Settings) -> "CompletionCache | None":
 
     assert settings.cache_path is not None, "load_settings fills it in"
     return CompletionCache(settings.cache_path, max_bytes=settings.cache_max_bytes, ttl=settings.cache_ttl)
+
+
+def open_tenants(settings: Settings) -> "TenantStore | None":
+    """None when only static keys are known. Raises ConfigError when its folder cannot be used."""
+    if not settings.tenants or settings.tenants_path is None:
+        return None
+    from .tenants.tenants import TenantStore
+
+    return TenantStore(settings.tenants_path)
 
 
 def near_hits(

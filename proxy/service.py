@@ -25,10 +25,13 @@ from .backend import Backend
 from .cache_scope import CacheScope
 from .controls import CacheControls
 from .flight import Flights, Source, at_once
+from .local_account import LocalAccount
 from .merge import merged
 from .metrics import Metrics
 from .near_search import NearSearch
 from .provenance import Provenance
+from .tenants.admission import Admission
+from .tenants.rights import permitted_mode, permitted_urgency
 from .transcript import Transcript, replayed
 
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
@@ -58,7 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    tenant: str
+    admission: Admission
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     controls: CacheControls
@@ -68,6 +71,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     nothing: bool = False
     default_limit: int | None = None
     cut_limit: bool = False
+
+    @property
+    def tenant(self) -> str:
+        return self.admission.tenant.name
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -116,6 +123,7 @@ class CompletionService:
         backend: the model.
         cache: None when caching is off.
         near: None when only exact repeats are to be found.
+        account: of what generations take.
         metrics: told of every job's times and outcome.
         speculation: as the engine's: where near hits are drafts.
         no_store: regular expressions; a question that one of them matches is neither looked up nor kept.
@@ -127,6 +135,7 @@ class CompletionService:
         cache: CompletionCache | None,
         near: NearHits | None,
         metrics: Metrics,
+        account: LocalAccount,
         *,
         no_store: Sequence[str] = (),
         speculation: Literal["auto", "on", "off"] = "auto",
@@ -136,6 +145,7 @@ class CompletionService:
         self._near = near
         self._settling: set[asyncio.Task[None]] = set()
         self._metrics = metrics
+        self.account = account
         self._speculation = speculation
         self._flights: Flights[Head, list[Chunk]] = Flights(_size)
         self.exclude(no_store)
@@ -151,32 +161,44 @@ class CompletionService:
         """
         started = time.perf_counter()
         await self._backend.ready()
+        job = msgspec.structs.replace(job, urgency=permitted_urgency(job.admission.tenant, job.urgency))
         scope = self._scope(job)
         key = None if scope is None else scope.key()
         if self._cache is not None and key is not None and job.controls.read:
             hit = self._cache.lookup(key)
             if hit is not None:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
-                return await self._begun(job, started, head, at_once(replayed(hit.completion)))
+                kept = self.account.counted(job, head, at_once(replayed(hit.completion)))
+                return await self._begun(job, started, head, kept)
             # A prediction counts in the usage figures, which are then its client's own.
             if job.controls.write and not job.draft:
                 return await self._shared(job, started, scope, key)
         return await self._begun(job, started, *await self._lead(job, started, scope, key))
 
     async def _shared(self, job: Job, started: float, scope: CacheScope | None, key: CacheKey) -> Generation:
-        """A place on the generation of whoever asked first, or a new one that others may join."""
+        """A place on the generation of whoever asked first, or a new one that others may join. It counts for the first,
+        whoever leaves."""
         like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl, job.cut_limit)
         reader, first = self._flights.board(like, lambda: self._lead(job, started, scope, key))
         try:
             head = await reader.head()
+            batches: Source[list[Chunk]] = reader
             if not first:
                 head = msgspec.structs.replace(head, provenance=Provenance("shared"))
-            return await self._begun(job, started, head, reader)
+                batches = self.account.counted(job, head, reader)
+            return await self._begun(job, started, head, batches)
         except BaseException:
             await reader.aclose()
             raise
 
     async def _lead(
+        self, job: Job, started: float, scope: CacheScope | None, key: CacheKey | None
+    ) -> tuple[Head, Batches]:
+        """What was not kept, and what it takes is counted."""
+        head, batches = await self._found(job, started, scope, key)
+        return head, self.account.counted(job, head, batches)
+
+    async def _found(
         self, job: Job, started: float, scope: CacheScope | None, key: CacheKey | None
     ) -> tuple[Head, Batches]:
         """What was not kept: computed, and kept now."""
@@ -235,7 +257,7 @@ class CompletionService:
         # The log-probabilities of an answer are those of its very question.
         if asked == "trusted" and job.params.logprobs is not None:
             asked = "draft"
-        return min(allowed, asked, key=MODES.index)
+        return permitted_mode(job.admission.tenant, min(allowed, asked, key=MODES.index))
 
     async def _begun(self, job: Job, started: float, head: Head, batches: Batches) -> Generation:
         transcript = _transcript(job, head)
@@ -304,6 +326,7 @@ class CompletionService:
                 tenant=job.tenant,
                 draft_token_ids=draft,
                 urgency=job.urgency,
+                weight=job.admission.tenant.weight,
             )
             return _singly(source) if n == 1 else merged([source])
         sources = [
@@ -315,6 +338,7 @@ class CompletionService:
                     tenant=job.tenant,
                     draft_token_ids=draft,
                     urgency=job.urgency,
+                    weight=job.admission.tenant.weight,
                 ),
                 place * n,
             )

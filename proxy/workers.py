@@ -55,12 +55,12 @@ class _Worker:
     """One HTTP process. Its pipe brings a Serving once it serves, or the error that stopped it; and takes to it the settings
     that it shall go on with."""
 
-    def __init__(self, settings: Settings, addresses: Addresses, metrics: Path) -> None:
+    def __init__(self, settings: Settings, addresses: Addresses, metrics: Path, place: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.news, theirs = context.Pipe()
         self.started = time.monotonic()
         self.process: SpawnProcess = context.Process(
-            target=_run_worker, args=(settings, addresses, metrics, theirs), name="penstock-worker"
+            target=_run_worker, args=(settings, addresses, metrics, place, theirs), name="penstock-worker"
         )
         self.process.start()
         theirs.close()
@@ -98,7 +98,7 @@ def serve_with_workers(
         if engine is not None:
             engine.start()
         addresses = _addresses(engine, embedder)
-        workers = [_Worker(settings, addresses, metrics) for _ in range(settings.workers)]
+        workers = [_Worker(settings, addresses, metrics, place) for place in range(settings.workers)]
         _watch(
             settings,
             engine,
@@ -208,7 +208,7 @@ def _watch(
                 worker.process.exitcode,
             )
             worker.news.close()
-            workers[place] = _Worker(settings, _addresses(engine, embedder), metrics)
+            workers[place] = _Worker(settings, _addresses(engine, embedder), metrics, place)
         if engine is not None and not engine.alive and not signals:
             if not announced:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
@@ -240,8 +240,11 @@ def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> N
         worker.process.join()
 
 
-def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: Connection) -> None:
-    """The whole life of a worker process."""
+def _run_worker(
+    settings: Settings, addresses: Addresses, metrics: Path, place: int, news: Connection
+) -> None:
+    """The whole life of a worker process. The first one also listens for those who manage tenants: it has what that takes,
+    an event loop and the tenants' folder, and the parent has neither."""
     # Ctrl-C reaches the whole terminal group; the parent hears it and tells us by SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Read by prometheus-client when it is first imported, which is after this.
@@ -267,6 +270,7 @@ def _run_worker(settings: Settings, addresses: Addresses, metrics: Path, news: C
             embedder,
             on_serving=lambda context: _follow(context, news),
             on_ready=lambda backend: news.send(Serving(None if backend is None else backend.engine.info)),
+            manages=place == 0,
             shared_metrics=metrics,
             signals=(signal.SIGTERM,),
         )

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from typing import cast
 
 import msgspec
 
-from ..errors import EngineDeadError, ModelLoadError, OverloadedError, PenstockError
+from ..errors import EngineDeadError, InvalidRequestError, ModelLoadError, OverloadedError, PenstockError
 from .detokenizer import Detokenizer, TextTokenizer
 from .engine_config import EngineConfig
 from .engine_process import EngineProcess, EngineThread
@@ -125,6 +126,7 @@ class AsyncEngine:
         tenant: str = "default",
         draft_token_ids: list[int] | Awaitable[list[int] | None] | None = None,
         urgency: Urgency = ORDINARY,
+        weight: float = 1.0,
     ) -> AsyncGenerator[Chunk, None]:
         """Stream the completions of one prompt; closing the generator aborts what is left of them at once.
 
@@ -132,6 +134,9 @@ class AsyncEngine:
         much faster, and what is not right of it changes nothing. One that is still being looked for may be given as an
         awaitable: nothing waits for it, and the draft is used from when it is there. An awaitable that gives None, fails or
         is cancelled gives no draft; it is cancelled with the generator's end.
+
+        `weight`, a number above 0, is the tenant's share from now on, where several tenants want more than there is. What
+        the engine's `tenant_weights` say stands above it.
 
         Chunks of all `params.n` completions come interleaved; each ends with a chunk that has a finish_reason. A
         reader that lags gets what piled up as one chunk. `request_id` only names the request in logs.
@@ -141,6 +146,11 @@ class AsyncEngine:
         if self._keeper is None or self._tokenizer is None:
             raise EngineDeadError("The engine is not running: it was not started yet, or was shut down.")
         token_ids = checked_token_ids(prompt_token_ids)
+        if not 0 < weight < math.inf:
+            raise InvalidRequestError(
+                f"weight is {weight}; it must be a number above 0: a tenant's share beside others' of 1.",
+                param="weight",
+            )
         draft: list[int] | None = None
         if draft_token_ids is not None and not isinstance(draft_token_ids, Awaitable):
             draft = checked_token_ids(draft_token_ids, "draft_token_ids")
@@ -150,7 +160,7 @@ class AsyncEngine:
         engine_id = next(self._ids)
         log.debug("request %s runs as %s", request_id, engine_id)
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
-        stream = _Stream(Add(engine_id, token_ids, params, tenant, draft, urgency))
+        stream = _Stream(Add(engine_id, token_ids, params, tenant, draft, urgency, weight=weight))
         self._streams[engine_id] = stream
         if self._on_probation is None:
             stream.was_sent = self._send(stream.request)

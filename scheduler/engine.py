@@ -160,12 +160,16 @@ class Engine:
         tenant: str = "default",
         draft_token_ids: list[int] | None = None,
         urgency: Urgency = ORDINARY,
+        weight: float = 1.0,
         resume: dict[int, list[int]] | None = None,
     ) -> None:
         """Queue `params.n` completions of one prompt.
 
         `draft_token_ids`: a completion that the model is likely to give, as that of a similar prompt. Its tokens are
         verified many at a time; the output is the same as without.
+
+        `weight`: the tenant's share, where several want more than there is, from now on; `tenant_weights` of the
+        configuration stand above it.
 
         `resume`: only these completions, by index, which another engine began: each goes on behind the output tokens given
         for it, as it would have gone on there. They were accepted once and are not refused for want of room.
@@ -195,6 +199,7 @@ class Engine:
                 seed=seed + index * SEED_STEP,
                 stop_token_ids=stop_token_ids,
                 tenant=tenant,
+                weight=weight,
                 sparse_attention=self._sparse_attention(params),
                 adapter=self.info.adapters.get(params.adapter) if params.adapter else None,
                 speculation=self._speculation(params, len(prompt_token_ids), draft_token_ids),

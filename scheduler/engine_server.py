@@ -146,6 +146,7 @@ class EngineServer:
                 tenant=message.tenant,
                 draft_token_ids=message.draft_token_ids,
                 urgency=message.urgency,
+                weight=message.weight,
                 resume=message.resume,
             )
         except PenstockError as error:

@@ -28,6 +28,7 @@ class Add(msgspec.Struct, tag=True, array_like=True):
     draft_token_ids: list[int] | None = None
     urgency: Urgency = ORDINARY
     resume: dict[int, list[int]] | None = None
+    weight: float = 1.0
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):

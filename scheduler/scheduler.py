@@ -131,14 +131,14 @@ class Scheduler:
 
     def hold(self, seq: Sequence) -> None:
         """Take on a sequence that cannot be computed yet; `add` lets it go."""
-        self._shares.enter(seq.tenant)
+        self._shares.enter(seq.tenant, seq.weight)
         self.held[seq] = None
 
     def add(self, seq: Sequence) -> None:
         if seq in self.held:
             del self.held[seq]
         else:
-            self._shares.enter(seq.tenant)
+            self._shares.enter(seq.tenant, seq.weight)
         self.waiting.push(seq)
 
     def has_work(self) -> bool:

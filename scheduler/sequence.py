@@ -86,6 +86,7 @@ class Sequence:
         "token_ids",
         "urgency",
         "was_admitted",
+        "weight",
     )
 
     def __init__(
@@ -99,6 +100,7 @@ class Sequence:
         seed: int,
         stop_token_ids: frozenset[int] = frozenset(),
         tenant: str = "default",
+        weight: float = 1.0,
         sparse_attention: SparseAttention | None = None,
         adapter: str | None = None,
         speculation: Speculation | None = None,
@@ -112,6 +114,7 @@ class Sequence:
         self.seed = seed
         self.stop_token_ids = stop_token_ids
         self.tenant = tenant
+        self.weight = weight
         self.sparse_attention = sparse_attention
         self.adapter = adapter
         self.speculation = speculation

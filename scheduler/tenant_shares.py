@@ -13,16 +13,19 @@ MAX_IDLE = 4096
 
 
 class TenantShares:
-    """Counters by tenant. `weights`: relative shares; 1 where none is given."""
+    """Counters by tenant. `weights`: relative shares, which nobody's requests can change; others are what `enter` was last
+    told."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = dict(weights or {})
+        self._fixed = dict(weights or {})
+        self._told: dict[str, float] = {}
         self._active: dict[str, float] = {}
         self._num_live: dict[str, int] = {}
         self._idle: dict[str, float] = {}
 
-    def enter(self, tenant: str) -> None:
-        """A sequence of the tenant became live."""
+    def enter(self, tenant: str, weight: float = 1.0) -> None:
+        """A sequence of the tenant became live. `weight`: its share from now on."""
+        self._told[tenant] = weight
         if tenant not in self._active:
             least = min(self._active.values(), default=0.0)
             self._active[tenant] = max(self._idle.pop(tenant, 0.0), least)
@@ -34,6 +37,7 @@ class TenantShares:
         if not self._num_live[tenant]:
             del self._num_live[tenant]
             self._idle[tenant] = self._active.pop(tenant)
+            del self._told[tenant]
             if not self._active:
                 self._idle.clear()  # nobody is left to be fair to
             while len(self._idle) > MAX_IDLE:
@@ -41,7 +45,7 @@ class TenantShares:
 
     def charge(self, tenant: str, num_tokens: int, *, is_output: bool) -> None:
         cost = num_tokens * OUTPUT_COST if is_output else float(num_tokens)
-        self._active[tenant] += cost / self._weights.get(tenant, 1.0)
+        self._active[tenant] += cost / self._fixed.get(tenant, self._told[tenant])
 
     def had(self, tenant: str) -> float:
         """The counter of a tenant with live sequences: who has less goes first."""

@@ -7,10 +7,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+# What servers keep of tenants by default is not for the tests of this machine's user.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="penstock-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 if not torch.cuda.is_available():
     # Read by Triton when a kernel is defined: kernels then run as Python, on the CPU's tensors.

@@ -38,7 +38,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     job, layout = await chat_job(
         asked,
         id=f"chatcmpl-{uuid.uuid4().hex}",
-        tenant=given.caller.tenant,
+        admission=given.admission,
         controls=given.controls,
         backend=context.backend,
         served=served,

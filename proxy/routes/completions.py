@@ -32,7 +32,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
     job = Job(
         id=f"cmpl-{uuid.uuid4().hex}",
-        tenant=given.caller.tenant,
+        admission=given.admission,
         prompts=_prompts(asked),
         params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,

@@ -20,6 +20,7 @@ from ..relayed import relay
 from ..reply import model_headers
 from ..routing.plan import Plan
 from ..routing.target import LocalTarget, RemoteTarget, Target
+from ..tenants.spend import Spend
 from ..upstreams.openai_apis import EMBEDDINGS_API
 
 # OpenAI's own limits of one request.
@@ -71,7 +72,11 @@ async def _local(given: Asked, _served: Served) -> Started:
         raise InvalidRequestError(
             f"input has {tokens} tokens; at most {MAX_TOKENS} fit one request. Send several.", param="input"
         )
-    vectors = await backend.embedder.embed_token_ids([text.token_ids for text in texts])
+    with given.admission.call(backend.name) as call:
+        vectors = await backend.embedder.embed_token_ids([text.token_ids for text in texts])
+        call.settle(
+            Spend(model=backend.name, prompt_tokens=tokens, cached_tokens=0, completion_tokens=0, cost=0.0)
+        )
     as_text = asked.encoding_format == "base64"
     body = {
         "object": "list",
@@ -121,6 +126,7 @@ async def _encoded(given: str | list[str | int | list[int]], embedder: AsyncEmbe
 
 
 EMBEDDINGS = Dialect(
+    generates=False,
     plan=_plan,
     local=_local,
     remote=lambda asked, target: relay(

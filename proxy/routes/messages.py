@@ -44,7 +44,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         job, layout = await chat_job(
             asked,
             id=f"msg_{uuid.uuid4().hex}",
-            tenant=caller.tenant,
+            admission=given.admission,
             controls=given.controls,
             backend=context.backend,
             served=served,
@@ -106,7 +106,7 @@ async def _count(given: Asked, served: Served) -> Ready:
         job, _ = await chat_job(
             convert(translated.fields, ChatRequest),
             id=given.caller.request_id,
-            tenant=given.caller.tenant,
+            admission=given.admission,
             controls=CacheControls(),
             backend=context.backend,
             served=served,
@@ -123,6 +123,7 @@ async def _count(given: Asked, served: Served) -> Ready:
 
 
 COUNT = Dialect(
+    generates=False,
     local=_count,
     remote=lambda given, target: relay(
         given, target, lambda upstream: COUNT_TOKENS_API if upstream.format == "anthropic" else None

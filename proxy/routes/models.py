@@ -3,16 +3,20 @@
 from aiohttp import web
 
 from ..context import CONTEXT, Context
+from ..edge import caller_of
 from ..embeddings import EmbeddingBackend
 from ..json_reply import json_response
 from ..routing.plan import Ask
 from ..routing.target import RemoteTarget
+from ..tenants.rights import may_use
 
 
 async def list_models(request: web.Request) -> web.Response:
-    context = request.app[CONTEXT]
+    """Those that the caller may use."""
+    context, tenant = request.app[CONTEXT], caller_of(request).account
     cards = [_card(context, name) for name in context.router.names]
-    if context.embeddings is not None:
+    cards = [card for card in cards if may_use(tenant, (str(card["id"]), str(card["root"])))]
+    if context.embeddings is not None and may_use(tenant, (context.embeddings.name,)):
         cards.append(_embedding_card(context, context.embeddings))
     return json_response({"object": "list", "data": cards})
 

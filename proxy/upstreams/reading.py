@@ -191,10 +191,14 @@ class OpenAIReading(ForwardedReading):
 
 
 class BodyReading(ForwardedReading):
-    """Of replies that are never streamed nor kept."""
+    """Of replies that are never streamed nor kept.
 
-    def __init__(self) -> None:
-        self.tokens: TokenCounts | None = None
+    Args:
+        tokens: what they took that say nothing of it.
+    """
+
+    def __init__(self, tokens: TokenCounts | None = None) -> None:
+        self.tokens = tokens
         self.finish_reasons: list[str] = []
         self.finished = False
 
@@ -203,7 +207,9 @@ class BodyReading(ForwardedReading):
 
     def body(self, body: bytes) -> None:
         usage = decoded(body).get("usage")
-        self.tokens = None if usage is None else tokens_of(usage)
+        if usage is not None:
+            # Nothing is generated, and usage figures of such replies have nothing of it.
+            self.tokens = msgspec.structs.replace(tokens_of(usage), completion=0)
         self.finished = True
 
     def completion(self, *, seconds: float) -> CachedCompletion | None:
@@ -219,6 +225,12 @@ def tokens_of(usage: dict[str, Any]) -> TokenCounts:
     completion = usage.get("completion_tokens", usage.get("output_tokens"))
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return TokenCounts(_count(prompt), _count(cached), _count(completion))
+
+
+def tokens_in(body: bytes) -> TokenCounts | None:
+    """Of a reply that was kept, whichever API's it is."""
+    usage = decoded(body).get("usage")
+    return None if usage is None else tokens_of(usage)
 
 
 def _count(value: object) -> int | None:

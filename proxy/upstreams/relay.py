@@ -13,15 +13,17 @@ import msgspec
 import orjson
 
 from ...cache import CacheKey, CompletionCache, completion_key
-from ...errors import UpstreamError
+from ...errors import UpstreamError, UpstreamTimeoutError
 from ..flight import Flights, Source, at_once
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
+from ..tenants.admission import Call
 from .events import split
 from .pool import UpstreamPool
-from .reading import Reading, TokenCounts
+from .reading import Reading, TokenCounts, tokens_in
 from .remote_api import EXTENSION, RemoteApi, cacheable_fields, wants_usage
 from .reply import UpstreamReply
+from .spend import reused_spend, spend_of
 from .upstream import Question, Upstream
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Relay:
             hit = self._cache.lookup(key)
             body = None if hit is None else hit.completion.choices[0].wire
             if hit is not None and body is not None:
+                with asked.admission.call(target.name) as call:
+                    call.settle(reused_spend(target, tokens_in(body), hit.completion.engine_seconds))
                 return RelayHead(Provenance.of_hit(hit)), at_once(api.replay(asked, target, body))
         keep = key if write else None
         if key is not None and read and write:
@@ -93,6 +97,22 @@ class Relay:
     async def _launch(
         self, asked: "Asked", target: RemoteTarget, api: RemoteApi, upstream: Upstream, keep: CacheKey | None
     ) -> tuple[RelayHead, Bytes]:
+        call = asked.admission.call(target.name)
+        try:
+            return await self._called(asked, target, api, upstream, keep, call)
+        except BaseException:
+            call.close()
+            raise
+
+    async def _called(
+        self,
+        asked: "Asked",
+        target: RemoteTarget,
+        api: RemoteApi,
+        upstream: Upstream,
+        keep: CacheKey | None,
+        call: Call,
+    ) -> tuple[RelayHead, Bytes]:
         started = time.perf_counter()
         ask_usage = asked.stream and api.asks_for_usage and upstream.settings.stream_usage
         own_usage = ask_usage and not wants_usage(asked.fields)
@@ -102,7 +122,13 @@ class Relay:
             headers=_headers(asked, api),
             stream=asked.stream,
         )
-        reply = await upstream.ask(question)
+        try:
+            reply = await upstream.ask(question)
+        except UpstreamTimeoutError:
+            raise  # it may have been computed
+        except UpstreamError:
+            call.refused()
+            raise
         reading = api.reading(asked, target, keep is not None, own_usage)
         looked_up = keep is not None and asked.controls.read
         head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
@@ -120,9 +146,10 @@ class Relay:
         if not asked.stream:
             reply.close()
             body = reading.whole(reply.body)
+            call.settle(spend_of(target, reading.tokens))
             settle()
             return head, at_once(body)
-        return head, _Forwarded(reply, reading, settle)
+        return head, _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
 
     def _key(
         self, asked: "Asked", target: RemoteTarget, upstream: Upstream, api: RemoteApi
@@ -150,12 +177,19 @@ class Relay:
 
 
 class _Forwarded:
-    """The events of a reply; `settle` is called when its answer has come to its end."""
+    """The events of a reply; `settle` is called when its answer has come to its end, `on_close` in any case."""
 
-    def __init__(self, reply: UpstreamReply, reading: Reading, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reply: UpstreamReply,
+        reading: Reading,
+        settle: Callable[[], None],
+        on_close: Callable[[], None],
+    ) -> None:
         self._reply = reply
         self._reading = reading
         self._settle = settle
+        self._on_close = on_close
         self._ended = False
 
     def __aiter__(self) -> "_Forwarded":
@@ -180,6 +214,7 @@ class _Forwarded:
 
     async def aclose(self) -> None:
         self._reply.close()
+        self._on_close()
 
 
 def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bool) -> bytes:

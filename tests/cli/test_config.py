@@ -10,7 +10,7 @@ from penstock.errors import ConfigError
 from penstock.proxy.server import engine_config
 from penstock.scheduler import EngineConfig
 
-ALL_GROUPS = ("model", "server", "cache", "engine")
+ALL_GROUPS = ("model", "server", "cache", "tenants", "engine")
 
 
 def flags(*arguments: str) -> dict[str, object]:

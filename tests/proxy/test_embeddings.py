@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
-from openai import AuthenticationError, BadRequestError, NotFoundError
+from openai import AuthenticationError, BadRequestError, NotFoundError, RateLimitError
 from running_server import RunningServer, running_server
 from tiny_encoder import MAX_TOKENS, write_tiny_encoder
 
@@ -15,6 +15,7 @@ from penstock.cli_serve import embeddings_line
 from penstock.config import Settings
 from penstock.models import embedding_location
 from penstock.proxy.routes.embeddings import MAX_INPUTS
+from penstock.proxy.tenants.tenant import Limits, Tenant
 from penstock.scheduler import AsyncEmbedder
 
 
@@ -148,6 +149,23 @@ async def test_a_key_is_wanted_here_too(embedding, engine_address: str, model: P
         with pytest.raises(AuthenticationError):
             await other.client().embeddings.create(**body)
         assert (await other.client("secret").embeddings.create(**body)).data
+
+
+async def test_texts_count_for_their_tenant(
+    embedding, engine_address: str, model: Path, tmp_path: Path
+) -> None:
+    server, embedder = embedding
+    settings = {"embedding_model": server.settings.embedding_model, "tenants_path": tmp_path / "tenants"}
+    async with running_server(engine_address, model, embedder=embedder, **settings) as other:
+        assert other.store is not None
+        other.store.directory.put_tenant(Tenant(name="acme", limits=Limits(budget=1.0, rpm=1)))
+        client = other.client(other.store.directory.create_key("acme").text)
+        reply = await client.embeddings.create(model="tiny-encoder", input=["some", "texts"])
+        with pytest.raises(RateLimitError):
+            await client.embeddings.create(model="tiny-encoder", input="x")
+        (line,) = other.store.counters.lines("acme")
+        assert (line.model, line.account.requests, line.account.cost) == ("tiny-encoder", 1, 0)
+        assert line.account.prompt_tokens == reply.usage.prompt_tokens
 
 
 def test_without_a_model_serve_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

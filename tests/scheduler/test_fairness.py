@@ -45,6 +45,27 @@ def test_a_tenant_with_ten_times_the_requests_gets_no_more(weights):
     assert got["small"] / got["large"] == pytest.approx(weights.get("small", 1.0), rel=0.15)
 
 
+def test_a_weight_told_with_a_request_counts_and_a_configured_one_stands():
+    told = {"small": 3.0, "large": 1.0, "fixed": 50.0}
+    machine = Machine(400, 4, 6, 32, weights={"fixed": 2.0})
+    for number in range(2400):
+        tenant = ("small", "large", "fixed")[number % 3]
+        machine.add([number % 97] * 12, 4, tenant=tenant, weight=told[tenant])
+    got = output_tokens(machine, 150)
+    assert {seq.tenant for seq in machine.scheduler.waiting} == set(told)
+    assert got["small"] / got["large"] == pytest.approx(3, rel=0.15)
+    assert got["fixed"] / got["large"] == pytest.approx(2, rel=0.15)
+
+
+def test_the_last_weight_told_is_the_tenants():
+    shares = TenantShares()
+    shares.enter("one", 4.0)
+    shares.charge("one", 8, is_output=False)
+    shares.enter("one", 2.0)
+    shares.charge("one", 8, is_output=False)
+    assert shares.had("one") == 2 + 4
+
+
 def test_who_comes_late_does_not_wait_for_the_others_queue():
     machine = Machine(400, 4, 6, 32)
     for number in range(200):

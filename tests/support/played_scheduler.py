@@ -77,6 +77,7 @@ class Machine:
         tenant: str = "default",
         *,
         priority: int = 0,
+        weight: float = 1.0,
         drafter: Drafter | None = None,
         sparse: SparseAttention | None = None,
     ) -> Sequence:
@@ -92,6 +93,7 @@ class Machine:
             max_tokens=max_tokens,
             seed=0,
             tenant=tenant,
+            weight=weight,
             sparse_attention=sparse,
             speculation=speculation,
             urgency=Urgency(priority=priority),

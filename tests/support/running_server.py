@@ -13,7 +13,8 @@ from penstock.cache import CompletionCache
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.embeddings import EmbeddingBackend
-from penstock.proxy.server import HttpServer, address_of, listen, near_hits, open_cache
+from penstock.proxy.server import HttpServer, address_of, listen, near_hits, open_cache, open_tenants
+from penstock.proxy.tenants.tenants import Tenants, TenantStore
 from penstock.scheduler import AsyncEmbedder, AsyncEngine
 
 
@@ -24,6 +25,7 @@ class RunningServer:
     http: HttpServer
     settings: Settings
     cache: CompletionCache | None
+    store: TenantStore | None = None
 
     @property
     def engine(self) -> AsyncEngine:
@@ -61,7 +63,8 @@ class RunningServer:
 async def running_server(
     engine_address: str, model: Path, *, embedder: AsyncEmbedder | None = None, **settings: Any
 ) -> AsyncIterator[RunningServer]:
-    """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them. `embedder`, of the
+    """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them, and only static keys are
+    known unless `tenants_path` is. `embedder`, of the
     setting `embedding_model`, stays the caller's.
     """
     given = {"model": str(model), "port": 0, "cache": "cache_path" in settings, **settings}
@@ -77,15 +80,19 @@ async def running_server(
     cache = open_cache(resolved)
     embeddings = None if embedder is None else EmbeddingBackend(resolved, embedder)
     near = near_hits(resolved, cache, embedder)
-    server = HttpServer(resolved, backend, cache, sock, embeddings, near)
+    store = open_tenants(resolved)
+    tenants = Tenants(store, api_keys=resolved.api_keys)
+    server = HttpServer(resolved, backend, cache, sock, embeddings, near, tenants)
     await server.start()
     await backend.start()
     if near is not None:
         await near.start()
     try:
-        yield RunningServer(address_of(sock), backend, server, resolved, cache)
+        yield RunningServer(address_of(sock), backend, server, resolved, cache, store)
     finally:
         await backend.close()
         await server.close()
         if cache is not None:
             cache.close()
+        if store is not None:
+            store.close()

@@ -1,0 +1,45 @@
+"""Where requests meet their tenants' limits: one admission for each, whoever answers it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from .context import CONTEXT, Context
+from .edge import ADMISSION, caller_of
+from .routing.plan import Ask, Plan
+from .routing.target import LocalTarget, Target
+from .tenants.admission import Admission
+from .tenants.rights import check_model
+from .upstreams.reading import TokenCounts
+from .upstreams.spend import cost_of
+
+
+@contextmanager
+def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) -> Iterator[Admission]:
+    """Until the answer has ended, of whichever target of the plan; `model` as it was asked for, `n` choices.
+
+    Raises ModelNotAllowedError, RateLimitError or BudgetExceededError.
+    """
+    tenant, context = caller_of(request).account, request.app[CONTEXT]
+    names = {target.name for target in plan.targets}
+    # A route is a model of its own, an alias is what it stands for.
+    check_model(tenant, (model, *names) if len(names) == 1 else (model,))
+    tokens = ask.prompt_tokens + n * ask.max_tokens
+    costs = [_cost(context, target, ask, n) for target in plan.targets]
+    # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
+    cost = None if costs[0] is None else max(one for one in costs if one is not None)
+    with context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost) as admission:
+        request[ADMISSION] = admission
+        yield admission
+
+
+def _cost(context: Context, target: Target, ask: Ask, n: int) -> float | None:
+    completion = n * ask.max_tokens
+    if isinstance(target, LocalTarget):
+        # What embeds is a part of the server, and has no price.
+        if context.local is None or not completion:
+            return 0.0
+        return context.local.service.account.expected_cost(ask.prompt_tokens + completion)
+    # As if nothing were cached there.
+    return cost_of(target, TokenCounts(ask.prompt_tokens, 0, completion))

@@ -1,0 +1,109 @@
+"""One request of a tenant, from when it may run to when it has ended, and the calls of models that are made for it.
+
+with tenants.admit(tenant, tokens=expected, cost=estimate) as admission:
+    with admission.call(model) as call:
+        ...
+        call.settle(Spend(model=model, prompt_tokens=12, completion_tokens=34, cost=0.0001))
+"""
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .environment import StoreError
+from .rate_headers import rate_headers
+from .spend import Spend
+from .standing import Ask, Standing
+from .tenant import Tenant
+
+if TYPE_CHECKING:
+    from .counters import Counters
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """Open until `close`, and until the last of its calls has ended: others may still read what its own client has left.
+    Then its place comes free, and what it took is written. Of one event loop."""
+
+    def __init__(
+        self, tenant: Tenant, ask: Ask, counters: "Counters | None", standing: Standing | None
+    ) -> None:
+        self.tenant, self._ask = tenant, ask
+        self._counters, self._standing = counters, standing
+        self._spends: list[Spend] = []
+        self._is_closed = self._is_settled = False
+        self._num_open = 1
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What was left of the limits when it was admitted, as `x-ratelimit-*`."""
+        return {} if self._standing is None else rate_headers(self.tenant.limits, self._standing)
+
+    def call(self, model: str) -> "Call":
+        """A model is asked for it now."""
+        self._num_open += 1
+        return Call(self, model)
+
+    def close(self) -> None:
+        """The request has ended, well or not. Later calls do nothing. Never raises."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+
+    def _end(self, spend: Spend | None = None) -> None:
+        """One of those who hold it open has ended."""
+        if spend is not None:
+            self._spends.append(spend)
+        self._num_open -= 1
+        if self._num_open == 0 and self._counters is not None:
+            spends, self._spends = self._spends, []
+            try:
+                self._counters.settle(self.tenant, self._ask, spends, again=self._is_settled)
+            except StoreError as error:
+                # The place stays taken until this process ends; the answer is the client's all the same.
+                log.error("what tenant %s has used could not be written: %s", self.tenant.name, error)
+            self._is_settled = True
+
+    def __enter__(self) -> "Admission":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Call:
+    """One call of a model. What ends without being settled or refused took nobody knows what: the estimates stand, and the
+    accounts say unknown."""
+
+    def __init__(self, admission: Admission, model: str) -> None:
+        self._admission = admission
+        self._model = model
+        self._is_closed = False
+
+    def settle(self, spend: Spend) -> None:
+        """It has ended, and took this."""
+        self._close(spend)
+
+    def refused(self) -> None:
+        """It has ended before anything was computed."""
+        self._close(None)
+
+    def close(self) -> None:
+        """Where it has not ended yet, it ends as unknown."""
+        self._close(Spend(model=self._model))
+
+    def _close(self, spend: Spend | None) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._admission._end(spend)
+
+    def __enter__(self) -> "Call":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,29 @@
+"""How much is left of a tenant's limits, as OpenAI's `x-ratelimit-*` headers say it."""
+
+import math
+
+from .bucket import left, seconds_to_full
+from .standing import Standing
+from .tenant import Limits
+
+
+def rate_headers(limits: Limits, standing: Standing) -> dict[str, str]:
+    """For every limit a minute that is set: what it is, what is left, and when nothing will be missing."""
+    headers = {}
+    for name, limit, missing in (
+        ("requests", limits.rpm, standing.requests),
+        ("tokens", limits.tpm, standing.tokens),
+    ):
+        if limit is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(left(missing, limit))
+            headers[f"x-ratelimit-reset-{name}"] = _duration(seconds_to_full(missing, limit))
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(1000 * seconds)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3g}s"

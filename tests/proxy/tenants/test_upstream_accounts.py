@@ -1,0 +1,153 @@
+"""What an upstream's answers cost a tenant: by its own usage figures, and unknown where it gives none."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from fake_upstream import FakeUpstream, fake_upstream
+from openai import APIStatusError, PermissionDeniedError
+from running_server import RunningServer, running_server
+
+from penstock.config import Settings
+from penstock.proxy.tenants.ledger import Account
+from penstock.proxy.tenants.tenant import Limits, Tenant
+from penstock.tables import Route, Upstream, UpstreamModel
+
+# Of an answer with 100 prompt tokens, 40 of them cached, and 10 more.
+COST = (60 * 2 + 40 * 0.5 + 10 * 8) / 1e6
+NAME = "cloud/real"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def cloud(
+    engine_address: str, model: Path, tmp_path: Path
+) -> AsyncIterator[tuple[RunningServer, FakeUpstream]]:
+    async with fake_upstream() as upstream:
+        models = {
+            "m": UpstreamModel(name="real", input=2.0, cached_input=0.5, output=8.0),
+            "free": UpstreamModel(),
+            "embeds": UpstreamModel(input=4.0),
+        }
+        settings: dict[str, Any] = {
+            "upstreams": {"cloud": Upstream(base_url=upstream.url, models=models, retries=0)},
+            "routes": {"quick": Route(targets=("cloud/m", "tiny"))},
+            "cache_path": tmp_path / "completions",
+            "tenants_path": tmp_path / "tenants",
+        }
+        assert Settings(**settings).upstreams
+        async with running_server(engine_address, model, **settings) as server:
+            yield server, upstream
+
+
+def key_for(server: RunningServer, **fields: Any) -> str:
+    assert server.store is not None
+    server.store.directory.put_tenant(Tenant(name="acme", **fields))
+    return server.store.directory.create_key("acme").text
+
+
+async def ask(server: RunningServer, key: str, model: str = "m", **fields: Any) -> Any:
+    messages = [{"role": "user", "content": "hello there"}]
+    return await server.client(key).chat.completions.create(model=model, messages=messages, **fields)
+
+
+def accounts(server: RunningServer) -> dict[str, Account]:
+    assert server.store is not None
+    return {line.model: line.account for line in server.store.counters.lines("acme")}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_costs_what_its_usage_says(cloud, stream: bool) -> None:
+    server, _ = cloud
+    key = key_for(server, limits=Limits(budget=1.0))
+    answer = await ask(server, key, stream=stream)
+    if stream:
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in answer]) == "hello"
+        async with asyncio.timeout(5):
+            while NAME not in accounts(server):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    line = accounts(server)[NAME]
+    assert (line.requests, line.unknown_usage, line.unknown_cost) == (1, 0, 0)
+    assert (line.prompt_tokens, line.cached_tokens, line.completion_tokens) == (100, 40, 10)
+    assert line.cost == pytest.approx(COST)
+    standing = server.store.counters.standing(server.store.directory.tenant("acme"))
+    assert (standing.spent, standing.held) == (pytest.approx(COST), {})
+
+
+async def test_what_an_upstream_does_not_say_is_unknown_and_charged_as_expected(cloud) -> None:
+    server, upstream = cloud
+    upstream.usage = None
+    await ask(server, key_for(server, limits=Limits(budget=1.0)), max_tokens=1000)
+    line = accounts(server)[NAME]
+    assert (line.requests, line.unknown_usage, line.unknown_cost, line.completion_tokens) == (1, 1, 1, 0)
+    assert line.cost == 0 and line.presumed_cost > 1000 * 8 / 1e6
+
+
+async def test_what_an_upstream_refuses_costs_nothing_and_a_fallback_is_paid_for(cloud) -> None:
+    server, upstream = cloud
+    key = key_for(server)
+    upstream.status = 500
+    with pytest.raises(APIStatusError):
+        await ask(server, key)
+    assert accounts(server) == {}
+    assert (await ask(server, key, "quick", max_tokens=3)).usage.completion_tokens == 3
+    assert {model: line.requests for model, line in accounts(server).items()} == {"tiny": 1}
+
+
+async def test_kept_and_shared_answers_are_paid_for_once(cloud) -> None:
+    server, upstream = cloud
+    key = key_for(server)
+    upstream.hold.clear()
+    asking = [asyncio.create_task(ask(server, key, temperature=0)) for _ in range(3)]
+    while not upstream.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    upstream.hold.set()
+    await asyncio.gather(*asking)
+    assert server.cache is not None
+    await asyncio.to_thread(server.cache.flush)
+    await ask(server, key, temperature=0)
+    assert len(upstream.asked) == 1
+    line = accounts(server)[NAME]
+    assert (line.requests, line.reused, line.unknown_usage) == (4, 3, 0)
+    assert line.cost == pytest.approx(COST) and line.saved["cache"].cost == pytest.approx(3 * COST)
+
+
+async def test_a_client_that_leaves_before_an_answer_leaves_its_cost_unknown(cloud) -> None:
+    server, upstream = cloud
+    upstream.hold.clear()
+    asking = asyncio.create_task(ask(server, key_for(server, limits=Limits(concurrency=1))))
+    while not upstream.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    async with asyncio.timeout(5):
+        while NAME not in accounts(server):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    upstream.hold.set()
+    line = accounts(server)[NAME]
+    assert (line.requests, line.unknown_usage) == (1, 1)
+    assert server.store.counters.standing(server.store.directory.tenant("acme")).held == {}
+
+
+async def test_a_budget_needs_prices_and_a_route_is_a_model_of_its_own(cloud) -> None:
+    server, _ = cloud
+    with pytest.raises(PermissionDeniedError, match="what the model 'free' costs is not known"):
+        await ask(server, key_for(server, limits=Limits(budget=1.0)), "free")
+    key = key_for(server, models=("quick",))
+    await ask(server, key, "quick")
+    with pytest.raises(PermissionDeniedError, match="it may use: quick"):
+        await ask(server, key, "m")
+    key = key_for(server, models=(NAME,))
+    await ask(server, key, "m")
+    await ask(server, key, "cloud/m")
+
+
+async def test_embeddings_cost_their_prompts(cloud) -> None:
+    server, _ = cloud
+    client = server.client(key_for(server, limits=Limits(budget=1.0)))
+    await client.embeddings.create(model="embeds", input="some text", encoding_format="float")
+    line = accounts(server)["cloud/embeds"]
+    assert (line.requests, line.prompt_tokens, line.unknown_usage) == (1, 50, 0)
+    assert line.cost == pytest.approx(50 * 4 / 1e6)
