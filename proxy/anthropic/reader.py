@@ -35,28 +35,13 @@ class BrokenAnswerError(UpstreamError):
         self.kind = kind
 
 
-def read_body(body: Mapping[str, Any]) -> tuple[list[Part], Finish, Usage | None]:
-    """Raises BrokenAnswerError."""
-    if body.get("type") == "error":
-        raise _told(body)
-    reader = EventReader()
-    parts = reader.read({"type": "message_start", "message": body})
-    for block in _list(body, "content"):
-        parts += reader.read({"type": "content_block_start", "content_block": block})
-        parts += reader.read({"type": "content_block_stop"})
-    reader.read({"type": "message_delta", "delta": body})
-    if reader.finish is None:
-        raise BrokenAnswerError("The answer has no stop_reason.")
-    return parts, reader.finish, reader.usage
-
-
-class EventReader:
-    """Reads one stream, an event at a time.
+class MessageReader:
+    """Reads one answer: a stream, an event at a time, or all of a body.
 
     Attributes:
         finish: how the answer ended; None until that is told.
         usage: of the whole answer once it is finished; None where it was not told.
-        finished: whether the stream came to its end; one that breaks off before is no answer.
+        finished: whether the answer came to its end; a stream that breaks off before is none.
     """
 
     def __init__(self) -> None:
@@ -99,6 +84,20 @@ class EventReader:
         elif kind == "error":
             raise _told(event)
         return []
+
+    def whole(self, body: Mapping[str, Any]) -> list[Part]:
+        """The parts of a body. Raises BrokenAnswerError."""
+        if body.get("type") == "error":
+            raise _told(body)
+        self._count(body)
+        parts: list[Part] = []
+        for block in _list(body, "content"):
+            parts += self._block(block) + self._block_end()
+        self._stop(body)
+        if self.finish is None:
+            raise BrokenAnswerError("The answer has no stop_reason.")
+        self.finished = True
+        return parts
 
     def _block(self, block: Mapping[str, Any]) -> list[Part]:
         kind = block.get("type")

@@ -346,7 +346,7 @@ async def test_an_agents_request(thinker: RunningServer) -> None:
         "stream": True,
         "temperature": 0,
         "system": [
-            {"type": "text", "text": "You are an agent.", **ephemeral},
+            {"type": "text", "text": "You are an agent. " * 80, **ephemeral},
             {"type": "text", "text": "Be brief."},
         ],
         "messages": [
