@@ -18,7 +18,8 @@ from .openai_types import ChatRequest, convert
 
 # OpenAI's limit.
 MAX_TOOLS = 128
-_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+# Anthropic's limit; OpenAI's is 64.
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 Mode = Literal["none", "auto", "required"]
 
@@ -134,7 +135,7 @@ def _function(place: int, given: dict[str, Any]) -> Function:
         raise InvalidRequestError(f"tools[{place}]: {error.message}", param=param) from error
     if not _NAME.fullmatch(function.name):
         raise InvalidRequestError(
-            f"tools[{place}].function.name is {function.name!r}; it must be 1 to 64 letters, digits, "
+            f"tools[{place}].function.name is {function.name!r}; it must be 1 to 128 letters, digits, "
             "'_', '-' or '.'.",
             param=f"tools[{place}].function.name",
         )

@@ -1,18 +1,40 @@
 """The examples of the documentation run as they stand."""
 
 import re
+import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from penstock_command import start
 
 DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLES = [
-    pytest.param(block, id=f"{page.stem}-{number}")
-    for page in sorted(DOCS.glob("*.md"))
-    for number, block in enumerate(re.findall(r"```python run\n(.*?)```", page.read_text(), re.DOTALL), 1)
-]
+
+
+def examples(kind: str) -> list[object]:
+    found = re.compile(rf"```python {kind}\n(.*?)```", re.DOTALL)
+    return [
+        pytest.param(block, id=f"{page.stem}-{number}")
+        for page in sorted(DOCS.glob("*.md"))
+        for number, block in enumerate(found.findall(page.read_text()), 1)
+    ]
+
+
+EXAMPLES = examples("run")
+SERVED = examples("served")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server of the built-in model, under any name."""
+    cache = tmp_path_factory.mktemp("served") / "cache"
+    process, url = start("--cache-path", str(cache), "--model-aliases", "*=builtin")
+    yield url
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -26,8 +48,24 @@ def test_an_example_runs(code: str, tmp_path: Path):
     assert done.stdout.strip(), "an example shows something"
 
 
+@pytest.mark.parametrize("code", SERVED)
+def test_an_example_runs_against_a_server(
+    code: str,
+    tmp_path: Path,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", address)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "unused")
+    example = tmp_path / "example.py"
+    example.write_text(code)
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out.strip(), "an example shows something"
+
+
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 4 and len(SERVED) >= 3
 
 
 @pytest.mark.parametrize(

@@ -35,21 +35,13 @@ class BrokenAnswerError(UpstreamError):
         self.kind = kind
 
 
-def read_body(body: Mapping[str, Any]) -> tuple[list[Part], Finish, Usage | None]:
-    """Raises BrokenAnswerError."""
-    reader = EventReader()
-    parts = reader.whole(body)
-    assert reader.finish is not None
-    return parts, reader.finish, reader.usage
-
-
-class EventReader:
-    """Reads one stream, an event at a time.
+class MessageReader:
+    """Reads one answer: a stream, an event at a time, or all of a body.
 
     Attributes:
         finish: how the answer ended; None until that is told.
         usage: of the whole answer once it is finished; None where it was not told.
-        finished: whether the stream came to its end; one that breaks off before is no answer.
+        finished: whether the answer came to its end; a stream that breaks off before is none.
     """
 
     def __init__(self) -> None:
@@ -94,14 +86,14 @@ class EventReader:
         return []
 
     def whole(self, body: Mapping[str, Any]) -> list[Part]:
-        """The parts of an answer that came at once. Raises BrokenAnswerError."""
+        """The parts of a body. Raises BrokenAnswerError."""
         if body.get("type") == "error":
             raise _told(body)
-        parts = self.read({"type": "message_start", "message": body})
+        self._count(body)
+        parts: list[Part] = []
         for block in _list(body, "content"):
-            parts += self.read({"type": "content_block_start", "content_block": block})
-            parts += self.read({"type": "content_block_stop"})
-        self.read({"type": "message_delta", "delta": body})
+            parts += self._block(block) + self._block_end()
+        self._stop(body)
         if self.finish is None:
             raise BrokenAnswerError("The answer has no stop_reason.")
         self.finished = True

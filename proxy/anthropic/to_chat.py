@@ -285,7 +285,8 @@ class _Conversation:
         for placed in blocks:
             block = placed.block
             if isinstance(block, ThinkingBlock):
-                thoughts.append(block.thinking)
+                if block.thinking:  # empty where thoughts were not shown
+                    thoughts.append(block.thinking)
             elif isinstance(block, ToolUseBlock):
                 calls.append(_call(block))
             elif isinstance(block, RedactedThinkingBlock):

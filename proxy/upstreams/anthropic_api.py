@@ -10,7 +10,7 @@ from ..answer import Part
 from ..anthropic.body import Head, message_body
 from ..anthropic.errors import error_body
 from ..anthropic.from_chat import from_chat
-from ..anthropic.reader import EventReader
+from ..anthropic.reader import BrokenAnswerError, MessageReader
 from ..anthropic.to_chat import BETA, VERSION
 from ..anthropic.writer import MessageWriter
 from ..routing.target import RemoteTarget
@@ -33,7 +33,7 @@ class MessagesReading(ForwardedReading):
         self.finish_reasons: list[str] = []
         self._request_id = request_id
         self._keep = keep
-        self._reader = EventReader()
+        self._reader = MessageReader()
         self._head: Head | None = None
         self._parts: list[Part] = []
         self._size = 0
@@ -49,7 +49,12 @@ class MessagesReading(ForwardedReading):
         if event.get("type") == "message_start":
             message = event.get("message") or {}
             self._head = Head(str(message.get("id")), str(message.get("model")))
-        self._gather(self._reader.read(event))
+        try:
+            self._gather(self._reader.read(event))
+        except BrokenAnswerError:
+            if event.get("type") == "error":
+                raise
+            self._keep = False  # blocks that are not understood here may be what the client has asked for
         if self._reader.finished:
             self._settle()
         return True
@@ -57,7 +62,10 @@ class MessagesReading(ForwardedReading):
     def body(self, body: bytes) -> None:
         message = decoded(body)
         self._head = Head(str(message.get("id")), str(message.get("model")))
-        self._gather(self._reader.whole(message))
+        try:
+            self._gather(self._reader.whole(message))
+        except BrokenAnswerError:
+            self._keep = False
         self._settle()
 
     def failed(self, error: PenstockError) -> bytes:
@@ -99,7 +107,7 @@ def _replay(asked: "Asked", _target: RemoteTarget, wire: bytes) -> bytes:
     if not asked.stream:
         return wire
     message = decoded(wire)
-    reader = EventReader()
+    reader = MessageReader()
     parts = reader.whole(message)
     assert reader.finish is not None and reader.usage is not None, "it was kept"
     writer = MessageWriter(
@@ -125,6 +133,6 @@ COUNT_TOKENS_API = RemoteApi(
 MESSAGES_SPOKEN = Spoken(
     name="messages",
     path="/messages",
-    reader=EventReader,
+    reader=MessageReader,
     from_chat=lambda fields: from_chat(fields, default_max_tokens=DEFAULT_MAX_TOKENS),
 )

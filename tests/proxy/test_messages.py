@@ -337,6 +337,47 @@ async def test_dropped_fields_are_named(engine_address: str, model: Path) -> Non
         assert raw.headers["x-penstock-dropped"] == "anthropic-beta:skills-2025-10-02,container,tools"
 
 
+async def test_an_agents_request(thinker: RunningServer) -> None:
+    """What coding agents send: betas, fields of Anthropic's service, a system message behind others, a limit beyond all."""
+    ephemeral = {"cache_control": {"type": "ephemeral"}}
+    body = {
+        "model": "thinker",
+        "max_tokens": 32000,
+        "stream": True,
+        "temperature": 0,
+        "system": [
+            {"type": "text", "text": "You are an agent. " * 80, **ephemeral},
+            {"type": "text", "text": "Be brief."},
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi", **ephemeral}]},
+            {"role": "system", "content": [{"type": "text", "text": "a hint", **ephemeral}]},
+        ],
+        "tools": [
+            {**TOOLS[0], "eager_input_streaming": True, **ephemeral},
+            {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+        ],
+        "metadata": {"user_id": "user_1"},
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "output_config": {"effort": "medium"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    }
+    betas = "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27"
+    async with (
+        running_server(thinker.engine.address, Path(thinker.settings.model), unsupported="drop") as server,
+        aiohttp.ClientSession() as session,
+        session.post(
+            server.url + "/v1/messages?beta=true", json=body, headers={"anthropic-beta": betas}
+        ) as reply,
+    ):
+        assert reply.status == 200
+        dropped = reply.headers["x-penstock-dropped"]
+        assert dropped == "context_management,tools[1].type,output_config.effort"
+        text = await reply.text()
+    assert '"type":"thinking"' in text and "thinking_delta" not in text
+    assert '"stop_reason":"model_context_window_exceeded"' in text
+
+
 async def test_keys_and_large_bodies(engine_address: str, model: Path) -> None:
     async with running_server(engine_address, model, api_keys=("right",), max_body_bytes=1000) as locked:
         body = {"model": "tiny", "messages": HELLO, "max_tokens": 1}

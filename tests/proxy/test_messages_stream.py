@@ -13,7 +13,7 @@ from penstock.proxy.answer import Layout, Part
 from penstock.proxy.answer_writer import Finish, Reason, WrittenAnswer
 from penstock.proxy.anthropic import body
 from penstock.proxy.anthropic.body import Head, message_body
-from penstock.proxy.anthropic.reader import BrokenAnswerError, EventReader, read_body
+from penstock.proxy.anthropic.reader import BrokenAnswerError, MessageReader
 from penstock.proxy.anthropic.writer import MessageWriter
 from penstock.proxy.usage import Usage
 from penstock.scheduler.outputs import Chunk
@@ -99,8 +99,9 @@ def test_no_reader_finds_a_line_end_inside_an_event() -> None:
 def test_reasons(finish: Finish, spent: int, told: str) -> None:
     found = message_body(HEAD, [Part("content", "a")], finish, Usage(9, spent, 4))
     assert (found["stop_reason"], found["stop_sequence"]) == (told, finish.stop_string)
-    _, read, _ = read_body(found)
-    assert read == finish
+    reader = MessageReader()
+    reader.whole(found)
+    assert reader.finish == finish
 
 
 def test_hidden_thoughts_keep_their_block_and_the_connection() -> None:
@@ -166,19 +167,21 @@ FINISHES = st.builds(Finish, st.sampled_from(get_args(Reason))) | st.builds(Fini
 
 @given(st.data(), answers(), FINISHES)
 def test_what_is_written_is_read_again(data: st.DataObject, parts: list[Part], finish: Finish) -> None:
-    reader = EventReader()
+    reader = MessageReader()
     found: list[Part] = []
     for event in events(written(data.draw(in_pieces(parts)), finish)):
         assert not reader.finished
         found += reader.read(event)
     assert joined(found) == parts
     assert (reader.finish, reader.usage, reader.finished) == (finish, USAGE, True)
-    assert read_body(message_body(HEAD, parts, finish, USAGE)) == (parts, finish, USAGE)
+    reader = MessageReader()
+    assert reader.whole(message_body(HEAD, parts, finish, USAGE)) == parts
+    assert (reader.finish, reader.usage, reader.finished) == (finish, USAGE, True)
 
 
 def test_streams_of_anthropics_own() -> None:
     """With what this server does not write: citations, redacted thoughts, unknown events, arguments that stay away."""
-    reader = EventReader()
+    reader = MessageReader()
     parts: list[Part] = []
     for event in (
         {"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}},
@@ -229,14 +232,16 @@ def test_streams_of_anthropics_own() -> None:
 )
 def test_what_is_no_answer(event: dict[str, Any], says: str, kind: str | None) -> None:
     with pytest.raises(BrokenAnswerError, match=says) as broken:
-        EventReader().read(event)
+        MessageReader().read(event)
     assert broken.value.kind == kind
 
 
 def test_usage_that_was_not_told_is_unknown() -> None:
     whole = message_body(HEAD, [], Finish("stop"), USAGE)
     del whole["usage"]
-    assert read_body(whole)[2] is None
+    reader = MessageReader()
+    reader.whole(whole)
+    assert reader.usage is None
     whole["stop_reason"] = None
     with pytest.raises(BrokenAnswerError, match="no stop_reason"):
-        read_body(whole)
+        MessageReader().whole(whole)
