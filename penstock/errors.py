@@ -7,6 +7,7 @@
     ├── RequestTimeoutError       408 the body did not come
     ├── AuthenticationError       401
     ├── ModelNotFoundError        404 code model_not_found
+    ├── NotStoredError            404 of what this server does not keep
     ├── OverloadedError           429 with Retry-After: the queue is full
     ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
     ├── UpstreamError             502: an upstream cannot be reached, or what it sends is no answer
@@ -76,6 +77,13 @@ class ModelNotFoundError(PenstockError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+    log_level = logging.INFO
+
+
+class NotStoredError(PenstockError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_stored"
     log_level = logging.INFO
 
 
