@@ -20,7 +20,7 @@ import msgspec
 
 from .cli_jsonl import drop_torn_end, lines_of, read_jsonl, work_through
 from .cli_talk import base_url, served_models
-from .config import Settings
+from .config import NO_MODEL, Settings
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
             serving = asyncio.create_task(
                 serve(
                     settings,
-                    AsyncEngine(engine_config(settings)),
+                    None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings)),
                     sock,
                     None if embedding_model is None else AsyncEmbedder(embedding_model),
                     on_ready=lambda _: ready.set_result(None),

@@ -13,6 +13,7 @@ from .compat import FieldPolicy
 from .controls import CacheControls
 from .openai_types import ChatRequest
 from .service import Job, Prompt
+from .thought_tokens import ThoughtTokens
 from .tools import Tools
 
 
@@ -52,5 +53,6 @@ async def chat_job(
         controls=controls,
         nothing=nothing,
         default_limit=backend.defaults.max_tokens,
+        thoughts=ThoughtTokens.of(layout, tokenizer),
     )
     return job, layout

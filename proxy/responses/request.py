@@ -61,15 +61,13 @@ _NEUTRAL_TOOL = {
     "output_schema": one_of(),
 }
 # Of tools that are never called, so that there is nothing to include.
-_NEUTRAL_INCLUDES = frozenset(
-    {
-        "code_interpreter_call.outputs",
-        "computer_call_output.output.image_url",
-        "file_search_call.results",
-        "message.input_image.image_url",
-        "web_search_call.action.sources",
-        "web_search_call.results",
-    }
+_NEUTRAL_INCLUDES = (
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
 )
 # What the model would be asked, kept elsewhere: to leave it out is to ask something else.
 _ELSEWHERE = ("conversation", "previous_response_id", "prompt")

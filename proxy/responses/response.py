@@ -176,11 +176,13 @@ def response_of(
 
 
 def _usage(usage: Usage, *, thought: bool) -> dict[str, Any]:
+    reasoning = usage.reasoning_tokens
+    if reasoning is None and not thought:
+        reasoning = 0  # where there are thoughts, unknown is not 0
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        # How many of them were thoughts is not counted: unknown is not 0.
-        "output_tokens_details": {"reasoning_tokens": None if thought else 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

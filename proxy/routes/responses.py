@@ -6,54 +6,47 @@ from typing import Any
 
 from aiohttp import web
 
-from ...errors import NotStoredError
+from ...errors import NotStoredError, UnsupportedParameterError
+from ...models.tokenizer import Tokenizer
 from ...scheduler.outputs import Chunk
 from ..answer import AnswerReader, Layout
 from ..answer_writer import WrittenAnswer, finish_of
+from ..answering import Asked, Dialect, Started, answer
+from ..backend import Served
 from ..chat_job import chat_job
 from ..compat import FieldPolicy
-from ..context import CONTEXT
-from ..controls import cache_controls
-from ..edge import caller_of
 from ..logprobs import ChatLogprobs
-from ..openai_types import ChatRequest, convert, decode_object
-from ..reply import StreamForm, body, reply_headers, stream
-from ..request_body import read_body
+from ..openai_types import ChatRequest, convert
+from ..reply import LocalAnswer, StreamForm, reply_headers
 from ..responses.chat_request import chat_form
-from ..responses.request import LOGPROBS, read_request
+from ..responses.request import LOGPROBS, ResponsesRequest, read_request
 from ..responses.response import head_of, response_of
 from ..responses.writer import ResponseWriter
+from ..routing.target import Target
 from ..service import Generation
 
 
 async def create_response(request: web.Request) -> web.StreamResponse:
-    context, caller = request.app[CONTEXT], caller_of(request)
+    return await answer(request, RESPONSES)
+
+
+async def _local(given: Asked, served: Served) -> LocalAnswer:
+    context = given.context
     policy = FieldPolicy(context.settings.unsupported)
-    asked = read_request(decode_object(await read_body(request)), policy)
+    asked = read_request(given.fields, policy)
     form = chat_form(asked, policy)
-    controls = cache_controls(request.headers, asked.penstock)
     with form.names.in_errors():
         job, layout = await chat_job(
             convert(policy.chat(form.fields), ChatRequest),
             id=f"resp_{uuid.uuid4().hex}",
-            tenant=caller.tenant,
-            controls=controls,
+            tenant=given.caller.tenant,
+            controls=given.controls,
             backend=context.backend,
+            served=served,
             policy=policy,
         )
-        logprobs = None
-        if asked.logprobs and layout.is_plain:
-            logprobs = ChatLogprobs(context.backend.tokenizer)
-        elif asked.logprobs:
-            policy.refuse_or_drop(
-                f"include.{LOGPROBS}",
-                f"include has {LOGPROBS!r}, but this answer may hold thoughts or calls, whose tokens are not told apart "
-                "from those of the text; /v1/chat/completions gives the log-probabilities of all.",
-            )
+        logprobs = _logprobs(asked, layout, context.backend.tokenizer, policy)
         generation = await context.service.start(job)
-    served = context.backend.find(asked.model)
-    dropped = [form.names.told(name) for name in policy.dropped]
-    headers = reply_headers(generation, model=served.name, dropped=dropped)
     head = head_of(
         asked,
         id=job.id,
@@ -62,15 +55,19 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         temperature=job.params.temperature,
         top_p=job.params.top_p,
     )
-    if asked.stream:
-        return await stream(
-            request,
-            generation,
-            _stream(head, layout, logprobs),
-            headers,
-            write_timeout=context.settings.write_timeout,
-        )
-    return await body(request, generation, lambda whole: _body(head, whole, layout, logprobs), headers)
+    dropped = [form.names.told(name) for name in policy.dropped]
+    return LocalAnswer(
+        request=given.request,
+        generation=generation,
+        form=_form(head, layout, logprobs) if given.stream else None,
+        build=lambda whole: _body(head, whole, layout, logprobs),
+        headers=reply_headers(generation, model=served.name, dropped=dropped),
+        write_timeout=context.settings.write_timeout,
+    )
+
+
+async def _remote(given: Asked, target: Target) -> Started:
+    raise UnsupportedParameterError(f"{target.name} is not asked in the Responses API yet.", param="model")
 
 
 async def not_stored(request: web.Request) -> web.StreamResponse:
@@ -80,7 +77,22 @@ async def not_stored(request: web.Request) -> web.StreamResponse:
     )
 
 
-def _stream(head: dict[str, Any], layout: Layout, logprobs: ChatLogprobs | None) -> StreamForm:
+def _logprobs(
+    asked: ResponsesRequest, layout: Layout, tokenizer: Tokenizer, policy: FieldPolicy
+) -> ChatLogprobs | None:
+    if not asked.logprobs:
+        return None
+    if layout.is_plain:
+        return ChatLogprobs(tokenizer)
+    policy.refuse_or_drop(
+        f"include.{LOGPROBS}",
+        f"include has {LOGPROBS!r}, but this answer may hold thoughts or calls, whose tokens are not told apart "
+        "from those of the text; /v1/chat/completions gives the log-probabilities of all.",
+    )
+    return None
+
+
+def _form(head: dict[str, Any], layout: Layout, logprobs: ChatLogprobs | None) -> StreamForm:
     writer = ResponseWriter(head)
     return WrittenAnswer(layout, writer) if logprobs is None else _WithLogprobs(layout, writer, logprobs)
 
@@ -111,3 +123,6 @@ def _body(
         now=int(time.time()),
         logprobs=None if logprobs is None else logprobs.entries(chunk),
     )
+
+
+RESPONSES = Dialect(local=_local, remote=_remote)
