@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ...errors import PenstockError
+from ...errors import InvalidRequestError
 
 _RENAMED = {
     "max_completion_tokens": "max_output_tokens",
@@ -21,22 +21,23 @@ class OwnNames:
     """Args: origins: path in the chat request -> path in the Responses request."""
 
     def __init__(self, origins: Mapping[str, str]) -> None:
-        # The longest first: a path stands for all that it begins, but for what has an origin of its own.
-        self._origins = sorted(origins.items(), key=lambda origin: -len(origin[0]))
+        self._origins = origins
 
     def told(self, text: str) -> str:
         """A text that names fields of the chat request, with their own names."""
-        for path, origin in self._origins:
-            text = text.replace(path, origin)
+        # The longest first: a path stands for all that it begins, but for what has an origin of its own.
+        for path in sorted(self._origins, key=len, reverse=True):
+            text = text.replace(path, self._origins[path])
         text = _FUNCTION.sub(r"\1.", text)
         return _FIELD.sub(lambda found: _RENAMED[found[1]], text)
 
     @contextmanager
     def in_errors(self) -> Iterator[None]:
+        """Errors about the chat request become errors about the request that it was made from."""
         try:
             yield
-        except PenstockError as error:
-            error.message = self.told(error.message)
-            if error.param is not None:
-                error.param = "input" if error.param in ("messages", "prompt") else self.told(error.param)
-            raise
+        except InvalidRequestError as error:
+            param = error.param
+            if param is not None:
+                param = "input" if param in ("messages", "prompt") else self.told(param)
+            raise type(error)(self.told(error.message), param=param) from error

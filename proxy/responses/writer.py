@@ -50,10 +50,9 @@ class ResponseWriter:
 
     def begin(self) -> bytes:
         self._begun = True
-        response = self._response("in_progress", [])
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        response = orjson.Fragment(orjson.dumps(self._response("in_progress", [])))
+        created = self._event("response.created", response=response)
+        return created + self._event("response.in_progress", response=response)
 
     def note_logprobs(self, logprobs: list[dict[str, Any]]) -> None:
         """Those of the text that is written next. For answers that are a message and nothing else."""

@@ -1,6 +1,5 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
-import asyncio
 import uuid
 
 import msgspec
@@ -14,7 +13,7 @@ from ..anthropic.body import Head, message_body
 from ..anthropic.to_chat import check_headers, to_chat, to_counted_chat
 from ..anthropic.writer import MessageWriter
 from ..backend import Served
-from ..chat_job import chat_job
+from ..chat_job import chat_job, prompt_tokens
 from ..compat import FieldPolicy
 from ..context import CONTEXT
 from ..controls import CacheControls
@@ -24,7 +23,7 @@ from ..openai_types import ChatRequest, convert, decode_object
 from ..reply import LocalAnswer, reply_headers
 from ..request_body import read_body
 from ..routing.target import Target
-from ..service import LONG_TEXT, Generation
+from ..service import Generation
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
@@ -95,11 +94,4 @@ async def count_tokens(request: web.Request) -> web.Response:
             served=context.backend.find(asked.model),
             policy=policy,
         )
-    prompt = job.prompts[0]
-    assert prompt.text is not None
-    encode = context.backend.tokenizer.encode
-    if len(prompt.text) < LONG_TEXT:
-        token_ids = encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    else:
-        token_ids = await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return json_response({"input_tokens": len(token_ids)})
+    return json_response({"input_tokens": await prompt_tokens(job, context.backend)})

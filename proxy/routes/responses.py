@@ -13,14 +13,19 @@ from ..answer import AnswerReader, Layout
 from ..answer_writer import WrittenAnswer, finish_of
 from ..answering import Asked, Dialect, Started, answer
 from ..backend import Served
-from ..chat_job import chat_job
+from ..chat_job import chat_job, prompt_tokens
 from ..compat import FieldPolicy
+from ..context import CONTEXT
+from ..controls import CacheControls
+from ..edge import caller_of
+from ..json_reply import json_response
 from ..logprobs import ChatLogprobs
-from ..openai_types import ChatRequest, convert
+from ..openai_types import ChatRequest, convert, decode_object
 from ..reply import LocalAnswer, StreamForm, reply_headers
-from ..responses.chat_request import chat_form
+from ..request_body import read_body
 from ..responses.request import LOGPROBS, ResponsesRequest, read_request
 from ..responses.response import head_of, response_of
+from ..responses.to_chat import to_chat
 from ..responses.writer import ResponseWriter
 from ..routing.target import Target
 from ..service import Generation
@@ -34,10 +39,10 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     context = given.context
     policy = FieldPolicy(context.settings.unsupported)
     asked = read_request(given.fields, policy)
-    form = chat_form(asked, policy)
-    with form.names.in_errors():
+    as_chat = to_chat(asked, policy)
+    with as_chat.names.in_errors():
         job, layout = await chat_job(
-            convert(policy.chat(form.fields), ChatRequest),
+            convert(policy.chat(as_chat.fields), ChatRequest),
             id=f"resp_{uuid.uuid4().hex}",
             tenant=given.caller.tenant,
             controls=given.controls,
@@ -55,7 +60,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         temperature=job.params.temperature,
         top_p=job.params.top_p,
     )
-    dropped = [form.names.told(name) for name in policy.dropped]
+    dropped = [as_chat.names.told(name) for name in policy.dropped]
     return LocalAnswer(
         request=given.request,
         generation=generation,
@@ -68,6 +73,27 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
 
 async def _remote(given: Asked, target: Target) -> Started:
     raise UnsupportedParameterError(f"{target.name} is not asked in the Responses API yet.", param="model")
+
+
+async def count_input_tokens(request: web.Request) -> web.Response:
+    """POST /v1/responses/input_tokens. By the local model, whatever a route would choose."""
+    context, caller = request.app[CONTEXT], caller_of(request)
+    policy = FieldPolicy(context.settings.unsupported)
+    fields = decode_object(await read_body(request))
+    as_chat = to_chat(read_request({"model": context.backend.name, **fields}, policy), policy)
+    with as_chat.names.in_errors():
+        asked = convert(policy.chat(as_chat.fields), ChatRequest)
+        job, _ = await chat_job(
+            asked,
+            id=caller.request_id,
+            tenant=caller.tenant,
+            controls=CacheControls(),
+            backend=context.backend,
+            served=context.backend.find(asked.model),
+            policy=policy,
+        )
+    counted = await prompt_tokens(job, context.backend)
+    return json_response({"object": "response.input_tokens", "input_tokens": counted})
 
 
 async def not_stored(request: web.Request) -> web.StreamResponse:

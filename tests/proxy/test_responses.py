@@ -429,6 +429,22 @@ async def test_what_may_be_left_out_is_told(engine_address: str, model: Path) ->
             await client.responses.create(**SETTINGS, input="x", previous_response_id="resp_1")
 
 
+async def test_input_tokens_are_those_that_are_used(thinker: RunningServer) -> None:
+    client = thinker.client()
+    asked: dict[str, Any] = {
+        "model": "thinking",
+        "input": "think",
+        "instructions": "hard",
+        "tools": [WEATHER],
+    }
+    counted = await client.responses.input_tokens.count(**asked)
+    reply = await client.responses.create(**asked, max_output_tokens=1)
+    assert reply.usage and counted.input_tokens == reply.usage.input_tokens
+    assert counted.object == "response.input_tokens"
+    with pytest.raises(openai.BadRequestError, match="nothing is stored"):
+        await client.responses.input_tokens.count(**asked, previous_response_id="resp_1")
+
+
 async def test_nothing_is_stored(server: RunningServer) -> None:
     client = server.client()
     made = await client.responses.create(**SETTINGS, input="x")

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import PenstockError
+from penstock.errors import ContextLengthError, PenstockError
 from penstock.proxy.compat import NEUTRAL_IN_CHAT, FieldPolicy
 from penstock.proxy.openai_types import ChatRequest, convert
-from penstock.proxy.responses.chat_request import ChatForm, chat_form
 from penstock.proxy.responses.request import ResponsesRequest, read_request
+from penstock.proxy.responses.to_chat import ChatForm, to_chat
 
 
 def form_of(**fields: Any) -> ChatForm:
     policy = FieldPolicy("refuse")
-    return chat_form(read_request({"model": "m", **fields}, policy), policy)
+    return to_chat(read_request({"model": "m", **fields}, policy), policy)
 
 
 def messages_of(*items: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
@@ -172,8 +172,8 @@ def test_errors_name_what_was_sent() -> None:
         "response_format": "text.format",
     }.items():
         assert names.told(chat) == own
-    with pytest.raises(PenstockError) as told, names.in_errors():
-        raise PenstockError("response_format is wrong", param="prompt")
+    with pytest.raises(ContextLengthError) as told, names.in_errors():
+        raise ContextLengthError("response_format is wrong", param="prompt")
     assert (told.value.message, told.value.param) == ("text.format is wrong", "input")
 
 
@@ -203,7 +203,7 @@ VALUES = st.recursive(
 def test_whatever_is_sent_is_understood_or_refused(fields: dict[str, Any]) -> None:
     policy = FieldPolicy("drop")
     try:
-        form = chat_form(read_request({"model": "m", "input": "x", **fields}, policy), policy)
+        form = to_chat(read_request({"model": "m", "input": "x", **fields}, policy), policy)
     except PenstockError as error:
         assert error.status == 400 and error.message.endswith(".")
     else:

@@ -30,7 +30,7 @@ class ChatForm:
     names: OwnNames
 
 
-def chat_form(asked: ResponsesRequest, policy: FieldPolicy) -> ChatForm:
+def to_chat(asked: ResponsesRequest, policy: FieldPolicy) -> ChatForm:
     """Raises InvalidRequestError or UnsupportedParameterError naming a field of the Responses request."""
     conversation = Conversation(policy)
     if asked.instructions is not None:
