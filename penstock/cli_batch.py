@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from .cli_jsonl import drop_torn_end, lines_of, read_jsonl, work_through
+from .cli_jsonl import lines_of, work_through
 from .cli_talk import base_url, served_models
 from .config import NO_MODEL, Settings
 from .errors import ConfigError
@@ -31,6 +31,8 @@ ATTEMPTS = 6
 LATER = (429, 503)
 MAX_WAIT_SECONDS = 60.0
 JSON = "application/json"
+# Of every result's line.
+BEGINNING = b'{"id":"batch_req_'
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -59,6 +61,11 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     todo = [line for line in lines if line.custom_id not in done]
     asked_again = {line.custom_id for line in todo}
     _keep(errors, lambda result: result["custom_id"] not in asked_again)
+    for file in (output, errors):
+        try:
+            file.open("ab").close()
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}.", param="output") from error
     try:
         failed = uvloop.run(_answer_all(settings, arguments, todo, output, errors, len(lines) - len(todo)))
     except KeyboardInterrupt:
@@ -104,30 +111,37 @@ def _succeeded(result: Mapping[str, Any]) -> bool:
 
 
 def _keep(file: Path, wanted: Callable[[dict[str, Any]], bool]) -> set[str]:
-    """Leaves the wanted results of an earlier run in a file, and no torn line; their custom_ids.
+    """Leaves the wanted results of an earlier run in a file, and no half line of a run that was killed; their custom_ids.
 
-    Raises ConfigError for a file that holds anything else.
+    Raises ConfigError, and leaves the file alone, where it holds anything else.
     """
     if not file.exists():
         return set()
-    drop_torn_end(file)
-    results = read_jsonl(file)
-    for number, result in enumerate(results, 1):
-        if not isinstance(result.get("custom_id"), str) or "response" not in result:
-            raise ConfigError(
-                f"{file}, line {number}: no result of a batch; write to another file.", param="output"
-            )
+    *whole, torn = lines_of(file)
+    results = [_result(file, number, text) for number, text in enumerate(whole, 1)]
+    if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
+        raise _foreign(file, len(whole) + 1)
     kept = [result for result in results if wanted(result)]
-    if len(kept) < len(results):
-        _replace(file, b"".join(map(_encoded, kept)))
+    if torn or len(kept) < len(results):
+        # At once: whoever stops us leaves the file as it was, or as it is to be.
+        beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+        beside.write_bytes(b"".join(map(_encoded, kept)))
+        os.replace(beside, file)
     return {result["custom_id"] for result in kept}
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """At once: whoever stops us leaves the file as it was, or as it is to be."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
-    beside.write_bytes(content)
-    os.replace(beside, file)
+def _result(file: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        result = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        result = None
+    if not isinstance(result, dict) or not isinstance(result.get("custom_id"), str):
+        raise _foreign(file, number)
+    return result
+
+
+def _foreign(file: Path, number: int) -> ConfigError:
+    return ConfigError(f"{file}, line {number}: no result of a batch; write to another file.", param="output")
 
 
 def _encoded(result: Mapping[str, Any]) -> bytes:

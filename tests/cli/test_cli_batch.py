@@ -14,6 +14,8 @@ import pytest
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
+from penstock.cli import main
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,6 +29,14 @@ def batch(*arguments: str | Path, check: int = 0) -> str:
     assert done.returncode == check, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Of what never gets as far as a server."""
+    assert main(["batch", *map(str, arguments)]) == 1
+    told = capsys.readouterr().err
+    assert len(told.strip().splitlines()) == 1
+    return told
 
 
 def line(custom_id: str, url: str, **body: Any) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def test_whatever_the_server_serves_can_be_in_a_batch(model: Path, tmp_path: Pat
 
     # What failed is asked again, and so is what a kill tore; what was answered is left alone.
     kept = output.read_text().splitlines()[:2]
-    output.write_text("\n".join([*kept, '{"id": "torn']))
+    output.write_text("\n".join([*kept, '{"id":"batch_req_5","cust']))
     for each in lines:
         each["body"] |= {"temperature": 0}
         each["body"].pop("stream", None)
@@ -103,20 +113,30 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_file_is_refused_before_anything_is_sent(name: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_before_anything_is_sent(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, says = WRONG[name]
     (tmp_path / "in").write_text(content)
-    told = batch(tmp_path / "in", "--output", tmp_path / "out", check=1)
-    assert says in told and len(told.strip().splitlines()) == 1
+    assert says in refusal(capsys, tmp_path / "in", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"precious": 1}\n', '{"precious": 1}', "words", "\n"])
+def test_a_file_of_something_else_is_not_written_over(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, other = write(tmp_path / "in", [line("a", "/v1/x")]), tmp_path / "other"
+    other.write_text(content)
+    for files in (("--output", other), ("--output", tmp_path / "out", "--errors", other)):
+        assert "line 1: no result of a batch" in refusal(capsys, source, *files)
+    assert other.read_text() == content
+
+
+def test_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in", [line("a", "/v1/x")])
-    other = write(tmp_path / "other", [{"precious": 1}])
-    assert "no result of a batch" in batch(source, "--output", other, check=1)
-    assert "write to another file" in batch(source, "--output", source, check=1)
-    assert json.loads(other.read_text()) == {"precious": 1}
+    assert "write to another file" in refusal(capsys, source, "--output", source)
+    assert "cannot be written: No such file" in refusal(capsys, source, "--output", tmp_path / "no" / "out")
 
 
 class Elsewhere(BaseHTTPRequestHandler):
