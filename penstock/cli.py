@@ -24,6 +24,7 @@ _COMMANDS = {
     "serve": ".cli_serve",
     "chat": ".cli_chat",
     "complete": ".cli_complete",
+    "batch": ".cli_batch",
     "eval": ".cli_eval",
     "cache": ".cli_cache",
     "keys": ".cli_keys",
@@ -87,6 +88,25 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=int, default=32, metavar="N", help="lines in flight (default: 32)"
     )
     _add_talk_arguments(complete)
+    batch = commands.add_parser(
+        "batch", help="answer a file of API requests, as OpenAI's batches do", allow_abbrev=False
+    )
+    batch.add_argument(
+        "input", metavar="INPUT", help='JSONL of {"custom_id", "method": "POST", "url": "/v1/...", "body"}'
+    )
+    batch.add_argument(
+        "--output", metavar="FILE", required=True, help="JSONL of replies; what is answered there is skipped"
+    )
+    batch.add_argument("--errors", metavar="FILE", help="JSONL of what failed (default: in the output too)")
+    batch.add_argument(
+        "--concurrency", type=int, default=32, metavar="N", help="requests in flight (default: 32)"
+    )
+    _add_server_arguments(batch)
+    add_arguments(
+        batch,
+        groups=("model", "cache", "engine"),
+        names=("adapters", "embedding_model", "max_body_bytes", "unsupported"),
+    )
     evaluate = commands.add_parser(
         "eval", help="measure what a lever saves, and what it costs in accuracy", allow_abbrev=False
     )
@@ -125,11 +145,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_talk_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", help="a server to use instead of a model here, as http://host:port")
-    parser.add_argument("--api-key", metavar="KEY", help="the server's key")
+    _add_server_arguments(parser)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
     parser.add_argument(
         "--temperature", type=float, metavar="T", help="0 is greedy (default: 0)", default=0.0
     )
     parser.add_argument("--seed", type=int, metavar="N", help="makes sampling reproducible")
     add_arguments(parser, groups=("model", "engine"))
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="a server to use instead of a model here, as http://host:port")
+    parser.add_argument("--api-key", metavar="KEY", help="the server's key")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_complete import read_jsonl
+from .cli_jsonl import read_jsonl
 from .cli_talk import base_url, refusal
 from .errors import ConfigError, EngineDeadError, PenstockError
 

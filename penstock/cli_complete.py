@@ -3,7 +3,6 @@
 A batch that was cut goes on where it was.
 """
 
-import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TextIO
 
+from .cli_jsonl import drop_torn_end, read_jsonl, work_through
 from .cli_talk import Talker, talker
 from .config import Settings
 from .errors import ConfigError, InvalidRequestError, PenstockError
@@ -71,61 +71,21 @@ def _pending(source: Path, output: Path) -> list[dict[str, Any]]:
         )
     if not output.exists():
         return lines
-    _drop_torn_end(output)
+    drop_torn_end(output)
     done = {json.dumps(result.get("id")) for result in read_jsonl(output) if "error" not in result}
     return [line for line in lines if json.dumps(line["id"]) not in done]
-
-
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The objects in a file's lines. Raises ConfigError naming the file and the line at fault."""
-    try:
-        # Not splitlines: a text may hold what Unicode calls a line end.
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", param="input") from error
-    return [_parsed(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _parsed(file: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{file}, line {number}: not valid JSON ({error}).", param="input") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}, line {number}: it must be a JSON object.", param="input")
-    return value
-
-
-def _drop_torn_end(output: Path) -> None:
-    """A run that was killed may have left half a line; what comes next must not be glued to it."""
-    content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        output.write_bytes(whole)
 
 
 async def _batch(
     partner: Talker, lines: list[dict[str, Any]], output: Path, params: dict[str, Any], concurrency: int
 ) -> int:
     """1 when any line failed, else 0."""
-    from tqdm import tqdm
-
     await partner.start()
-    failed = 0
-    todo = iter(lines)
     try:
-        with output.open("a", encoding="utf-8") as results, tqdm(total=len(lines), unit="line") as bar:
-
-            async def work() -> None:
-                nonlocal failed
-                for line in todo:
-                    if not await _answer_line(partner, line, params, results):
-                        failed += 1
-                    bar.update()
-
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(lines))):
-                    group.create_task(work())
+        with output.open("a", encoding="utf-8") as results:
+            failed = await work_through(
+                lines, lambda line: _answer_line(partner, line, params, results), concurrency=concurrency
+            )
     finally:
         await partner.close()
     if failed:

@@ -4,13 +4,16 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from .config import Settings
 from .errors import ConfigError, EngineDeadError, InvalidRequestError, PenstockError
 from .scheduler import AsyncEngine, SamplingParams
+
+if TYPE_CHECKING:
+    import aiohttp
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -116,15 +119,10 @@ class Server:
         self._session = aiohttp.ClientSession(self._url, headers=self._headers, timeout=timeout)
         if self._model is None:
             try:
-                async with self._session.get("/v1/models") as response:
-                    content = await response.read()
-            except aiohttp.ClientError as error:
+                self._model = (await served_models(self._session, self._url))[0]
+            except BaseException:
                 await self._session.close()
-                raise EngineDeadError(f"{self._url} cannot be reached: {error}.") from error
-            if response.status != 200:
-                await self._session.close()
-                raise refusal(content, response.status)
-            self._model = json.loads(content)["data"][0]["id"]
+                raise
 
     async def answer(
         self, request: Mapping[str, Any], params: Mapping[str, Any]
@@ -168,6 +166,20 @@ class Server:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+async def served_models(session: "aiohttp.ClientSession", url: str) -> list[str]:
+    """What a server serves. Raises EngineDeadError when it cannot be reached, or what it says instead."""
+    import aiohttp
+
+    try:
+        async with session.get("/v1/models") as response:
+            content = await response.read()
+    except aiohttp.ClientError as error:
+        raise EngineDeadError(f"{url} cannot be reached: {error}.") from error
+    if response.status != 200:
+        raise refusal(content, response.status)
+    return [model["id"] for model in json.loads(content)["data"]]
 
 
 def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:

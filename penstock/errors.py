@@ -9,6 +9,7 @@
     ├── ModelNotAllowedError      403 permission_error: the tenant may not use this model
     ├── NotFoundError             404 what is managed here has no such name
     ├── ModelNotFoundError        404 code model_not_found
+    ├── NotStoredError            404 of what this server does not keep
     ├── OverloadedError           429 with Retry-After: the queue is full
     ├── RateLimitError            429 with Retry-After: a limit of the tenant's
     ├── BudgetExceededError       429 code insufficient_quota: the tenant's money is spent
@@ -104,6 +105,13 @@ class ModelNotFoundError(PenstockError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+    log_level = logging.INFO
+
+
+class NotStoredError(PenstockError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_stored"
     log_level = logging.INFO
 
 

@@ -44,17 +44,15 @@ class WrittenAnswer:
         self._finish = Finish("stop")
 
     def chunks(self, batch: list[Chunk]) -> bytes:
+        opening = b"" if self._begun else self._writer.begin()
+        self._begun = True
         parts: list[Part] = []
         for chunk in batch:
             parts += self._reader.read(chunk.text)
             if chunk.finish_reason is not None:
                 parts += self._reader.end()
                 self._finish = finish_of(chunk, self._reader)
-        written = self._writer.parts(parts) if parts else b""
-        if self._begun:
-            return written
-        self._begun = True
-        return self._writer.begin() + written
+        return opening + self._writer.parts(parts) if parts else opening
 
     def end(self, usage: Usage) -> bytes:
         return self._writer.end(self._finish, usage)

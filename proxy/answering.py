@@ -90,17 +90,19 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         remote: starts an answer of an upstream.
         plan: whom to ask.
         generates: answers have tokens of their own.
+        default_model: of requests that name none; None: they must.
     """
 
     local: Callable[[Asked, Served], Awaitable[Started]]
     remote: Callable[[Asked, Target], Awaitable[Started]]
     plan: Callable[[Asked], Plan] = usual_plan
     generates: bool = True
+    default_model: Callable[[Context], str] | None = None
 
 
 async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     """Raises PenstockError when nobody can answer: what the last one asked has said; and what refuses a tenant."""
-    asked = await _read(request)
+    asked = await _read(request, dialect)
     plan = dialect.plan(asked)
     ask = _ask(asked) if dialect.generates else Ask(len(asked.body) // BYTES_PER_TOKEN, 0)
     with admitted_to(request, asked.model, plan, ask, _choices(asked)):
@@ -126,10 +128,12 @@ async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
     raise AssertionError("a plan has targets")
 
 
-async def _read(request: web.Request) -> Asked:
+async def _read(request: web.Request, dialect: Dialect) -> Asked:
     body = await read_body(request)
     fields = decode_object(body)
     model = fields.get("model")
+    if model is None and dialect.default_model is not None:
+        model = dialect.default_model(request.app[CONTEXT])
     if not isinstance(model, str):
         what = "object missing required field `model`" if model is None else "model: expected `str`"
         raise InvalidRequestError(f"{what}.", param="model")

@@ -18,6 +18,7 @@ from .routes.completions import completions
 from .routes.embeddings import create_embeddings
 from .routes.messages import count_tokens, messages
 from .routes.models import get_model, list_models
+from .routes.responses import count_input_tokens, create_response, not_stored
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
 from .routing.state import router_of
@@ -81,6 +82,12 @@ def create_app(
             web.post("/v1/messages", messages),
             web.post("/v1/messages/count_tokens", count_tokens),
             web.post("/v1/embeddings", create_embeddings),
+            web.post("/v1/responses", create_response),
+            web.post("/v1/responses/input_tokens", count_input_tokens),
+            web.get("/v1/responses/{id}", not_stored),
+            web.delete("/v1/responses/{id}", not_stored),
+            web.post("/v1/responses/{id}/cancel", not_stored),
+            web.get("/v1/responses/{id}/input_items", not_stored),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{id:.+}", get_model),
             web.post("/tokenize", tokenize),

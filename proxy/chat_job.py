@@ -3,6 +3,8 @@
 Other APIs than OpenAI's chat are told as chat requests first, and become jobs here too.
 """
 
+import asyncio
+
 import msgspec
 
 from .answer import Layout
@@ -12,8 +14,9 @@ from .chat import last_question, template_messages, template_variables
 from .compat import FieldPolicy
 from .controls import CacheControls
 from .openai_types import ChatRequest
-from .service import Job, Prompt
+from .service import LONG_TEXT, Job, Prompt
 from .tenants.admission import Admission
+from .thought_tokens import ThoughtTokens
 from .tools import Tools
 
 
@@ -53,5 +56,16 @@ async def chat_job(
         controls=controls,
         nothing=nothing,
         default_limit=backend.defaults.max_tokens,
+        thoughts=ThoughtTokens.of(layout, tokenizer),
     )
     return job, layout
+
+
+async def prompt_tokens(job: Job, backend: Backend) -> int:
+    """How many the prompt of a `chat_job` has."""
+    (prompt,) = job.prompts
+    assert prompt.text is not None
+    encode = backend.tokenizer.encode
+    if len(prompt.text) < LONG_TEXT:
+        return len(encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
+    return len(await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens))

@@ -6,10 +6,8 @@ header `x-penstock-dropped`, so that a client written for another server runs, a
 What the model is asked (message contents, roles) is never dropped, and a wrong value is an error either way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
-
-import msgspec
 
 from ..config import Unsupported, did_you_mean
 from ..errors import UnsupportedParameterError
@@ -17,11 +15,11 @@ from .anthropic.types import CountTokensRequest, MessagesRequest
 from .openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest, is_token_id
 
 
-def _anything(_value: object) -> bool:
+def anything(_value: object) -> bool:
     return True
 
 
-def _one_of(*values: object) -> Callable[[object], bool]:
+def one_of(*values: object) -> Callable[[object], bool]:
     return lambda value: any(value == known and type(value) is type(known) for known in values)
 
 
@@ -32,43 +30,43 @@ def _is_bool(value: object) -> bool:
 # Fields outside the request types, and the values of them that ask for nothing but what happens anyway.
 # `null` is
 # OpenAI's spelling of "not given" and always among them.
-_NEUTRAL_EVERYWHERE: dict[str, Callable[[object], bool]] = {"user": _anything}
+_NEUTRAL_EVERYWHERE: dict[str, Callable[[object], bool]] = {"user": anything}
 NEUTRAL_IN_CHAT: dict[str, Callable[[object], bool]] = {
     **_NEUTRAL_EVERYWHERE,
-    "audio": _one_of(),
-    "function_call": _one_of("none", "auto"),
-    "functions": _one_of([]),
-    "metadata": _anything,  # a label on stored completions, which there are none of
-    "modalities": _one_of(["text"]),
-    "moderation": _one_of(),
-    "prompt_cache_key": _anything,  # a routing hint: one engine, one prefix cache
-    "prompt_cache_options": _one_of({"mode": "implicit"}),
-    "prompt_cache_retention": _one_of("in_memory"),
-    "reasoning_effort": _one_of(),
-    "safety_identifier": _anything,
-    "service_tier": _one_of("auto", "default"),
-    "store": _one_of(False),
-    "verbosity": _one_of("medium"),
-    "web_search_options": _one_of(),
+    "audio": one_of(),
+    "function_call": one_of("none", "auto"),
+    "functions": one_of([]),
+    "metadata": anything,  # a label on stored completions, which there are none of
+    "modalities": one_of(["text"]),
+    "moderation": one_of(),
+    "prompt_cache_key": anything,  # a routing hint: one engine, one prefix cache
+    "prompt_cache_options": one_of({"mode": "implicit"}),
+    "prompt_cache_retention": one_of("in_memory"),
+    "reasoning_effort": one_of(),
+    "safety_identifier": anything,
+    "service_tier": one_of("auto", "default"),
+    "store": one_of(False),
+    "verbosity": one_of("medium"),
+    "web_search_options": one_of(),
 }
 NEUTRAL_IN_COMPLETIONS: dict[str, Callable[[object], bool]] = {
     **_NEUTRAL_EVERYWHERE,
-    "best_of": _one_of(1),
-    "echo": _one_of(False),
-    "suffix": _one_of(""),
+    "best_of": one_of(1),
+    "echo": one_of(False),
+    "suffix": one_of(""),
 }
 NEUTRAL_IN_MESSAGES: dict[str, Callable[[object], bool]] = {
-    "cache_control": _anything,  # prefixes are cached without being asked
-    "container": _one_of(),
-    "context_management": _one_of({}, {"edits": []}),
-    "diagnostics": _one_of(),
-    "inference_geo": _one_of(),
-    "mcp_servers": _one_of([]),
-    "metadata": _anything,
-    "service_tier": _one_of("auto", "standard_only"),
-    "speed": _one_of("standard"),
+    "cache_control": anything,  # prefixes are cached without being asked
+    "container": one_of(),
+    "context_management": one_of({}, {"edits": []}),
+    "diagnostics": one_of(),
+    "inference_geo": one_of(),
+    "mcp_servers": one_of([]),
+    "metadata": anything,
+    "service_tier": one_of("auto", "standard_only"),
+    "speed": one_of("standard"),
 }
-_STREAM_OPTIONS = {"include_usage": _is_bool, "include_obfuscation": _one_of(False)}
+_STREAM_OPTIONS = {"include_usage": _is_bool, "include_obfuscation": one_of(False)}
 
 
 class FieldPolicy:
@@ -83,23 +81,47 @@ class FieldPolicy:
 
     def chat(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of a chat request that are honoured."""
-        return self._shared(self._honoured(fields, ChatRequest, NEUTRAL_IN_CHAT))
+        return self._shared(self.honoured(fields, ChatRequest.__struct_fields__, NEUTRAL_IN_CHAT))
 
     def completions(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of a completions request that are honoured."""
-        return self._shared(self._honoured(fields, CompletionRequest, NEUTRAL_IN_COMPLETIONS))
+        return self._shared(
+            self.honoured(fields, CompletionRequest.__struct_fields__, NEUTRAL_IN_COMPLETIONS)
+        )
 
     def embeddings(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of an embeddings request that are honoured."""
-        return self._honoured(fields, EmbeddingsRequest, _NEUTRAL_EVERYWHERE)
+        return self.honoured(fields, EmbeddingsRequest.__struct_fields__, _NEUTRAL_EVERYWHERE)
 
     def messages(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of a request to Anthropic's API that are honoured."""
-        return self._honoured(fields, MessagesRequest, NEUTRAL_IN_MESSAGES)
+        return self.honoured(fields, MessagesRequest.__struct_fields__, NEUTRAL_IN_MESSAGES)
 
     def count_tokens(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The same for counting only."""
-        return self._honoured(fields, CountTokensRequest, NEUTRAL_IN_MESSAGES)
+        return self.honoured(fields, CountTokensRequest.__struct_fields__, NEUTRAL_IN_MESSAGES)
+
+    def honoured(
+        self,
+        fields: Mapping[str, Any],
+        known: Collection[str],
+        neutral: Mapping[str, Callable[[object], bool]],
+        *,
+        where: str = "",
+    ) -> dict[str, Any]:
+        """The fields of an object that are `known`. `where`: what stands before their names, as "text."."""
+        honoured = {}
+        for name, value in fields.items():
+            if name in known:
+                honoured[name] = value
+            elif name not in neutral:
+                hint = did_you_mean(name, [*known, *neutral])
+                self.refuse_or_drop(where + name, f"Unknown parameter {where + name!r}; {hint}")
+            elif not (value is None or neutral[name](value)):
+                self.refuse_or_drop(
+                    where + name, f"{where + name} with this value is not supported by this server."
+                )
+        return honoured
 
     def refuse_or_drop(self, name: str, message: str) -> None:
         if not self._drops:
@@ -107,23 +129,6 @@ class FieldPolicy:
                 f"{message} Remove it, or start the server with --unsupported drop.", param=name
             )
         self.dropped.append(name)
-
-    def _honoured(
-        self,
-        fields: dict[str, Any],
-        type_: type[msgspec.Struct],
-        neutral: dict[str, Callable[[object], bool]],
-    ) -> dict[str, Any]:
-        honoured = {}
-        for name, value in fields.items():
-            if name in type_.__struct_fields__:
-                honoured[name] = value
-            elif name not in neutral:
-                known = [*type_.__struct_fields__, *neutral]
-                self.refuse_or_drop(name, f"Unknown parameter {name!r}; {did_you_mean(name, known)}")
-            elif not (value is None or neutral[name](value)):
-                self.refuse_or_drop(name, f"{name} with this value is not supported by this server.")
-        return honoured
 
     def _shared(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Nested values that other servers take and this one does not."""
@@ -138,7 +143,7 @@ class FieldPolicy:
         return fields
 
     def _takes_stream_option(self, name: str, value: object) -> bool:
-        if value is None or _STREAM_OPTIONS.get(name, _one_of())(value) or name == "include_usage":
+        if value is None or _STREAM_OPTIONS.get(name, one_of())(value) or name == "include_usage":
             return True
         self.refuse_or_drop(
             f"stream_options.{name}", f"stream_options.{name} is not supported by this server."

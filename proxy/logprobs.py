@@ -19,7 +19,10 @@ class ChatLogprobs:
         self._tokenizer = tokenizer
 
     def of(self, chunk: Chunk) -> dict[str, object]:
-        return {"content": [self._entry(token) for token in _visible(chunk)], "refusal": None}
+        return {"content": self.entries(chunk), "refusal": None}
+
+    def entries(self, chunk: Chunk) -> list[dict[str, object]]:
+        return [self._entry(token) for token in _visible(chunk)]
 
     def encode(self, chunk: Chunk) -> bytes:
         return orjson.dumps(self.of(chunk))

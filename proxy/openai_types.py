@@ -215,6 +215,15 @@ def convert(fields: object, type_: type[T]) -> T:
         raise InvalidRequestError(f"{place}{what[:1].lower()}{what[1:]}.", param=param) from error
 
 
+def convert_at(where: str, fields: object, type_: type[T]) -> T:
+    """`convert` of what stands at `where` in the request. Raises InvalidRequestError naming the whole path."""
+    try:
+        return convert(fields, type_)
+    except InvalidRequestError as error:
+        param = where + (f".{error.param}" if error.param else "")
+        raise InvalidRequestError(f"{where}: {error.message}", param=param) from error
+
+
 def _quoted(text: str) -> str | None:
     """The field in msgspec's "Object missing required field `model`"."""
     return text.split("`")[1] if text.count("`") >= 2 else None

@@ -7,7 +7,7 @@ import orjson
 
 from ..errors import InvalidRequestError, UnsupportedParameterError
 from ..models.tool_format import ToolFormat
-from .openai_types import convert
+from .openai_types import convert_at
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
@@ -57,11 +57,7 @@ class PastCalls:
         return {"tool_call_id": call_id, "name": name}
 
     def _call(self, where: str, given: object, form: ToolFormat) -> dict[str, object]:
-        try:
-            call = convert(given, PastCall)
-        except InvalidRequestError as error:
-            param = where + (f".{error.param}" if error.param else "")
-            raise InvalidRequestError(f"{where}: {error.message}", param=param) from error
+        call = convert_at(where, given, PastCall)
         self._names[call.id] = call.function.name
         try:
             arguments = orjson.loads(call.function.arguments or "{}")

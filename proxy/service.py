@@ -32,6 +32,7 @@ from .near_search import NearSearch
 from .provenance import Provenance
 from .tenants.admission import Admission
 from .tenants.rights import permitted_mode, permitted_urgency
+from .thought_tokens import ThoughtTokens
 from .transcript import Transcript, replayed
 
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
@@ -57,7 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `draft`: what the answer is likely to be; verified, so that it changes nothing but the time.
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
     `params` names no limit, cut to what the context has room for; None for all it has. `cut_limit`: that of `params` is
-    cut so too, instead of being refused.
+    cut so too, instead of being refused. `thoughts`: what their tokens are counted by; None where they are not.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     nothing: bool = False
     default_limit: int | None = None
     cut_limit: bool = False
+    thoughts: ThoughtTokens | None = None
 
     @property
     def tenant(self) -> str:
@@ -402,6 +404,7 @@ def _transcript(job: Job, head: Head) -> Transcript:
         n=job.params.n,
         with_logprobs=job.params.logprobs is not None,
         prediction=head.prediction,
+        thoughts=job.thoughts,
     )
 
 

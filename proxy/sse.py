@@ -100,6 +100,7 @@ class StreamFormat:
 
 
 def json_string(text: str) -> bytes:
+    """The text as JSON that no reader of events takes for several lines."""
     data = orjson.dumps(text)
     return data if text.isascii() else one_line(data)
 

@@ -14,7 +14,7 @@ from ..models.tokenizer import Tokenizer
 from ..models.tool_format import ToolFormat
 from ..scheduler.grammar import Grammar
 from .compat import FieldPolicy
-from .openai_types import ChatRequest, convert
+from .openai_types import ChatRequest, convert, convert_at
 
 # OpenAI's limit.
 MAX_TOOLS = 128
@@ -128,11 +128,7 @@ def _refuse(reason: str | None, asked: ChatRequest, policy: FieldPolicy) -> None
 
 
 def _function(place: int, given: dict[str, Any]) -> Function:
-    try:
-        function = convert(given, Tool).function
-    except InvalidRequestError as error:
-        param = f"tools[{place}]" + (f".{error.param}" if error.param else "")
-        raise InvalidRequestError(f"tools[{place}]: {error.message}", param=param) from error
+    function = convert_at(f"tools[{place}]", given, Tool).function
     if not _NAME.fullmatch(function.name):
         raise InvalidRequestError(
             f"tools[{place}].function.name is {function.name!r}; it must be 1 to 128 letters, digits, "

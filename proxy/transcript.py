@@ -5,6 +5,7 @@ import msgspec
 from ..cache import CachedChoice, CachedCompletion
 from ..scheduler.outputs import Chunk, FinishReason, TokenLogprob
 from .prediction import PredictionCount
+from .thought_tokens import ThoughtTokens
 from .usage import Usage
 
 
@@ -48,6 +49,7 @@ class Transcript:
         num_prompts, n: how many choices there will be.
         with_logprobs: whether the request wants log-probabilities.
         prediction: what every choice was predicted to be, in tokens; None for no prediction.
+        thoughts: what thoughts are counted by; None for what is not counted.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Transcript:
         n: int,
         with_logprobs: bool,
         prediction: list[int] | None = None,
+        thoughts: ThoughtTokens | None = None,
     ) -> None:
         self.choices = [
             Choice(prediction=None if prediction is None else PredictionCount(prediction))
@@ -66,6 +69,7 @@ class Transcript:
         self._prompt_tokens = prompt_tokens
         self._n = n
         self._with_logprobs = with_logprobs
+        self._thoughts = thoughts
         self._unfinished = len(self.choices)
 
     @property
@@ -82,6 +86,9 @@ class Transcript:
             cached_tokens=sum(choice.num_cached_tokens for choice in self.choices[:: self._n]),
             accepted_prediction_tokens=sum(count.accepted for count in predicted) if predicted else None,
             rejected_prediction_tokens=sum(count.rejected for count in predicted) if predicted else None,
+            reasoning_tokens=None
+            if self._thoughts is None
+            else sum(self._thoughts.count(choice.token_ids) for choice in self.choices),
         )
 
     def add(self, batch: list[Chunk]) -> None:

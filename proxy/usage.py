@@ -5,13 +5,15 @@ import msgspec
 
 class Usage(msgspec.Struct, frozen=True):
     """Attributes: tokens of all prompts, of all completions, and prompt tokens that needed no computing; of a predicted
-    output, those that are in the completions and those that are not, None where nothing was predicted."""
+    output, those that are in the completions and those that are not, None where nothing was predicted; of the completions,
+    those that are thoughts, None where they are not counted."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
     def as_dict(self) -> dict[str, object]:
         figures: dict[str, object] = {
@@ -20,9 +22,11 @@ class Usage(msgspec.Struct, frozen=True):
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
-        if self.accepted_prediction_tokens is not None:
-            figures["completion_tokens_details"] = {
-                "accepted_prediction_tokens": self.accepted_prediction_tokens,
-                "rejected_prediction_tokens": self.rejected_prediction_tokens,
-            }
+        details = {
+            "accepted_prediction_tokens": self.accepted_prediction_tokens,
+            "rejected_prediction_tokens": self.rejected_prediction_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+        }
+        if counted := {name: count for name, count in details.items() if count is not None}:
+            figures["completion_tokens_details"] = counted
         return figures

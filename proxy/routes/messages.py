@@ -1,6 +1,5 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
-import asyncio
 import uuid
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from ..anthropic.body import Head, message_body
 from ..anthropic.to_chat import check_headers, to_chat, to_counted_chat
 from ..anthropic.writer import MessageWriter
 from ..backend import Served
-from ..chat_job import chat_job
+from ..chat_job import chat_job, prompt_tokens
 from ..compat import FieldPolicy
 from ..controls import CacheControls
 from ..json_reply import json_response
@@ -23,7 +22,7 @@ from ..openai_types import ChatRequest, convert
 from ..relayed import relay
 from ..reply import LocalAnswer, reply_headers
 from ..routing.target import RemoteTarget
-from ..service import LONG_TEXT, Generation
+from ..service import Generation
 from ..upstreams.anthropic_api import COUNT_TOKENS_API, MESSAGES_API
 from ..upstreams.openai_apis import CHAT_SPOKEN
 from ..upstreams.remote_api import translated
@@ -112,14 +111,7 @@ async def _count(given: Asked, served: Served) -> Ready:
             served=served,
             policy=policy,
         )
-    prompt = job.prompts[0]
-    assert prompt.text is not None
-    encode = context.backend.tokenizer.encode
-    if len(prompt.text) < LONG_TEXT:
-        token_ids = encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    else:
-        token_ids = await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return Ready(json_response({"input_tokens": len(token_ids)}))
+    return Ready(json_response({"input_tokens": await prompt_tokens(job, context.backend)}))
 
 
 COUNT = Dialect(

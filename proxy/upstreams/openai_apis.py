@@ -1,7 +1,7 @@
-"""OpenAI's older APIs as upstreams speak them."""
+"""OpenAI's APIs as upstreams speak them."""
 
 from .chat_parts import ChatParts
-from .reading import BodyReading, OpenAIReading
+from .reading import BodyReading, OpenAIReading, ResponsesReading, TokenCounts
 from .remote_api import RemoteApi, Spoken, wants_usage
 from .replay import as_stream
 
@@ -26,6 +26,18 @@ EMBEDDINGS_API = RemoteApi(
     name="embeddings",
     path="/embeddings",
     reading=lambda *_: BodyReading(),
+    replay=lambda _asked, _target, wire: wire,
+)
+RESPONSES_API = RemoteApi(
+    name="responses",
+    path="/responses",
+    reading=lambda *_: ResponsesReading(),
+    replay=lambda _asked, _target, wire: wire,
+)
+INPUT_TOKENS_API = RemoteApi(
+    name="input_tokens",
+    path="/responses/input_tokens",
+    reading=lambda *_: BodyReading(TokenCounts(0, 0, 0)),  # counting is free
     replay=lambda _asked, _target, wire: wire,
 )
 CHAT_SPOKEN = Spoken(

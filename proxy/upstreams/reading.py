@@ -19,6 +19,10 @@ from .refusal import error_in
 MAX_KEPT_CHARACTERS = 1 << 20
 
 
+_LAST_TYPES = ("response.completed", "response.incomplete", "response.failed")
+_LAST_OF_RESPONSES = tuple(name.encode() for name in _LAST_TYPES)
+
+
 class TokenCounts(msgspec.Struct, frozen=True):
     """As the upstream reports them; a figure that it leaves out is unknown, not 0."""
 
@@ -190,6 +194,37 @@ class OpenAIReading(ForwardedReading):
             raise UpstreamError("The upstream sent an event that is none of this API.") from error
 
 
+class ResponsesReading(ForwardedReading):
+    """Of /responses. Nothing is kept: the items of other tools than functions are the upstream's own."""
+
+    def __init__(self) -> None:
+        self.tokens: TokenCounts | None = None
+        self.finish_reasons: list[str] = []
+        self.finished = False
+
+    def event(self, data: bytes) -> bool:
+        # Only the last event has figures; the others are many.
+        if b'"response.' not in data or any(name in data for name in _LAST_OF_RESPONSES):
+            event = decoded(data) if data else {}
+            if event.get("type") == "error":
+                raise UpstreamError(str(event.get("message") or "The upstream failed."))
+            if event.get("type") in _LAST_TYPES and isinstance(event.get("response"), dict):
+                self._end(event["response"])
+        return True
+
+    def body(self, body: bytes) -> None:
+        self._end(decoded(body))
+
+    def completion(self, *, seconds: float) -> CachedCompletion | None:
+        return None
+
+    def _end(self, response: dict[str, Any]) -> None:
+        usage = response.get("usage")
+        self.tokens = None if usage is None else tokens_of(usage)
+        self.finish_reasons = [str(response.get("status"))]
+        self.finished = True
+
+
 class BodyReading(ForwardedReading):
     """Of replies that are never streamed nor kept.
 
@@ -217,14 +252,20 @@ class BodyReading(ForwardedReading):
 
 
 def tokens_of(usage: dict[str, Any]) -> TokenCounts:
-    """OpenAI's usage figures."""
+    """Usage figures of either API. Anthropic's leave cached tokens out of the prompt's."""
     if not isinstance(usage, dict):
         return TokenCounts()
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    prompt = _count(usage.get("prompt_tokens", usage.get("input_tokens")))
+    completion = _count(usage.get("completion_tokens", usage.get("output_tokens")))
+    if "cache_read_input_tokens" in usage:
+        cached = _count(usage["cache_read_input_tokens"])
+        written = _count(usage.get("cache_creation_input_tokens"))
+        return TokenCounts(
+            None if prompt is None else prompt + (cached or 0) + (written or 0), cached, completion
+        )
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or usage
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return TokenCounts(_count(prompt), _count(cached), _count(completion))
+    return TokenCounts(prompt, _count(cached), completion)
 
 
 def tokens_in(body: bytes) -> TokenCounts | None:

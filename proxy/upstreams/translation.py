@@ -39,7 +39,7 @@ class Telling(msgspec.Struct, frozen=True):
     body: Callable[[list[Part], Finish, Usage], dict[str, object]]
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True):
+class Kept(msgspec.Struct, frozen=True):
     """What the cache keeps of a translated answer."""
 
     parts: list[tuple[str, str, int]]

@@ -9,6 +9,7 @@ import pytest_asyncio
 from running_server import RunningServer, running_server
 from tool_templates import FAMILIES
 
+from penstock.proxy.thought_tokens import ThoughtTokens
 from penstock.scheduler import EngineConfig
 from penstock.scheduler.engine_process import EngineThread
 
@@ -100,6 +101,32 @@ async def test_what_must_be_json_follows_the_thoughts(thinker: RunningServer) ->
     regex = {"guided_regex": "[xy]{3}", "chat_template_kwargs": {"thoughts": "open"}}
     found, content, _ = await whole(thinker, **asked(thinker, "open", extra_body=regex, max_tokens=400))
     assert found and content and set(content) <= {"x", "y"} and len(content) == 3
+
+
+@pytest.mark.parametrize(
+    ("opened", "token_ids", "count"),
+    [
+        (True, [5, 6, 2, 7], 3),
+        (True, [5, 6], 2),
+        (True, [], 0),
+        (False, [1, 5, 2, 7], 3),
+        (False, [5, 7], 0),
+        (False, [5, 2], 0),
+    ],
+)
+def test_thoughts_are_counted_with_their_marks(opened: bool, token_ids: list[int], count: int) -> None:
+    assert ThoughtTokens(open=1, close=2, opened=opened).count(token_ids) == count
+
+
+async def test_usage_tells_how_much_was_thought(thinker: RunningServer) -> None:
+    request = asked(thinker, "open", seed=1)
+    reply = await thinker.client().chat.completions.create(**request)
+    thoughts = getattr(reply.choices[0].message, "reasoning_content", "")
+    assert reply.usage and reply.usage.completion_tokens_details
+    counted = reply.usage.completion_tokens_details.reasoning_tokens
+    assert counted is not None and len(thoughts) < counted <= reply.usage.completion_tokens
+    closed = await thinker.client().chat.completions.create(**asked(thinker, "closed"))
+    assert closed.usage and closed.usage.completion_tokens_details is None
 
 
 async def test_earlier_thoughts_are_left_to_the_template(

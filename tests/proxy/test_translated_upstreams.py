@@ -29,13 +29,16 @@ CITY = {
     "required": ["city"],
     "additionalProperties": False,
 }
-FORMATS = ("openai", "anthropic")
+FORMATS = ("openai", "anthropic", "native")
 
 
 @asynccontextmanager
 async def before(url: str, cache_path: Path) -> AsyncIterator[str]:
     """A server without a model, whose upstreams are one and the same, in either of its APIs."""
-    upstreams = {name: Upstream(base_url=f"{url}/v1", format=name, models=["*"]) for name in FORMATS}
+    upstreams = {
+        name: Upstream(base_url=f"{url}/v1", format=name, models=["*"]) for name in ("openai", "anthropic")
+    }
+    upstreams["native"] = Upstream(base_url=f"{url}/v1", responses=True, models=["*"])
     settings = Settings(model="none", port=0, upstreams=upstreams, cache_path=cache_path)
     sock, cache = listen(settings), open_cache(settings)
     http = HttpServer(settings, None, cache, sock)
@@ -122,6 +125,32 @@ async def message(url: str, model: str, *, stream: bool, **fields: Any) -> dict[
     }
 
 
+async def response(url: str, model: str, *, stream: bool, **fields: Any) -> dict[str, Any]:
+    asked = {"model": model, "input": ASK, "temperature": 0, "max_output_tokens": 40, **fields}
+    client = by_openai(url)
+    if stream:
+        async for event in await client.responses.create(**asked, stream=True):
+            last = event
+        assert last.type in ("response.completed", "response.incomplete")
+        found = last.response
+    else:
+        found = await client.responses.create(**asked)
+    assert found.usage is not None
+    return {
+        "text": found.output_text,
+        "calls": [
+            (item.name, json.loads(item.arguments)) for item in found.output if item.type == "function_call"
+        ],
+        "reason": (found.status, found.incomplete_details and found.incomplete_details.reason),
+        "tokens": (found.usage.input_tokens, found.usage.output_tokens),
+    }
+
+
+CALL_BY_RESPONSE = {
+    "tools": [{"type": "function", "name": "weather", "parameters": CITY, "strict": False}],
+    "tool_choice": "required",
+    "max_output_tokens": 200,
+}
 CALL_BY_CHAT = {
     "tools": [{"type": "function", "function": {"name": "weather", "parameters": CITY}}],
     "tool_choice": "required",
@@ -135,9 +164,14 @@ CALL_BY_MESSAGE = {"tools": [{"name": "weather", "input_schema": CITY}], "tool_c
 async def test_an_answer_comes_through_as_it_is(
     caller: RunningServer, gateway: str, format_: str, calls: bool, stream: bool
 ) -> None:
-    asks = ((chat, CALL_BY_CHAT), (message, CALL_BY_MESSAGE))
+    longer = {"max_tokens": 200}
+    asks = (
+        (chat, {**CALL_BY_CHAT, **longer}),
+        (message, {**CALL_BY_MESSAGE, **longer}),
+        (response, CALL_BY_RESPONSE),
+    )
     for ask, calling in asks:
-        fields = {"max_tokens": 200, **calling} if calls else {}
+        fields = calling if calls else {}
         direct = await ask(caller.url, caller.backend.name, stream=False, **fields)
         through = await ask(gateway, f"{format_}/{caller.backend.name}", stream=stream, **fields)
         assert through == direct
