@@ -275,9 +275,15 @@ def _selection(arguments: Mapping[str, Any]) -> "Selection":
     from .cache.key import namespace_hash, tenant_hash
     from .cache.selection import Selection
     from .proxy.controls import tenant_of
+    from .proxy.tenants.api_key import ApiKey
 
     tenant, namespace, age = arguments["tenant"], arguments["namespace"], arguments.get("older_than")
     if arguments["api_key"] is not None:
+        if ApiKey.parse(arguments["api_key"]) is not None:
+            raise ConfigError(
+                "This is a key of `penstock keys`; give the name of its tenant with --tenant.",
+                param="api_key",
+            )
         tenant = tenant_of(arguments["api_key"])
     return Selection(
         tenant=None if tenant is None else tenant_hash(tenant),

@@ -25,6 +25,7 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
     names = {target.name for target in plan.targets}
     # A route is a model of its own, an alias is what it stands for.
     check_model(tenant, (model, *names) if len(names) == 1 else (model,))
+    ask = _within_context(context, plan, ask)
     tokens = ask.prompt_tokens + n * ask.max_tokens
     costs = [_cost(context, target, ask, n) for target in plan.targets]
     # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
@@ -32,6 +33,16 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
     with context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost) as admission:
         request[ADMISSION] = admission
         yield admission
+
+
+def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
+    """Clients that ask for tens of thousands of tokens by default get no more of the local engine than it has room for."""
+    local = context.local
+    if local is None or not local.backend.is_ready or len(plan.targets) > 1:
+        return ask
+    if not isinstance(plan.targets[0], LocalTarget):
+        return ask
+    return Ask(ask.prompt_tokens, min(ask.max_tokens, local.backend.engine.info.max_model_len))
 
 
 def _cost(context: Context, target: Target, ask: Ask, n: int) -> float | None:

@@ -1,6 +1,7 @@
 """One HTTP process from start to end: listen at once, load behind it, serve, drain, stop."""
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..cache.near import NearHits
     from .context import Context
     from .tenants.tenants import Tenants, TenantStore
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 # How often a drain looks whether the last request has ended.
@@ -197,6 +200,7 @@ async def serve(
         if store is not None and admin_sock is not None:
             admin = AdminServer(store, admin_sock, key=settings.admin_key)
             await admin.start()
+            log.info("tenants are managed at %s", address_of(admin_sock))
         if on_serving is not None:
             beside = asyncio.create_task(on_serving(server.context))
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -231,6 +231,7 @@ def test_what_is_imported_is_served(place: Place, cli: Any, tmp_path: Path) -> N
         (("purge", "--all", "--namespace", "x"), "Say what to remove: --all"),
         (("purge", "--matching", ""), "matching is empty, and would select far more"),
         (("purge", "--api-key", "", "--dry-run"), "api_key is empty, and would select far more"),
+        (("purge", "--api-key", "psk-0123456789ab-x"), "give the name of its tenant with --tenant"),
         (("purge", "--namespace", "", "--tenant", ""), "namespace is empty, and would select far more"),
         (("purge", "--older-than", "7 days"), "older-than is '7 days'; it must be seconds, or 30m"),
         (("export", "/no/such/file"), "cannot be written: No such file"),

@@ -39,6 +39,12 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     assert load_settings({}, {"PENSTOCK_CONFIG": toml(tmp_path, "port = 9")}).port == 9
 
 
+def test_keys_are_not_kept_where_a_cache_may_be_emptied() -> None:
+    settings = load_settings({}, {"XDG_DATA_HOME": "/d", "XDG_CACHE_HOME": "/c"})
+    assert settings.tenants_path == Path("/d/penstock/tenants")
+    assert settings.cache_path == Path("/c/penstock/completions")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [

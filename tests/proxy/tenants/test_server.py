@@ -155,6 +155,24 @@ async def test_a_budget_ends_with_the_money(server: RunningServer) -> None:
     assert refused.value.code == "insufficient_quota"
 
 
+async def test_what_a_client_asks_for_by_default_is_no_more_than_the_context_holds(
+    server: RunningServer,
+) -> None:
+    key = key_for(server, limits=Limits(tpm=2000))
+    headers = {"x-api-key": key}
+    body = {"model": "tiny", "max_tokens": 32_000, "messages": [{"role": "user", "content": "x"}]}
+    stopping = {"stop_sequences": ["a", "b", "c", "e", " "]}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{server.url}/v1/messages", json=body | stopping) as reply,
+    ):
+        assert reply.status == 200, await reply.text()
+        usage = (await reply.json())["usage"]
+    line = account(server)
+    assert line.completion_tokens == usage["output_tokens"]
+    assert reply.headers["x-ratelimit-limit-tokens"] == "2000"
+
+
 async def test_only_models_that_a_tenant_may_use(server: RunningServer) -> None:
     key = key_for(server, models=("other",))
     with pytest.raises(PermissionDeniedError, match="may not use the model 'tiny'; it may use: other"):
