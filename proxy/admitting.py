@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 from aiohttp import web
 
 from .context import CONTEXT, Context
 from .edge import ADMISSION, caller_of
 from .routing.plan import Ask, Plan
-from .routing.target import LocalTarget, Target
+from .routing.target import LocalTarget, RemoteTarget, Target
 from .tenants.admission import Admission
 from .tenants.rights import check_model
+from .tenants.spend import Saving, Spend
 from .upstreams.reading import TokenCounts
 from .upstreams.spend import cost_of
 
@@ -27,12 +29,29 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
     check_model(tenant, (model, *names) if len(names) == 1 else (model,))
     ask = _within_context(context, plan, ask)
     tokens = ask.prompt_tokens + n * ask.max_tokens
-    costs = [_cost(context, target, ask, n) for target in plan.targets]
+    expected = TokenCounts(ask.prompt_tokens, 0, n * ask.max_tokens)  # as if nothing were cached there
+    costs = [_price(context, target, expected) for target in plan.targets]
     # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
     cost = None if costs[0] is None else max(one for one in costs if one is not None)
     with context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost) as admission:
         request[ADMISSION] = admission
+        if len(names) > 1:
+            admission.appraise = lambda spend: _with_saving(context, plan, spend)
         yield admission
+
+
+def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:
+    """Routing saved what the dearest of the route would have cost besides, for the same tokens, as many of them cached."""
+    prompt, completion = spend.prompt_tokens, spend.completion_tokens
+    if spend.reused or spend.cost is None or prompt is None or completion is None:
+        return spend
+    tokens = TokenCounts(prompt, spend.cached_tokens, completion)
+    rivals = [_price(context, target, tokens) for target in plan.targets if target.name != spend.model]
+    dearest = max((one for one in rivals if one is not None), default=0.0)
+    if dearest <= spend.cost:
+        return spend
+    saving = Saving("routing", dearest - spend.cost)
+    return msgspec.structs.replace(spend, savings=(*spend.savings, saving))
 
 
 def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
@@ -45,12 +64,11 @@ def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
     return Ask(ask.prompt_tokens, min(ask.max_tokens, local.backend.engine.info.max_model_len))
 
 
-def _cost(context: Context, target: Target, ask: Ask, n: int) -> float | None:
-    completion = n * ask.max_tokens
-    if isinstance(target, LocalTarget):
-        # What embeds is a part of the server, and has no price.
-        if context.local is None or not completion:
-            return 0.0
-        return context.local.service.account.expected_cost(ask.prompt_tokens + completion)
-    # As if nothing were cached there.
-    return cost_of(target, TokenCounts(ask.prompt_tokens, 0, completion))
+def _price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
+    """None: unknown."""
+    if isinstance(target, RemoteTarget):
+        return cost_of(target, tokens)
+    # What embeds is a part of the server, and has no price.
+    if context.local is None or not tokens.completion:
+        return 0.0
+    return context.local.service.account.expected_cost((tokens.prompt or 0) + tokens.completion)

@@ -7,6 +7,7 @@ with tenants.admit(tenant, tokens=expected, cost=estimate) as admission:
 """
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,17 @@ log = logging.getLogger(__name__)
 
 class Admission:
     """Open until `close`, and until the last of its calls has ended: others may still read what its own client has left.
-    Then its place comes free, and what it took is written. Of one event loop."""
+    Then its place comes free, and what it took is written. Of one event loop.
+
+    `appraise`: adds to what a call took what that saved.
+    """
 
     def __init__(
         self, tenant: Tenant, ask: Ask, counters: "Counters | None", standing: Standing | None
     ) -> None:
         self.tenant, self._ask = tenant, ask
         self._counters, self._standing = counters, standing
+        self.appraise: Callable[[Spend], Spend] = lambda spend: spend
         self._spends: list[Spend] = []
         self._is_closed = self._is_settled = False
         self._num_open = 1
@@ -85,7 +90,7 @@ class Call:
 
     def settle(self, spend: Spend) -> None:
         """It has ended, and took this."""
-        self._close(spend)
+        self._close(self._admission.appraise(spend))
 
     def refused(self) -> None:
         """It has ended before anything was computed."""

@@ -96,6 +96,17 @@ async def test_what_an_upstream_refuses_costs_nothing_and_a_fallback_is_paid_for
     assert {model: line.requests for model, line in accounts(server).items()} == {"tiny": 1}
 
 
+async def test_routing_saves_what_the_dearest_would_have_cost(cloud) -> None:
+    server, upstream = cloud
+    key = key_for(server)
+    await ask(server, key, "quick")
+    assert accounts(server)[NAME].saved == {}, "it was the dearest itself"
+    upstream.status = 500
+    usage = (await ask(server, key, "quick", max_tokens=3)).usage
+    saved = accounts(server)["tiny"].saved["routing"]
+    assert saved.cost == pytest.approx((usage.prompt_tokens * 2 + usage.completion_tokens * 8) / 1e6)
+
+
 async def test_kept_and_shared_answers_are_paid_for_once(cloud) -> None:
     server, upstream = cloud
     key = key_for(server)
