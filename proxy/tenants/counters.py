@@ -38,7 +38,7 @@ class Counters:
         self._release_dead()
 
     def admit(self, tenant: Tenant, ask: Ask) -> Standing | Refusal:
-        """The request is among those that run when this is a Standing; it must be settled or cancelled then."""
+        """The request is among those that run when this is a Standing; it must be settled then."""
         name, now = tenant.name.encode(), self._clock()
         with self._env.writing() as txn:
             before = standing = self._standing(txn, name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def process_name() -> str:
-    """Of this one. Not kept anywhere: after a fork it is another's."""
+    """Of this one; what is forked from it has another."""
     return f"{os.getpid()}:{_started(os.getpid()) or 0}"
 
 
