@@ -43,6 +43,7 @@ class _Choice(_Line):
     finish_reason: str
     stop_reason: int | str | None
     logprobs: list[tuple[int, _Logprob, list[tuple[int, _Logprob]]]] | None
+    wire: bytes | None = None
 
 
 class _Completion(_Line):
@@ -141,7 +142,9 @@ def _completion(found: _Completion) -> CachedCompletion:
                 for token, value, likeliest in choice.logprobs
             ]
         choices.append(
-            CachedChoice(choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason, logprobs)
+            CachedChoice(
+                choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason, logprobs, choice.wire
+            )
         )
     return CachedCompletion(choices, found.prompt_tokens, found.engine_seconds)
 

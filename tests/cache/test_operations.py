@@ -226,7 +226,7 @@ def varied(path: Path, clock) -> None:
     logprobs = [(5, -0.25, [(5, -0.25), (6, -math.inf)]), (7, -math.inf, [])]
     choices = [
         CachedChoice("Äpfel \u2028 \x00 𝄞", [1, 2], "stop", 17, logprobs),
-        CachedChoice("", [], "stop", "</s>", None),
+        CachedChoice("", [], "stop", "</s>", None, b'{"\xc3\xa4": 1}'),
     ]
     with CompletionCache(path, clock=clock) as cache:
         cache.open_index(DIMS)
