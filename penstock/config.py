@@ -316,6 +316,7 @@ def _table() -> dict[str, _Entry]:
 
 TABLE = _table()
 _TARGETS = {"adapters": "FOLDER", "model_aliases": "MODEL"}
+_LONGEST_NAME = 100
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
@@ -404,7 +405,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    # A word of megabytes, as somebody may send one, is like nothing here, which takes half a second to find out.
+    close = difflib.get_close_matches(word, known, n=1) if len(word) <= _LONGEST_NAME else []
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known are: {', '.join(sorted(known))}." if len(known) <= 8 else "nothing here is called so."

@@ -12,7 +12,7 @@ from aiohttp import web
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .anthropic import errors as anthropic
 from .controls import REQUEST_ID, request_id
-from .errors import error_response, http_error_response, internal_error
+from .errors import SERVER, error_response, http_error_response, internal_error
 from .metrics import Metrics
 from .tenants.tenant import Tenant
 from .tenants.tenants import Tenants
@@ -99,7 +99,7 @@ class Edge:
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: every response, streamed or not, carries its request's id, and no version numbers."""
-    response.headers["Server"] = "penstock"
+    response.headers["Server"] = SERVER
     if (admission := request.get(ADMISSION)) is not None:
         response.headers.update(admission.headers)
     identity = request.get(REQUEST_ID)
