@@ -178,6 +178,7 @@ BODIES = {
     "a key twice": (post(b'{"model":"other",' + chat()[1:]), 200),
     "a model's name of a megabyte": (post(chat(model="x" * 1_000_000)), 404),
     "a field's name of a megabyte": (post(chat(**{"x" * 1_000_000: 1})), 400),
+    "a grammar too hard to follow": (post(chat(guided_regex="(a|b|ab)*c{1000000}", max_tokens=50)), 400),
     "a form": (post(b"a=b", b"Content-Type: application/x-www-form-urlencoded"), 400),
     "gzip": (post(gzip.compress(chat()), GZIP), 200),
     "gzip's other name": (post(gzip.compress(chat()), b"Content-Encoding: GZIP"), 200),
