@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 CALLER = "penstock_caller"
 ADMISSION = "penstock_admission"
-# Open without a key: probes and scrapers have none.
-OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# Open without a key: probes and scrapers have none, and the description of the API, the same on every server of this
+# version, names no model and no version. Routes as they were matched, not paths as they were written.
+OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
 CLIENT_GONE = "499"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,7 +72,7 @@ class Edge:
 
     async def _answer(self, request: web.Request, handler: Handler, identity: str) -> web.StreamResponse:
         try:
-            if request.path not in OPEN_ROUTES:
+            if _route(request) not in OPEN_ROUTES:
                 request[CALLER] = self._admit(request, identity)
             return await handler(request)
         except PenstockError as error:
