@@ -74,7 +74,9 @@ def run(command: str, url: str, arguments: argparse.Namespace) -> int:
         "--generation-database": "none",
     }
     flat = [word for option in options.items() for word in option]
-    return subprocess.run([command, "run", f"{url}/openapi.json", *flat], check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:  # it leaves its notes where it runs
+        done = subprocess.run([command, "run", f"{url}/openapi.json", *flat], cwd=folder, check=False)
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from . import replies
-from .compat import NEUTRAL_IN_CHAT, NEUTRAL_IN_COMPLETIONS, NEUTRAL_IN_EMBEDDINGS
+from .anthropic import replies as anthropic
+from .anthropic.types import CountTokensRequest, MessagesRequest
+from .compat import NEUTRAL_IN_CHAT, NEUTRAL_IN_COMPLETIONS, NEUTRAL_IN_EMBEDDINGS, NEUTRAL_IN_MESSAGES
 from .edge import Handler
 from .openai_types import (
     ChatRequest,
@@ -21,6 +23,7 @@ from .routes.chat import chat_completions
 from .routes.completions import completions
 from .routes.description import openapi
 from .routes.embeddings import create_embeddings
+from .routes.messages import count_tokens, messages
 from .routes.models import get_model, list_models
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
@@ -35,6 +38,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         gives: type of a successful reply; None for what is no JSON of ours.
         events: type of what the events of a stream hold; None where nothing streams.
         neutral: fields beside those of `takes` that are accepted where they ask for nothing.
+        fails: type of a refusal or a failure.
         not_ready: a reply of this type may also come as 503.
         example: a body that is answered where any model's name is (`model_aliases`), or this one's.
     """
@@ -47,6 +51,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     gives: type[msgspec.Struct] | None = None
     events: type[msgspec.Struct] | None = None
     neutral: Collection[str] = ()
+    fails: type[msgspec.Struct] = replies.Error
     not_ready: bool = False
     example: Mapping[str, object] | None = None
 
@@ -74,6 +79,29 @@ ENDPOINTS = (
         events=replies.TextCompletion,
         neutral=NEUTRAL_IN_COMPLETIONS,
         example={"model": "builtin", "prompt": "tar -xzf", "max_tokens": 16},
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        messages,
+        "Answer a conversation, in Anthropic's form.",
+        takes=MessagesRequest,
+        gives=anthropic.MessageReply,
+        events=anthropic.MessageEvent,
+        fails=anthropic.MessageError,
+        neutral=NEUTRAL_IN_MESSAGES,
+        example={"model": "builtin", "messages": [_HELLO], "max_tokens": 16},
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        count_tokens,
+        "Tokens of a conversation, in Anthropic's form.",
+        takes=CountTokensRequest,
+        gives=anthropic.TokenCount,
+        fails=anthropic.MessageError,
+        neutral=NEUTRAL_IN_MESSAGES,
+        example={"model": "builtin", "messages": [_HELLO]},
     ),
     Endpoint(
         "POST",

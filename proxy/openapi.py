@@ -12,7 +12,6 @@ import orjson
 
 from .edge import OPEN_ROUTES
 from .errors import JSON
-from .replies import Error
 
 if TYPE_CHECKING:
     from .endpoints import Endpoint
@@ -30,10 +29,12 @@ Schema = dict[str, Any]
 
 def document(endpoints: Iterable["Endpoint"]) -> Schema:
     endpoints = tuple(endpoints)
-    types = {type_ for each in endpoints for type_ in (each.takes, each.gives, each.events) if type_}
+    types = {
+        type_ for each in endpoints for type_ in (each.takes, each.gives, each.events, each.fails) if type_
+    }
     names = {type_.__name__ for type_ in types}
     assert len(names) == len(types), "two types of one name would be one schema"
-    _, components = msgspec.json.schema_components([*types, Error], ref_template=_REF)
+    _, components = msgspec.json.schema_components(types, ref_template=_REF)
     for each in endpoints:
         if each.takes is not None:
             _close(components[each.takes.__name__], each.neutral)
@@ -50,7 +51,6 @@ def document(endpoints: Iterable["Endpoint"]) -> Schema:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
-            "responses": {"Error": {"description": "What is wrong, and the remedy.", **_json(Error)}},
             "securitySchemes": {
                 "key": {
                     "type": "http",
@@ -80,8 +80,8 @@ def _operation(each: "Endpoint") -> Schema:
         "security": [] if each.path in OPEN_ROUTES else [{}, {"key": []}],
         "responses": {
             "200": {"description": _done(each), "headers": _headers(), "content": _content(each)},
-            "4XX": {"$ref": "#/components/responses/Error"},
-            "5XX": {"$ref": "#/components/responses/Error"},
+            "4XX": {"description": "Refused: what is wrong, and the remedy.", **_json(each.fails)},
+            "5XX": {"description": "Failed, or not now: what happened.", **_json(each.fails)},
         },
     }
     if each.not_ready and each.gives is not None:
@@ -123,8 +123,8 @@ def _done(each: "Endpoint") -> str:
     if each.events is None:
         return "Done."
     return (
-        f"Done; or, with `stream`, begun: events whose data is a {each.events.__name__} each, then `[DONE]`. One that "
-        "breaks off ends with an Error instead."
+        f"Done; or, with `stream`, begun: events whose data is a {each.events.__name__} each. One that breaks off ends with "
+        f"a {each.fails.__name__}. (OpenAI's streams, where they are whole, end with `[DONE]`.)"
     )
 
 
