@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .config import SettingsSource
+from .config import TABLE, SettingsSource, is_secret
 from .doctor import Finding, examine
 from .errors import ConfigError
 
@@ -39,18 +39,19 @@ def _findings(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> I
         return
     where = "of flags, environment and defaults" if source.file is None else f"of {source.file}"
     yield Finding("settings", "ok", f"{where} are valid")
-    yield from _secrecy(source.file, arguments, has_keys=bool(settings.api_keys))
+    has_keys = any(getattr(settings, name) for name in TABLE if is_secret(name))
+    yield from _secrecy(source.file, arguments, has_keys=has_keys)
     yield from examine(settings)
 
 
 def _secrecy(file: Path | None, arguments: Mapping[str, Any], *, has_keys: bool) -> Iterator[Finding]:
     """Where others on this machine could read a key."""
-    if "api_keys" in arguments:
+    if any(is_secret(name) for name in arguments if name in TABLE):
         yield Finding(
             "secrecy",
             "warn",
             "keys on a command line are seen by everybody on this machine (ps)",
-            "put them into the settings file or PENSTOCK_API_KEYS",
+            "put them into the settings file, or into variables as PENSTOCK_API_KEYS",
         )
     if file is not None and has_keys and os.stat(file).st_mode & 0o077:
         yield Finding(

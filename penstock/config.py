@@ -536,8 +536,13 @@ def _convert(entry: _Entry, value: Any, *, where: str, strict: bool) -> Any:
         ) from error
 
 
+def is_secret(name: str) -> bool:
+    """Whether a setting holds keys."""
+    return name.endswith(("key", "keys"))
+
+
 def _shown(name: str, value: object) -> str:
-    return "(not shown)" if value and name.endswith(("key", "keys")) else repr(value)
+    return "(not shown)" if value and is_secret(name) else repr(value)
 
 
 def _decode_path(type_: type, value: Any) -> Any:

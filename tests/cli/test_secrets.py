@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from penstock_command import PENSTOCK
@@ -56,8 +57,12 @@ def assert_silent(sinks: dict[str, bytes]) -> None:
 class Faulty(BaseHTTPRequestHandler):
     """An upstream that fails in another way for each model, and repeats the key that it was sent, as some do."""
 
+    received: ClassVar[list[bytes]] = []
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append(self.requestline.encode() + self.headers.as_bytes() + sent)
+        body = json.loads(sent)
         key = self.headers.get("Authorization", "")
         status = {"unauthorised": 401, "broken": 500, "odd": 200}.get(body["model"], 400)
         content = json.dumps({"error": {"message": f"Incorrect API key provided: {key}", "type": "x"}})
@@ -69,8 +74,6 @@ class Faulty(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content.encode())
-
-    do_GET = do_POST
 
     def log_message(self, *_: object) -> None:
         pass
@@ -161,6 +164,11 @@ def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> Non
         "its refusals are told, without the key"
     )
     assert_silent(sinks)
+    received = b"\n".join(Faulty.received)
+    assert CANARIES["upstream"].encode() in received and CANARIES["upstream file"].encode() in received
+    assert not any(CANARIES[whose].encode() in received for whose in ("client", "second client")), (
+        "they stay here"
+    )
 
 
 def drive(port: int) -> Iterator[bytes]:
