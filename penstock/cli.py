@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", help="check whether serving with these settings would work", allow_abbrev=False
     )
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    add_arguments(doctor, groups=("model", "server", "tenants", "cache", "engine"))
+    add_arguments(doctor, groups=("model", "server", "cache", "tenants", "engine"))
     commands.add_parser("version", help="print the version")
     return parser
 

@@ -83,9 +83,13 @@ def address(settings: Settings) -> Iterator[Finding]:
 
 def keys(settings: Settings) -> Iterator[Finding]:
     is_local = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+    made = _made_keys(settings)
+    if not settings.api_keys and made:
+        yield Finding("keys", "ok", f"{made} of `penstock keys` may be used")
+        return
     if not settings.api_keys:
         level: Level = "ok" if is_local else "warn"
-        remedy = "" if is_local else "set api_keys, or listen on 127.0.0.1"
+        remedy = "" if is_local else "make one with `penstock keys`, set api_keys, or listen on 127.0.0.1"
         yield Finding("keys", level, f"none needed, for whoever reaches {settings.host}", remedy)
         return
     short = sum(len(key) < LEAST_KEY for key in settings.api_keys)
@@ -97,7 +101,21 @@ def keys(settings: Settings) -> Iterator[Finding]:
             "make them with: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     else:
-        yield Finding("keys", "ok", f"{len(settings.api_keys)} may be used")
+        yield Finding("keys", "ok", f"{len(settings.api_keys)} of api_keys may be used")
+
+
+def _made_keys(settings: Settings) -> int:
+    """Live keys in the tenants' folder, which is not made for this."""
+    folder = settings.tenants_path
+    if not settings.tenants or folder is None or not (folder / "keys" / "data.mdb").is_file():
+        return 0
+    from .proxy.tenants.tenants import TenantStore
+
+    store = TenantStore(folder)
+    try:
+        return sum(key.ends is None for key in store.directory.keys(None))
+    finally:
+        store.close()
 
 
 def model(settings: Settings) -> Iterator[Finding]:
@@ -189,22 +207,31 @@ def cache(settings: Settings) -> Iterator[Finding]:
         return
     folder = settings.cache_path
     assert folder is not None, "load_settings fills it in"
-    place = next(place for place in (folder, *folder.parents) if place.exists())
+    place = _existing(folder)
+    room = shutil.disk_usage(place).free
+    yield _amiss("cache", place) or _has_room(folder, room, settings.cache_max_bytes)
+
+
+def tenants(settings: Settings) -> Iterator[Finding]:
+    folder = settings.tenants_path
+    if settings.tenants and folder is not None:
+        yield _amiss("tenants", _existing(folder)) or Finding("tenants", "ok", f"{folder}: keys and accounts")
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _amiss(check: str, place: Path) -> Finding | None:
+    """Why LMDB could not keep anything in `place`."""
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        yield Finding(
-            "cache", "fail", f"{place} cannot be written to", "set cache_path, or the folder's owner"
-        )
-        return
+        remedy = f"set {check}_path, or the folder's owner"
+        return Finding(check, "fail", f"{place} cannot be written to", remedy)
     kind = filesystem_of(place, _mounts())
     if kind is not None and kind.startswith(REMOTE):
-        yield Finding(
-            "cache",
-            "fail",
-            f"{place} lies on {kind}: LMDB loses data over a network",
-            "set cache_path to a disk of this machine",
-        )
-        return
-    yield _has_room(folder, shutil.disk_usage(place).free, settings.cache_max_bytes)
+        text = f"{place} lies on {kind}: LMDB loses data over a network"
+        return Finding(check, "fail", text, f"set {check}_path to a disk of this machine")
+    return None
 
 
 def _has_room(folder: Path, free: int, limit: int) -> Finding:
@@ -403,6 +430,7 @@ CHECKS: tuple[Check, ...] = (
     processor,
     gpu,
     cache,
+    tenants,
     shared_memory,
     open_files,
     temporary_files,

@@ -16,6 +16,8 @@ from penstock_command import PENSTOCK
 from penstock import cli_doctor, doctor
 from penstock.config import Settings
 from penstock.doctor import Finding
+from penstock.proxy.tenants.tenant import Tenant
+from penstock.proxy.tenants.tenants import TenantStore
 from penstock.tables import Secret, Upstream
 
 
@@ -125,6 +127,20 @@ def test_a_cache(tmp_path: Path) -> None:
     in_the_way = settings(tmp_path, cache_path=tmp_path / "file" / "completions")
     assert only(doctor.cache(in_the_way)).level == "fail"
     assert only(doctor.cache(settings(tmp_path, cache_max_bytes=1 << 60))).level == "warn"
+
+
+def test_keys_that_were_made(tmp_path: Path) -> None:
+    given = settings(tmp_path, tenants_path=tmp_path / "tenants", host="0.0.0.0")
+    assert only(doctor.keys(given)).level == "warn"
+    assert not (tmp_path / "tenants").exists()
+    store = TenantStore(tmp_path / "tenants")
+    store.directory.put_tenant(Tenant(name="acme"))
+    key = store.directory.create_key("acme")
+    store.close()
+    found = only(doctor.keys(given))
+    assert found.level == "ok" and found.text.startswith("1 of ") and key.secret not in found.text
+    assert only(doctor.tenants(given)).level == "ok"
+    assert only(doctor.tenants(settings(tmp_path, tenants_path=Path("/dev/null/x")))).level == "fail"
 
 
 def test_a_cache_on_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

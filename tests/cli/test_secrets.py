@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import urllib.parse
@@ -27,6 +28,7 @@ CANARIES = {
     "client": "canary-client-7f3a9c51d2",
     "second client": "canary-second-0b6e4d8812",
     "wrong client": "canary-wrong-93c7aa5e10",
+    "admin": "canary-admin-a2b90f6c41",
     "upstream": "canary-upstream-e58d21b4f6",
     "upstream file": "canary-file-4c19f7d3a0",
 }
@@ -99,8 +101,11 @@ def request(port: int, method: str, path: str, body: object = None, key: str = "
     return said
 
 
-def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> None:
+def test_a_server_keeps_its_keys_to_itself(
+    tmp_path: Path, upstream: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_tiny_model(tmp_path / "tiny")
+    admin_port = free_port()
     key_file = tmp_path / "key"
     key_file.write_text(CANARIES["upstream file"])
     config = tmp_path / "penstock.toml"
@@ -112,6 +117,9 @@ def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> Non
         access_log = true
         cache_path = "{tmp_path / "cache"}"
         embedding_model = "none"
+        tenants_path = "{tmp_path / "tenants"}"
+        admin_port = {admin_port}
+        admin_key = "{CANARIES["admin"]}"
         api_keys = ["{CANARIES["client"]}", "{CANARIES["second client"]}"]
         [upstreams.one]
         base_url = "http://127.0.0.1:{upstream}/v1"
@@ -141,7 +149,9 @@ def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> Non
         announced = process.stdout.readline()
         port = int(announced.decode().rstrip().rpartition(":")[2])
         sinks["command line"] = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        sinks["replies"] = b"\n".join(drive(port))
+        made = manage(admin_port)
+        monkeypatch.setitem(CANARIES, "made", made["key"])
+        sinks["replies"] = b"\n".join([*drive(port), *drive_admin(admin_port, made["id"])])
         process.send_signal(signal.SIGHUP)  # the file is read again
         config.write_text(config.read_text().replace("port = 0", "port = 'x'"))
         process.send_signal(signal.SIGHUP)
@@ -151,10 +161,11 @@ def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> Non
         rest, _ = process.communicate(timeout=30)
     sinks["stdout"] = announced + rest
     sinks["stderr"] = log.read_bytes()
-    for file in (tmp_path / "cache").rglob("*"):
-        if file.is_file():
-            sinks[f"cache file {file.name}"] = file.read_bytes()
-    assert any(name.endswith("data.mdb") for name in sinks) and len(sinks["stderr"]) > 2000
+    for folder in ("cache", "tenants"):
+        files = [file for file in (tmp_path / folder).rglob("*") if file.is_file()]
+        assert any(file.name == "data.mdb" for file in files)
+        sinks |= {f"{folder}: {file.name}": file.read_bytes() for file in files}
+    assert len(sinks["stderr"]) > 2000
     for arguments in (["doctor"], ["doctor", "--json"]):
         done = subprocess.run(
             [*PENSTOCK, *arguments, "--config", str(config)], capture_output=True, env=environment, timeout=60
@@ -166,9 +177,32 @@ def test_a_server_keeps_its_keys_to_itself(tmp_path: Path, upstream: int) -> Non
     assert_silent(sinks)
     received = b"\n".join(Faulty.received)
     assert CANARIES["upstream"].encode() in received and CANARIES["upstream file"].encode() in received
-    assert not any(CANARIES[whose].encode() in received for whose in ("client", "second client")), (
+    assert not any(CANARIES[whose].encode() in received for whose in ("client", "second client", "made")), (
         "they stay here"
     )
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def manage(port: int) -> dict[str, str]:
+    """A tenant and its key, which this one reply, and nothing after it, tells."""
+    request(port, "PUT", "/tenants/acme", {"weight": 2}, CANARIES["admin"])
+    reply = request(port, "POST", "/tenants/acme/keys", {"label": "ci"}, CANARIES["admin"])
+    made: dict[str, str] = json.loads(reply[reply.index(b"{") :])
+    return made
+
+
+def drive_admin(port: int, identity: str) -> Iterator[bytes]:
+    for key in (CANARIES["admin"], CANARIES["wrong client"], CANARIES["made"]):
+        for path in ("/tenants", "/tenants/acme", "/tenants/nobody", "/usage", "/keys/nothing", "/nowhere"):
+            for method in ("GET", "PUT", "POST", "DELETE"):
+                if not (method == "DELETE" and path == "/tenants/acme"):
+                    yield request(port, method, path, {}, key)
+    yield request(port, "DELETE", f"/keys/{identity}", key=CANARIES["admin"])
 
 
 def drive(port: int) -> Iterator[bytes]:
@@ -177,7 +211,7 @@ def drive(port: int) -> Iterator[bytes]:
     hello = [{"role": "user", "content": "hi"}]
     chat = "/v1/chat/completions"
     ours = {"model": "tiny", "messages": hello, "max_tokens": 2, "temperature": 0}
-    for key in (right, CANARIES["second client"]):
+    for key in (right, CANARIES["second client"], CANARIES["made"]):
         for _ in range(2):  # the second is a hit of the cache
             yield request(port, "POST", chat, ours, key)
         yield request(port, "POST", chat, {**ours, "stream": True, "seed": 1}, key)
