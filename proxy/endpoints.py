@@ -19,12 +19,15 @@ from .openai_types import (
     EmbeddingsRequest,
     TokenizeRequest,
 )
+from .responses import replies as responses
+from .responses.request import ENGINE_FIELDS, NEUTRAL_IN_RESPONSES, ResponsesRequest
 from .routes.chat import chat_completions
 from .routes.completions import completions
 from .routes.description import openapi
 from .routes.embeddings import create_embeddings
 from .routes.messages import count_tokens, messages
 from .routes.models import get_model, list_models
+from .routes.responses import count_input_tokens, create_response, not_stored
 from .routes.status import live, metrics, ready
 from .routes.tokens import detokenize, tokenize
 
@@ -37,7 +40,8 @@ class Endpoint(msgspec.Struct, frozen=True):
         takes: type of the JSON body; None for none.
         gives: type of a successful reply; None for what is no JSON of ours.
         events: type of what the events of a stream hold; None where nothing streams.
-        neutral: fields beside those of `takes` that are accepted where they ask for nothing.
+        neutral: further fields that are accepted, most of them only where they ask for nothing.
+        own: fields of `takes` that the server fills in itself.
         fails: type of a refusal or a failure.
         not_ready: a reply of this type may also come as 503.
         example: a body that is answered where any model's name is (`model_aliases`), or this one's.
@@ -51,6 +55,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     gives: type[msgspec.Struct] | None = None
     events: type[msgspec.Struct] | None = None
     neutral: Collection[str] = ()
+    own: Collection[str] = ()
     fails: type[msgspec.Struct] = replies.Error
     not_ready: bool = False
     example: Mapping[str, object] | None = None
@@ -103,6 +108,33 @@ ENDPOINTS = (
         neutral=NEUTRAL_IN_MESSAGES,
         example={"model": "builtin", "messages": [_HELLO]},
     ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        create_response,
+        "Answer a conversation, in the form of OpenAI's newer API; nothing is stored.",
+        takes=ResponsesRequest,
+        gives=responses.ResponseReply,
+        events=responses.ResponseEvent,
+        neutral=(*NEUTRAL_IN_RESPONSES, *ENGINE_FIELDS),
+        own=("engine",),
+        example={"model": "builtin", "input": "how do I extract an archive?", "max_output_tokens": 16},
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses/input_tokens",
+        count_input_tokens,
+        "Tokens of what a response would answer.",
+        takes=ResponsesRequest,
+        gives=responses.InputTokens,
+        neutral=(*NEUTRAL_IN_RESPONSES, *ENGINE_FIELDS),
+        own=("engine",),
+        example={"model": "builtin", "input": "how do I extract an archive?"},
+    ),
+    Endpoint("GET", "/v1/responses/{id}", not_stored, "Nothing is stored: always 404."),
+    Endpoint("DELETE", "/v1/responses/{id}", not_stored, "Nothing is stored: always 404."),
+    Endpoint("POST", "/v1/responses/{id}/cancel", not_stored, "Nothing is stored: always 404."),
+    Endpoint("GET", "/v1/responses/{id}/input_items", not_stored, "Nothing is stored: always 404."),
     Endpoint(
         "POST",
         "/v1/embeddings",

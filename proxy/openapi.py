@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Of the API; of the server nobody needs to know it.
 API_VERSION = "1"
 _PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
+_NO_LETTERS = re.compile(r"\W+")
 _REF = "#/components/schemas/{name}"
 _HEADERS = {
     "x-request-id": "Names the request in the server's log: the one that was sent, where it is sane.",
@@ -37,7 +38,7 @@ def document(endpoints: Iterable["Endpoint"]) -> Schema:
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     for each in endpoints:
         if each.takes is not None:
-            _close(components[each.takes.__name__], each.neutral)
+            _close(components[each.takes.__name__], each.neutral, each.own)
     paths: Schema = {}
     for each in endpoints:
         paths.setdefault(_PARAMETER.sub(r"{\1}", each.path), {})[each.method.lower()] = _operation(each)
@@ -66,16 +67,18 @@ def encoded(description: Schema) -> bytes:
     return orjson.dumps(description)
 
 
-def _close(schema: Schema, neutral: Collection[str]) -> None:
+def _close(schema: Schema, neutral: Collection[str], own: Collection[str]) -> None:
     """Nothing but its fields is taken, as `compat.FieldPolicy` has it."""
     schema["additionalProperties"] = False
+    for name in own:
+        schema["properties"].pop(name, None)
     for name in sorted(neutral):
         schema["properties"].setdefault(name, {"description": "Accepted where it asks for nothing."})
 
 
 def _operation(each: "Endpoint") -> Schema:
     operation: Schema = {
-        "operationId": each.handler.__name__ + each.path.replace("/", "_") * (each.method == "GET"),
+        "operationId": _NO_LETTERS.sub("_", each.method.lower() + _PARAMETER.sub(r"\1", each.path)),
         "summary": each.about,
         "security": [] if each.path in OPEN_ROUTES else [{}, {"key": []}],
         "responses": {

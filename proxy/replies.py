@@ -16,8 +16,11 @@ class PromptTokensDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
+    """What is not known is not there."""
+
+    reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    accepted_prediction_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    rejected_prediction_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class TokenUsage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -124,7 +124,7 @@ async def test_other_replies_too(server: RunningServer, path: str, body: dict[st
 async def test_events(server: RunningServer, path: str, body: dict[str, Any], type_: type) -> None:
     _, reply = await call(server, "POST", path, {"model": "tiny", "max_tokens": 3, "stream": True, **body})
     *events, done = [event.removeprefix(b"data: ") for event in reply.split(b"\n\n") if event]
-    assert done == b"[DONE]" and len(events) > 2
+    assert done == b"[DONE]" and len(events) >= 2
     for event in events:
         msgspec.json.decode(event, type=type_)
 
