@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"penstock {__version__}")
         return 0
     try:
+        if command == "doctor":
+            return int(import_module(".cli_doctor", __package__).run(parsed, os.environ))
         settings = load_settings(parsed, os.environ)
         run = import_module(_COMMANDS[command], __package__).run
         return int(run(settings, parsed))
@@ -140,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     add_keys_arguments(
         commands.add_parser("keys", help="API keys and their tenants: limits, budgets, and what was used")
     )
+    doctor = commands.add_parser(
+        "doctor", help="check whether serving with these settings would work", allow_abbrev=False
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    add_arguments(doctor, groups=("model", "server", "cache", "tenants", "engine"))
     commands.add_parser("version", help="print the version")
     return parser
 

@@ -11,8 +11,10 @@ from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .proxy.log import set_up_logging
+    from .proxy.open_files import raise_limit
 
     set_up_logging(settings.log_level)
+    raise_limit()
     source = SettingsSource(arguments, os.environ)
     if settings.workers > 1:
         from .proxy.workers import serve_with_workers

@@ -226,6 +226,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefix_caching: Annotated[bool, About("engine", "reuse the KV of equal prompt beginnings")] = True
     threads: Annotated[int | None, About("engine", "CPU threads; default: every core")] = None
 
+    def __repr__(self) -> str:
+        """Without the keys: it may end up in a log."""
+        shown = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return f"Settings({', '.join(f'{name}={_shown(name, value)}' for name, value in shown)})"
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "max_body_bytes", "max_num_seqs", "max_num_batched_tokens")
         _at_least(self, 1, "max_waiting", "block_size", "max_model_len", "kv_cache_tokens", "threads")
@@ -316,6 +321,7 @@ def _table() -> dict[str, _Entry]:
 
 TABLE = _table()
 _TARGETS = {"adapters": "FOLDER", "model_aliases": "MODEL"}
+_LONGEST_NAME = 100
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
@@ -404,7 +410,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    # A word of megabytes, as somebody may send one, is like nothing here, which takes half a second to find out.
+    close = difflib.get_close_matches(word, known, n=1) if len(word) <= _LONGEST_NAME else []
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known are: {', '.join(sorted(known))}." if len(known) <= 8 else "nothing here is called so."
@@ -524,8 +531,18 @@ def _convert(entry: _Entry, value: Any, *, where: str, strict: bool) -> Any:
                 f"{where}: {entry.name}{path.rstrip('`')}: {what}.", param=entry.name
             ) from error
         raise ConfigError(
-            f"{where}: {entry.name} is {value!r}; it must be {_described(entry.type)}.", param=entry.name
+            f"{where}: {entry.name} is {_shown(entry.name, value)}; it must be {_described(entry.type)}.",
+            param=entry.name,
         ) from error
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting holds keys."""
+    return name.endswith(("key", "keys"))
+
+
+def _shown(name: str, value: object) -> str:
+    return "(not shown)" if value and is_secret(name) else repr(value)
 
 
 def _decode_path(type_: type, value: Any) -> Any:

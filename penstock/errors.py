@@ -5,6 +5,7 @@
     │   ├── UnsupportedParameterError   code unsupported_parameter: understood, but not honoured here
     │   └── ContextLengthError          code context_length_exceeded
     ├── RequestTimeoutError       408 the body did not come
+    ├── UnsupportedEncodingError  415 the body is packed in a way that is not read here
     ├── AuthenticationError       401
     ├── ModelNotAllowedError      403 permission_error: the tenant may not use this model
     ├── NotFoundError             404 what is managed here has no such name
@@ -27,6 +28,9 @@ A message names the value, the limit and the remedy. A leaf: imports nothing of 
 import logging
 from collections.abc import Mapping
 from typing import ClassVar
+
+# A message may quote what the caller sent: its beginning and its end, not the megabytes between.
+_LONGEST, _BEGINNING, _END = 2000, 1200, 600
 
 
 class PenstockError(Exception):
@@ -52,9 +56,11 @@ class PenstockError(Exception):
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[:_BEGINNING]} ... {message[-_END:]}"
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = param[:_END] if param else param
         self.retry_after = retry_after
         self.headers = headers or {}
 
@@ -77,6 +83,13 @@ class RequestTimeoutError(PenstockError):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
+    log_level = logging.INFO
+
+
+class UnsupportedEncodingError(PenstockError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_encoding"
     log_level = logging.INFO
 
 

@@ -1,4 +1,4 @@
-"""The application: its parts wired together, and the table of routes."""
+"""The application: its parts wired together."""
 
 from pathlib import Path
 
@@ -11,16 +11,11 @@ from .backend import Backend
 from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
+from .endpoints import ENDPOINTS
 from .local_account import LocalAccount
 from .metrics import Metrics
-from .routes.chat import chat_completions
-from .routes.completions import completions
-from .routes.embeddings import create_embeddings
-from .routes.messages import count_tokens, messages
-from .routes.models import get_model, list_models
-from .routes.responses import count_input_tokens, create_response, not_stored
-from .routes.status import live, metrics, ready
-from .routes.tokens import detokenize, tokenize
+from .openapi import document, encoded
+from .routes.description import OPENAPI
 from .routing.state import router_of
 from .service import CompletionService
 from .tenants.tenants import Tenants
@@ -75,27 +70,6 @@ def create_app(
         embeddings=embeddings,
     )
     app.on_response_prepare.append(name_response)
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", chat_completions),
-            web.post("/v1/completions", completions),
-            web.post("/v1/messages", messages),
-            web.post("/v1/messages/count_tokens", count_tokens),
-            web.post("/v1/embeddings", create_embeddings),
-            web.post("/v1/responses", create_response),
-            web.post("/v1/responses/input_tokens", count_input_tokens),
-            web.get("/v1/responses/{id}", not_stored),
-            web.delete("/v1/responses/{id}", not_stored),
-            web.post("/v1/responses/{id}/cancel", not_stored),
-            web.get("/v1/responses/{id}/input_items", not_stored),
-            web.get("/v1/models", list_models),
-            web.get("/v1/models/{id:.+}", get_model),
-            web.post("/tokenize", tokenize),
-            web.post("/detokenize", detokenize),
-            web.get("/health", ready),
-            web.get("/health/ready", ready),
-            web.get("/health/live", live),
-            web.get("/metrics", metrics),
-        ]
-    )
+    app.add_routes([web.route(each.method, each.path, each.handler) for each in ENDPOINTS])
+    app[OPENAPI] = encoded(document(ENDPOINTS))
     return app

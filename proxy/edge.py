@@ -12,7 +12,7 @@ from aiohttp import web
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .anthropic import errors as anthropic
 from .controls import REQUEST_ID, request_id
-from .errors import error_response, http_error_response, internal_error
+from .errors import SERVER, error_response, http_error_response, internal_error
 from .metrics import Metrics
 from .tenants.tenant import Tenant
 from .tenants.tenants import Tenants
@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 CALLER = "penstock_caller"
 ADMISSION = "penstock_admission"
-# Open without a key: probes and scrapers have none.
-OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# Open without a key: probes and scrapers have none, and the description of the API, the same on every server of this
+# version, names no model and no version. Routes as they were matched, not paths as they were written.
+OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
 CLIENT_GONE = "499"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,7 +72,7 @@ class Edge:
 
     async def _answer(self, request: web.Request, handler: Handler, identity: str) -> web.StreamResponse:
         try:
-            if request.path not in OPEN_ROUTES:
+            if _route(request) not in OPEN_ROUTES:
                 request[CALLER] = self._admit(request, identity)
             return await handler(request)
         except PenstockError as error:
@@ -99,7 +100,7 @@ class Edge:
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: every response, streamed or not, carries its request's id, and no version numbers."""
-    response.headers["Server"] = "penstock"
+    response.headers["Server"] = SERVER
     if (admission := request.get(ADMISSION)) is not None:
         response.headers.update(admission.headers)
     identity = request.get(REQUEST_ID)

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from ..errors import PenstockError
 from .anthropic import errors as anthropic
@@ -16,6 +17,12 @@ from .controls import REQUEST_ID
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
+SERVER = "penstock"  # without the version numbers that aiohttp would send
+
+# What the parser takes (aiohttp's own defaults, said here so that an update cannot change them unseen): of the request
+# line, of one header, and of headers altogether at most their product, about 1 MiB.
+MAX_LINE_BYTES = 8190
+MAX_HEADERS = 128
 
 
 def error_body(message: str, type_: str, *, param: str | None = None, code: str | None = None) -> bytes:
@@ -35,12 +42,14 @@ def error_response(request: web.BaseRequest, error: PenstockError) -> web.Respon
     response.headers.update(error.headers)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        response.headers["Accept-Encoding"] = "gzip, deflate"  # what a client may pack its next body with
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
-def http_error_response(request: web.Request, error: web.HTTPException) -> web.Response:
+def http_error_response(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """aiohttp's own refusals: no such route, wrong method, too large a body, and the like."""
     code: str | None = None
     if isinstance(error, web.HTTPMethodNotAllowed):
@@ -65,14 +74,18 @@ def http_error_response(request: web.Request, error: web.HTTPException) -> web.R
     return response
 
 
-def parser_error_response(status: int, message: str | None) -> web.Response:
-    """For what never became a request: broken HTTP, headers too long."""
-    reason = HTTPStatus(status).phrase if not message else message.strip().splitlines()[0].rstrip(":.")
-    response = web.Response(
-        body=error_body(f"The request is not valid HTTP: {reason}.", _type_of(status)),
-        status=status,
-        content_type=JSON,
-    )
+def parser_error_response(status: int, error: BaseException | None, message: str | None) -> web.Response:
+    """For what never became a request: broken HTTP, headers too long. What was sent is not quoted."""
+    said = message.strip().splitlines()[0] if message else ""
+    if isinstance(error, LineTooLong) or said.startswith("Too many headers"):
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        reason = (
+            f"Its first line and headers are too large: {MAX_LINE_BYTES} bytes a line, {MAX_HEADERS} headers"
+        )
+    else:
+        reason = f"The request is not valid HTTP: {said.rstrip(':.') or HTTPStatus(status).phrase}"
+    body = error_body(f"{reason}.", _type_of(status))
+    response = web.Response(body=body, status=status, content_type=JSON, headers={"Server": SERVER})
     response.force_close()
     return response
 

@@ -19,6 +19,8 @@ from .usage import Usage
 
 MODEL = "x-penstock-model"
 DROPPED = "x-penstock-dropped"
+# Most clients read 8 KiB of a header, or of all of them, and no more.
+_LONGEST_HEADER = 2048
 
 
 class StreamForm(Protocol):
@@ -59,7 +61,8 @@ def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> 
 def model_headers(model: str, dropped: list[str]) -> dict[str, str]:
     headers = {MODEL: model}
     if dropped:
-        headers[DROPPED] = ",".join(name for name in dropped if name.isprintable() and name.isascii())
+        names = ",".join(name for name in dropped if name.isprintable() and name.isascii())
+        headers[DROPPED] = names if len(names) <= _LONGEST_HEADER else names[:_LONGEST_HEADER] + "..."
     return headers
 
 

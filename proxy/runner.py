@@ -1,20 +1,39 @@
-"""aiohttp's runner as production needs it: a client that leaves cancels its handler, and every refusal is
-JSON.
+"""aiohttp's runner as production needs it: a client that leaves cancels its handler, every refusal is JSON, and neither
+a slow client nor a crowd of them takes the server from the others.
 """
 
+import asyncio
 import logging
 from http import HTTPStatus
+from typing import cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from .errors import parser_error_response
+from .errors import MAX_HEADERS, MAX_LINE_BYTES, error_body, http_error_response, parser_error_response
+from .open_files import connection_limit
 
 log = logging.getLogger(__name__)
 
+# How long a kept connection may lie idle. Longer than most balancers keep theirs (60 s), so that they close first.
 KEEPALIVE_SECONDS = 75.0
+# From the first byte of a request to the end of its headers. Bodies have their own limit (request_body.py).
+HEAD_SECONDS = 20.0
+# A refused request's body is still read for so long, and thrown away: a client that is cut while it sends sees a broken
+# connection instead of the refusal.
+LINGERING_SECONDS = 2.0
 # Requests still running after the drain are cut; the rest is tidying up.
 SHUTDOWN_SECONDS = 1.0
+
+_FULL_BODY = error_body(
+    "The server has as many connections open as it may (ulimit -n); try again.",
+    "server_error",
+    code="too_many_connections",
+)
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_FULL_BODY), _FULL_BODY)
+)
 
 
 def production_runner(app: web.Application, *, access_log: bool = False) -> web.AppRunner:
@@ -24,13 +43,52 @@ def production_runner(app: web.Application, *, access_log: bool = False) -> web.
         access_log=logging.getLogger("penstock.access") if access_log else None,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        lingering_time=LINGERING_SECONDS,
+        max_line_size=MAX_LINE_BYTES,
+        max_field_size=MAX_LINE_BYTES,
+        max_headers=MAX_HEADERS,
+        auto_decompress=False,
     )
 
 
 class _Handler(RequestHandler):
     """One connection. Only faults below the application (broken HTTP) reach `handle_error`."""
 
-    __slots__ = ()
+    __slots__ = ("_counted", "_head_due")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._manager
+        assert isinstance(server, _Server)
+        self._head_due: asyncio.TimerHandle | None = None
+        self._counted = server.num_connections < server.max_connections
+        if not self._counted:
+            answering = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+            answering.write(_FULL)
+            answering.close()
+            return
+        server.num_connections += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+        server = self._manager
+        if self._counted and isinstance(server, _Server):
+            self._counted = False
+            server.num_connections -= 1
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._counted:
+            return
+        super().data_received(data)
+        # Nobody is being answered, and what came is no whole head yet: it is being waited for.
+        if self._waiter is not None and not self._messages:
+            if self._head_due is None:
+                self._head_due = self._loop.call_later(HEAD_SECONDS, self.force_close)
+        elif self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
 
     def handle_error(
         self,
@@ -45,7 +103,15 @@ class _Handler(RequestHandler):
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("a request failed below the application", exc_info=exc)
-        return parser_error_response(status, message)
+        return parser_error_response(status, exc, message)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        # Raised around the middleware, not inside it: an Expect header that nobody can meet.
+        if isinstance(resp, web.HTTPException):
+            resp = http_error_response(request, resp)
+        return await super().finish_response(request, resp, start_time)
 
 
 class _Runner(web.AppRunner):
@@ -56,9 +122,15 @@ class _Runner(web.AppRunner):
         # called.
         server = await super()._make_server()
         server.__class__ = _Server
+        assert isinstance(server, _Server)
+        server.num_connections = 0
+        server.max_connections = connection_limit()
         return server
 
 
 class _Server(web.Server):
+    num_connections: int
+    max_connections: int
+
     def __call__(self) -> RequestHandler:
         return _Handler(self, loop=self._loop, **self._kwargs)

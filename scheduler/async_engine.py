@@ -179,6 +179,8 @@ class AsyncEngine:
                     if delta.finish_reason == "error":
                         if delta.retry_after is not None:
                             raise OverloadedError(delta.error or "Too late.", retry_after=delta.retry_after)
+                        if delta.param is not None:
+                            raise InvalidRequestError(delta.error or "Not possible.", param=delta.param)
                         raise PenstockError(delta.error or "The engine failed to compute this sequence.")
                     if chunk.finish_reason is not None:
                         del detokenizers[delta.index]

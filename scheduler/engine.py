@@ -413,13 +413,20 @@ class Engine:
         seq = item.seq
         new: list[SampledToken] = []
         reason: FinishReason | None = None
+        error: str | None = None
         for token, guess in zip_longest(tokens, item.draft):
             if token is None:
-                reason = "error"
+                reason, error = "error", "The model gave no finite logits for this sequence."
                 break
             new.append(token)
             if seq.matcher is not None:
                 seq.matcher.advance([token.token_id])
+                if seq.matcher.failure:
+                    reason, error = (
+                        "error",
+                        f"The grammar cannot be followed: {seq.matcher.failure}. Simplify it.",
+                    )
+                    break
             if token.token_id in seq.stop_token_ids or (seq.matcher is not None and seq.matcher.is_complete):
                 reason = "stop"
             elif item.stop + len(new) - seq.num_prompt_tokens >= seq.max_tokens:
@@ -451,7 +458,8 @@ class Engine:
             # (A grammar may end with a token of the text.)
             stop_token_id=new[-1].token_id if new and new[-1].token_id in seq.stop_token_ids else None,
             num_cached_tokens=seq.num_cached_tokens,
-            error="The model gave no finite logits for this sequence." if reason == "error" else None,
+            error=error,
+            param=seq.params.grammar.field if seq.params.grammar and new and reason == "error" else None,
             queue_seconds=seq.queue_seconds if item.stop == seq.num_prompt_tokens else None,
         )
 

@@ -21,11 +21,17 @@ MAX_COMPILED = 64
 
 
 class Matcher:
-    """Where one output stands in its grammar. Its tokens are given to it one by one, and may be taken back."""
+    """Where one output stands in its grammar. Its tokens are given to it one by one, and may be taken back.
+
+    Attributes:
+        failure: why the grammar cannot be followed any further: some small ones (`c{1000000}`) exceed llguidance's limits
+            of work at their first token. None as long as it can. From then on every token may come next.
+    """
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self.failure: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -36,15 +42,15 @@ class Matcher:
         """Whether nothing but the end may follow these tokens, all of which must be valid."""
         self.advance(token_ids)
         complete = self.is_complete
-        self._matcher.rollback(len(token_ids))
+        self._take_back(len(token_ids))
         return complete
 
     def copy(self) -> "Matcher":
         return Matcher(self._matcher.deep_copy(), self._vocab_size)
 
     def advance(self, token_ids: list[int]) -> None:
-        if token_ids and not self._matcher.consume_tokens(token_ids):
-            raise RuntimeError(f"the grammar does not take {token_ids}: {self._matcher.get_error()}")
+        if token_ids and not self.failure and not self._matcher.consume_tokens(token_ids):
+            self.failure = self._matcher.get_error().strip().splitlines()[0]
 
     def num_valid(self, token_ids: list[int]) -> int:
         """How many of the tokens could follow in turn."""
@@ -60,11 +66,16 @@ class Matcher:
         for token_id in draft:
             self.advance([token_id])
             masks.append(self._mask())
-        if draft:
-            self._matcher.rollback(len(draft))
+        self._take_back(len(draft))
         return masks
 
+    def _take_back(self, num_tokens: int) -> None:
+        if num_tokens and not self.failure:
+            self._matcher.rollback(num_tokens)
+
     def _mask(self) -> Tensor:
+        if self.failure:
+            return torch.ones(self._vocab_size, dtype=torch.bool)
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool)

@@ -30,6 +30,8 @@ class Delta(msgspec.Struct, array_like=True):
     error: str | None = None
     retry_after: float | None = None
     """With an error that is no fault of the request: it came too late, and may be sent again in so many seconds."""
+    param: str | None = None
+    """With an error that is the request's own fault: the field to name."""
     queue_seconds: float | None = None
     """With the first token only: how long the sequence waited to be scheduled."""
 

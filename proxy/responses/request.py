@@ -31,7 +31,7 @@ ENGINE_FIELDS = (
     "stop_token_ids",
     "top_k",
 )
-_NEUTRAL: dict[str, Callable[[object], bool]] = {
+NEUTRAL_IN_RESPONSES: dict[str, Callable[[object], bool]] = {
     "background": one_of(False),
     "context_management": one_of([]),
     "prompt_cache_options": one_of({"mode": "implicit"}),
@@ -136,7 +136,7 @@ def read_request(fields: Mapping[str, Any], policy: FieldPolicy) -> ResponsesReq
         policy.honoured(reasoning, (), _NEUTRAL_REASONING, where="reasoning.")
     elif reasoning is not None:
         raise InvalidRequestError("reasoning must be an object.", param="reasoning")
-    given = policy.honoured(given, [*known, *ENGINE_FIELDS], _NEUTRAL)
+    given = policy.honoured(given, [*known, *ENGINE_FIELDS], NEUTRAL_IN_RESPONSES)
     text = given.get("text")
     if isinstance(text, dict):
         given["text"] = _text(text, policy)

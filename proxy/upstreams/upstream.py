@@ -196,6 +196,9 @@ class Upstream:
                 )
                 if response.status != 200:
                     body = await _read_some(response)
+                    if settings.api_key is not None:
+                        # Some say which key they did not like; ours is not for clients, nor for the log.
+                        body = body.replace(settings.api_key.value.encode(), b"...")
                     raise refusal_of(response, body, self.name)
                 reply = UpstreamReply(
                     self.name, response, idle_timeout=settings.idle_timeout, deadline=deadline

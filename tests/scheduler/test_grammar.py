@@ -100,6 +100,21 @@ def test_a_wrong_grammar_fails_its_own_request_only(engine, tokenizer):
     assert not engine.has_work() and engine.stats.kv_blocks_used == 0
 
 
+def test_a_grammar_beyond_the_limits_of_a_step_ends_its_own_sequence_only(engine, tokenizer):
+    """It compiles; its first tokens are too much work."""
+    engine.add_request("much", [5, 6, 7], asked(Grammar("regex", "(a|b|ab)*c{1000000}")))
+    engine.add_request("fine", [5, 6, 7], SamplingParams(max_tokens=20, ignore_eos=True))
+    ends = {}
+    while engine.has_work():
+        for delta in engine.step():
+            if delta.finish_reason:
+                ends[delta.request_id] = delta
+    engine.check()
+    assert ends["fine"].finish_reason == "length"
+    assert ends["much"].finish_reason == "error" and ends["much"].param == "guided_regex"
+    assert "too many expressions" in ends["much"].error
+
+
 def test_who_leaves_while_the_grammar_compiles_leaves_nothing(engine):
     schema = {
         "type": "object",
