@@ -13,6 +13,8 @@ from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
 from .local_account import LocalAccount
 from .metrics import Metrics
+from .observe.journal import Journal
+from .observe.recorder import Recorder
 from .routes.chat import chat_completions
 from .routes.completions import completions
 from .routes.embeddings import create_embeddings
@@ -47,8 +49,10 @@ def create_app(
     """
     figures = Metrics(backend, cache, shared=shared_metrics)
     tenants = tenants or Tenants(api_keys=settings.api_keys)
-    edge = Edge(figures, tenants)
-    pool = UpstreamPool(settings.upstreams)
+    journal = Journal(settings)
+    recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
+    edge = Edge(recorder, tenants)
+    pool = UpstreamPool(settings.upstreams, figures.upstream)
     local = None
     if backend is not None:
         service = CompletionService(
@@ -71,6 +75,8 @@ def create_app(
         cache=cache,
         metrics=figures,
         edge=edge,
+        recorder=recorder,
+        journal=journal,
         tenants=tenants,
         embeddings=embeddings,
     )
