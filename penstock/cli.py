@@ -28,6 +28,7 @@ _COMMANDS = {
     "eval": ".cli_eval",
     "cache": ".cli_cache",
     "keys": ".cli_keys",
+    "top": ".cli_top",
 }
 
 
@@ -147,6 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     add_arguments(doctor, groups=("model", "server", "cache", "tenants", "engine"))
+    top = commands.add_parser(
+        "top", help="watch a running server: rates, latencies, cache, upstreams", allow_abbrev=False
+    )
+    top.add_argument("url", nargs="?", help="the server; default: where the settings would have one listen")
+    top.add_argument("--once", action="store_true", help="print one frame and end")
+    top.add_argument("--json", action="store_true", help="print one JSON object and end")
+    top.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help="between frames (%(default)s)"
+    )
+    add_arguments(top, names=("host", "port"))
     commands.add_parser("version", help="print the version")
     return parser
 

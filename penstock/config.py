@@ -26,6 +26,7 @@ NO_MODEL = "none"
 
 Unsupported = Literal["refuse", "drop"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+AccessLogForm = Literal["off", "text", "json"]
 
 
 class About(msgspec.Struct, frozen=True):
@@ -114,7 +115,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         30.0
     )
     log_level: Annotated[LogLevel, About("server", "least severe level logged")] = "info"
-    access_log: Annotated[bool, About("server", "log every request")] = False
+    access_log: Annotated[
+        AccessLogForm,
+        About("server", "a line on stdout for every request, as text (also: on) or as JSON"),
+    ] = "off"
+    log_prompts: Annotated[
+        bool, About("server", "excerpts of prompts and answers in access log and traces")
+    ] = False
+    otel_endpoint: Annotated[
+        str | None,
+        About(
+            "server", "OpenTelemetry collector for traces and metrics, as http://host:4318 (penstock[otel])"
+        ),
+    ] = None
     tenants: Annotated[
         bool,
         About("tenants", "know the API keys of `penstock keys`, keep their limits, and count what is used"),
@@ -275,6 +288,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 "settings file, or serve a model.",
                 param="model",
             )
+        if self.otel_endpoint is not None and not self.otel_endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"otel_endpoint is {self.otel_endpoint!r}; it must be a URL, as http://127.0.0.1:4318.",
+                param="otel_endpoint",
+            )
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys holds an empty key; remove it.", param="api_keys")
 
@@ -322,6 +340,16 @@ def _table() -> dict[str, _Entry]:
 TABLE = _table()
 _TARGETS = {"adapters": "FOLDER", "model_aliases": "MODEL"}
 _LONGEST_NAME = 100
+# Once a switch, and still one.
+_ACCESS_LOG = {
+    True: "text",
+    False: "off",
+    "on": "text",
+    "yes": "text",
+    "true": "text",
+    "no": "off",
+    "false": "off",
+}
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 
 
@@ -431,6 +459,8 @@ def _add_argument(section: argparse._ActionsContainer, entry: _Entry) -> None:
     choices = get_args(entry.type) if get_origin(entry.type) is Literal else None
     section.add_argument(
         entry.flag,
+        nargs="?" if entry.type is AccessLogForm else None,
+        const="on" if entry.type is AccessLogForm else None,
         metavar="{" + ",".join(choices) + "}" if choices else _placeholder(entry),
         default=argparse.SUPPRESS,
         help=entry.about.help.replace("%", "%%") + shown,
@@ -522,6 +552,8 @@ def _pairs(entry: _Entry, text: str, *, where: str, form: str) -> dict[str, str]
 
 
 def _convert(entry: _Entry, value: Any, *, where: str, strict: bool) -> Any:
+    if entry.type is AccessLogForm and isinstance(value, str | bool):
+        value = _ACCESS_LOG.get(value, value)
     try:
         return msgspec.convert(value, entry.type, strict=strict, dec_hook=_decode_path)
     except msgspec.ValidationError as error:

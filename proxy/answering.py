@@ -23,6 +23,8 @@ from .backend import Served
 from .context import CONTEXT, Context
 from .controls import CacheControls, cache_controls
 from .edge import ADMISSION, Caller, caller_of
+from .observe.record import Operation, RequestRecord
+from .observe.recorder import record_of
 from .openai_types import decode_object
 from .request_body import read_body
 from .routing.plan import Ask, Plan
@@ -49,6 +51,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     request: web.Request
     context: Context
     caller: Caller
+    record: RequestRecord
     body: bytes
     fields: dict[str, Any]
     model: str
@@ -91,6 +94,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         plan: whom to ask.
         generates: answers have tokens of their own.
         default_model: of requests that name none; None: they must.
+        operation: what it is to those who watch; None: nothing of interest.
     """
 
     local: Callable[[Asked, Served], Awaitable[Started]]
@@ -98,20 +102,28 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     plan: Callable[[Asked], Plan] = usual_plan
     generates: bool = True
     default_model: Callable[[Context], str] | None = None
+    operation: Operation | None = "chat"
 
 
 async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     """Raises PenstockError when nobody can answer: what the last one asked has said; and what refuses a tenant."""
     asked = await _read(request, dialect)
+    record = asked.record
+    record.asks(dialect.operation, model=asked.model, stream=asked.stream)
     plan = dialect.plan(asked)
     ask = _ask(asked) if dialect.generates else Ask(len(asked.body) // BYTES_PER_TOKEN, 0)
-    with admitted_to(request, asked.model, plan, ask, _choices(asked)):
-        return await (await _start(asked, plan, dialect)).send()
+    with admitted_to(request, asked.model, plan, ask, _choices(asked)) as admission:
+        try:
+            return await (await _start(asked, plan, dialect)).send()
+        finally:
+            record.cost, record.saved_cost = admission.cost, admission.saved_cost
 
 
 async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
-    last = plan.targets[-1]
+    last, record = plan.targets[-1], asked.record
     for target in plan.targets:
+        record.model, record.model_series = target.name, target.series
+        record.targets += 1
         try:
             if isinstance(target, LocalTarget):
                 started = await dialect.local(asked, target.served)
@@ -120,6 +132,7 @@ async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
         except PenstockError as error:
             if target is last or not _another_may_answer(error):
                 raise
+            record.waited()
             log.warning("%s: %s cannot answer: %s", asked.caller.request_id, target.name, error.message)
             asked.context.metrics.fallback(target.series)
             continue
@@ -142,6 +155,7 @@ async def _read(request: web.Request, dialect: Dialect) -> Asked:
         request=request,
         context=request.app[CONTEXT],
         caller=caller_of(request),
+        record=record_of(request),
         body=body,
         fields=fields,
         model=model,

@@ -14,6 +14,8 @@ from .embeddings import EmbeddingBackend
 from .endpoints import ENDPOINTS
 from .local_account import LocalAccount
 from .metrics import Metrics
+from .observe.journal import Journal
+from .observe.recorder import Recorder
 from .openapi import document, encoded
 from .routes.description import OPENAPI
 from .routing.state import router_of
@@ -42,8 +44,10 @@ def create_app(
     """
     figures = Metrics(backend, cache, shared=shared_metrics)
     tenants = tenants or Tenants(api_keys=settings.api_keys)
-    edge = Edge(figures, tenants)
-    pool = UpstreamPool(settings.upstreams)
+    journal = Journal(settings)
+    recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
+    edge = Edge(recorder, tenants)
+    pool = UpstreamPool(settings.upstreams, figures.upstream)
     local = None
     if backend is not None:
         service = CompletionService(
@@ -66,6 +70,8 @@ def create_app(
         cache=cache,
         metrics=figures,
         edge=edge,
+        recorder=recorder,
+        journal=journal,
         tenants=tenants,
         embeddings=embeddings,
     )

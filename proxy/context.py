@@ -12,6 +12,8 @@ from .backend import Backend, Served
 from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
+from .observe.journal import Journal
+from .observe.recorder import Recorder
 from .routing.router import Router
 from .service import CompletionService
 from .tenants.tenants import Tenants
@@ -37,6 +39,8 @@ class Context(msgspec.Struct, kw_only=True):
     cache: CompletionCache | None
     metrics: Metrics
     edge: Edge
+    recorder: Recorder
+    journal: Journal
     tenants: Tenants
     embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))

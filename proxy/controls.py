@@ -53,7 +53,11 @@ _DEFAULT = CacheControls()
 def request_id(headers: Mapping[str, str]) -> str:
     """The caller's own id where it is sane (it goes into logs and headers), else a new one."""
     given = headers.get(REQUEST_ID, "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
 
 
 def tenant_of(api_key: str) -> str:

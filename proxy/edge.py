@@ -1,9 +1,8 @@
-"""What holds for every request: its id, its tenant, a refusal while draining, errors as JSON, one count per
-answer.
+"""What holds for every request: its id, its record, its tenant, a refusal while draining, errors as
+JSON.
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -13,7 +12,7 @@ from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .anthropic import errors as anthropic
 from .controls import REQUEST_ID, request_id
 from .errors import SERVER, error_response, http_error_response, internal_error
-from .metrics import Metrics
+from .observe.recorder import Recorder, record_of
 from .tenants.tenant import Tenant
 from .tenants.tenants import Tenants
 
@@ -24,17 +23,16 @@ ADMISSION = "penstock_admission"
 # Open without a key: probes and scrapers have none, and the description of the API, the same on every server of this
 # version, names no model and no version. Routes as they were matched, not paths as they were written.
 OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
-CLIENT_GONE = "499"
+CLIENT_GONE = 499
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who sent a request, and when it arrived (`time.perf_counter` seconds)."""
+    """Who sent a request."""
 
     request_id: str
     account: Tenant
-    arrived: float
 
     @property
     def tenant(self) -> str:
@@ -50,33 +48,37 @@ class Edge:
         in_flight: API requests being answered.
     """
 
-    def __init__(self, metrics: Metrics, tenants: Tenants) -> None:
+    def __init__(self, recorder: Recorder, tenants: Tenants) -> None:
         self.draining = False
         self.in_flight = 0
-        self._metrics = metrics
+        self._recorder = recorder
         self._tenants = tenants
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         identity = request_id(request.headers)
         request[REQUEST_ID] = identity
-        status = CLIENT_GONE
+        record = self._recorder.begin(request, identity, _route(request))
         self.in_flight += 1
         try:
-            response = await self._answer(request, handler, identity)
-            status = str(response.status)
-            return response
+            return await self._answer(request, handler, identity)
+        except BaseException:
+            # What is answered ends with its last byte, which the runner sees; this is answered no more.
+            sent = request.writer.output_size
+            self._recorder.end(record, status=CLIENT_GONE, bytes_out=sent, aborted=True)
+            raise
         finally:
             self.in_flight -= 1
-            self._metrics.http_requests.labels(_route(request), status).inc()
 
     async def _answer(self, request: web.Request, handler: Handler, identity: str) -> web.StreamResponse:
         try:
             if _route(request) not in OPEN_ROUTES:
-                request[CALLER] = self._admit(request, identity)
+                caller = request[CALLER] = self._admit(request, identity)
+                record_of(request).tenant = caller.tenant
             return await handler(request)
         except PenstockError as error:
             log.log(error.log_level, "%s %s %s: %s", identity, request.method, request.path, error.message)
+            record_of(request).error = error.code or error.type
             return error_response(request, error)
         except web.HTTPException as error:
             return http_error_response(request, error)
@@ -91,11 +93,10 @@ class Edge:
             return error_response(request, internal_error(identity))
 
     def _admit(self, request: web.Request, identity: str) -> Caller:
-        arrived = time.perf_counter()
         account = self._tenants.authenticate(request.headers)
         if self.draining:
             raise EngineDeadError("The server is stopping; send the request again.", retry_after=1.0)
-        return Caller(identity, account, arrived)
+        return Caller(identity, account)
 
 
 async def name_response(request: web.Request, response: web.StreamResponse) -> None:

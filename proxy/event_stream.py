@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from aiohttp import web
 from ..errors import PenstockError
 from .edge import caller_of
 from .errors import internal_error
+from .observe.recorder import INTERNAL, record_of
 from .patience import Patience
 
 log = logging.getLogger(__name__)
@@ -33,19 +35,23 @@ async def send_events(
     Raises ConnectionError when the client has not read for `write_timeout` seconds.
     """
     response = web.StreamResponse(headers={**_HEADERS, **headers})
-    patience = Patience(write_timeout)
+    patience, record = Patience(write_timeout), record_of(request)
     try:
         await response.prepare(request)
         async for data in events:
+            begun = time.perf_counter()
             await _write(request, response, data, patience)
+            record.wrote(time.perf_counter() - begun)
     except PenstockError as error:
         log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
+        record.error = error.code or error.type
         await _write(request, response, failed(error), patience)
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:
         identity = caller_of(request).request_id
         log.exception("%s broke off", identity)
+        record.error = INTERNAL
         await _write(request, response, failed(internal_error(identity)), patience)
     finally:
         patience.close()

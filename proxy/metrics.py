@@ -1,31 +1,30 @@
 """What Prometheus is told: counters and histograms of this server, and the engine's own figures at the time
 of asking.
 
-With several workers each writes its counters to files of one folder, and whichever is asked adds them all up;
-the engine's figures are the same seen from any worker, so they are read live and never added.
+With several workers each writes its counters to files of one folder, and whichever is asked adds them all up.
+No series is named after a tenant: tenants come and go by the thousand, and every one would multiply every series; what each
+of them does is in the access log.
 """
 
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
 from ..cache import CompletionCache
-from ..errors import PenstockError
-from ..scheduler.outputs import Chunk, DrafterStats
 from .backend import Backend
-from .provenance import Provenance
-from .transcript import Transcript
+from .observe.collectors import CacheCollector, EngineCollector
+from .observe.record import RequestRecord
+from .observe.series import BoundedNames, Series
+from .observe.upstream_metrics import UpstreamFamily
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # The times at which each series began double the page, and nobody reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
+
+# Upstreams may have reasons of their own.
+MAX_REASONS = 16
 
 # vLLM's buckets, begun lower: a cache hit takes a fraction of a millisecond.
 _FIRST_TOKEN = (
@@ -51,10 +50,11 @@ _FIRST_TOKEN = (
 )
 _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _WHOLE = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 300)
+_OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
 
 class Metrics:
-    """All figures of one process.
+    """All figures of one process. A sink of records.
 
     Args:
         backend: whose engine is asked; None without one.
@@ -66,50 +66,86 @@ class Metrics:
         self, backend: Backend | None, cache: CompletionCache | None, *, shared: Path | None = None
     ) -> None:
         own = CollectorRegistry()
-        self.http_requests = Counter(
-            "penstock_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=own
+        self._http_requests = Series(
+            Counter(
+                "penstock_http_requests",
+                "HTTP requests by route and status; 499 where the client left.",
+                ["route", "status"],
+                registry=own,
+            )
         )
-        self._cache_requests = Counter(
-            "penstock_cache_requests", "Generations by what the cache did.", ["outcome"], registry=own
+        self._cache_requests = Series(
+            Counter(
+                "penstock_cache_requests", "Generations by what the cache did.", ["outcome"], registry=own
+            )
         )
-        self._near_hits = Counter(
-            "penstock_cache_near_hits",
-            "Near hits that the model verified, by what the trusted rung said of them, and whether its answer was the same.",
-            ["reason", "same"],
-            registry=own,
+        self._near_hits = Series(
+            Counter(
+                "penstock_cache_near_hits",
+                "Near hits that the model verified, by what the trusted rung said of them, and whether its answer was the "
+                "same.",
+                ["reason", "same"],
+                registry=own,
+            )
         )
-        self._saved = Counter(
-            "penstock_cache_saved_seconds",
-            "Seconds of the engine that hits were spared.",
-            ["outcome"],
-            registry=own,
+        self._saved = Series(
+            Counter(
+                "penstock_cache_saved_seconds",
+                "Seconds of the engine that hits were spared.",
+                ["outcome"],
+                registry=own,
+            )
         )
-        self._routed = Counter(
-            "penstock_routed",
-            "Requests by who answers, and why it was asked first.",
-            ["target", "reason"],
-            registry=own,
+        self._routed = Series(
+            Counter(
+                "penstock_routed",
+                "Requests by who answers, and why it was asked first.",
+                ["target", "reason"],
+                registry=own,
+            )
         )
-        self._fallbacks = Counter(
-            "penstock_fallbacks",
-            "Targets that could not answer, so that the next was asked.",
-            ["target"],
-            registry=own,
+        self._fallbacks = Series(
+            Counter(
+                "penstock_fallbacks",
+                "Targets that could not answer, so that the next was asked.",
+                ["target"],
+                registry=own,
+            )
         )
-        self._finished = Counter(
-            "penstock_request_success", "Finished choices by reason.", ["finished_reason"], registry=own
+        self._finished = Series(
+            Counter(
+                "penstock_request_success", "Finished choices by reason.", ["finished_reason"], registry=own
+            )
         )
         self._aborted = Counter(
             "penstock_request_aborted",
             "Generations that ended early: client gone, or an error.",
             registry=own,
         )
-        self._first_token = Histogram(
-            "penstock_time_to_first_token_seconds",
-            "From a request's arrival to its first chunk.",
-            ["cache"],
-            buckets=_FIRST_TOKEN,
-            registry=own,
+        self._model_requests = Series(
+            Counter(
+                "penstock_model_requests",
+                "Requests by the model that answered, as it is served.",
+                ["model"],
+                registry=own,
+            )
+        )
+        self._model_tokens = Series(
+            Counter(
+                "penstock_model_tokens",
+                "Tokens that answers report, from caches too: prompt, cached (of these, not computed), completion.",
+                ["model", "kind"],
+                registry=own,
+            )
+        )
+        self._first_token = Series(
+            Histogram(
+                "penstock_time_to_first_token_seconds",
+                "From a request's first byte to the first chunk of its answer.",
+                ["cache"],
+                buckets=_FIRST_TOKEN,
+                registry=own,
+            )
         )
         self._queue = Histogram(
             "penstock_request_queue_time_seconds",
@@ -123,160 +159,87 @@ class Metrics:
             buckets=_INTER_TOKEN,
             registry=own,
         )
-        self._whole = Histogram(
-            "penstock_e2e_request_latency_seconds",
-            "From a request's arrival to its last chunk.",
-            ["cache"],
-            buckets=_WHOLE,
-            registry=own,
+        self._whole = Series(
+            Histogram(
+                "penstock_e2e_request_latency_seconds",
+                "From a request's first byte to the last byte of its answer.",
+                ["cache"],
+                buckets=_WHOLE,
+                registry=own,
+            )
         )
+        self._overhead = Series(
+            Histogram(
+                "penstock_overhead_seconds",
+                "Spent by this proxy itself on an answer: before it was handed over to engine, upstream or cache, and after "
+                "its first token; without waiting for the client.",
+                ["part"],
+                buckets=_OVERHEAD,
+                registry=own,
+            )
+        )
+        self._reasons = BoundedNames(MAX_REASONS)
+        upstreams = UpstreamFamily(own)
+        self.upstream = upstreams.upstream
         self._asked = own
         if shared is not None:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
         if backend is not None:
-            self._asked.register(_EngineCollector(backend))
+            self._asked.register(EngineCollector(backend))
         if cache is not None:
-            self._asked.register(_CacheCollector(cache))
+            self._asked.register(CacheCollector(cache))
 
-    def observe(self, provenance: Provenance, started: float) -> "Observation":
-        return Observation(self, provenance, started)
+    def first_token(self, outcome: str, seconds: float) -> None:
+        self._first_token[(outcome,)].observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self._inter_token.observe(seconds)
+
+    def queued(self, seconds: float) -> None:
+        self._queue.observe(seconds)
 
     def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
-        self._near_hits.labels(reason, "yes" if same else "no").inc()
+        self._near_hits[reason, "yes" if same else "no"].inc()
 
     def routed(self, target: str, reason: str) -> None:
         """A target has begun to answer."""
-        self._routed.labels(target, reason).inc()
+        self._routed[target, reason].inc()
 
     def fallback(self, target: str) -> None:
         """A target could not answer, and the next is asked."""
-        self._fallbacks.labels(target).inc()
+        self._fallbacks[(target,)].inc()
+
+    def ended(self, record: RequestRecord) -> None:
+        self._http_requests[record.route, str(record.status)].inc()
+        if record.model_series is not None:
+            self._count_model(record, record.model_series)
+        if record.outcome is None:
+            return
+        self._cache_requests[(record.outcome,)].inc()
+        if record.saved_seconds is not None:
+            self._saved[(record.outcome,)].inc(record.saved_seconds)
+        if record.cut:
+            self._aborted.inc()
+        before, after = record.overhead_before, record.overhead_after
+        if before is not None and record.first_token is not None:
+            self._overhead[("before",)].observe(before)
+        if record.completed:
+            for reason in record.finish_reasons:
+                self._finished[(self._reasons[reason],)].inc()
+            self._whole[(record.outcome,)].observe(record.duration)
+            if after is not None:
+                self._overhead[("after",)].observe(after)
 
     def exposition(self) -> bytes:
         return generate_latest(self._asked)
 
-
-class Observation:
-    """The times of one generation, whose provenance is final with its first batch. Leaving it without `finished` counts
-    as aborted."""
-
-    def __init__(self, metrics: Metrics, provenance: Provenance, started: float) -> None:
-        self._metrics = metrics
-        self._provenance = provenance
-        self._started = started
-        self._last: float | None = None
-        self._finished = False
-
-    def batch(self, chunks: list[Chunk]) -> None:
-        now = time.perf_counter()
-        for chunk in chunks:
-            if chunk.queue_seconds is not None:
-                self._metrics._queue.observe(chunk.queue_seconds)
-        if self._last is None:
-            self._metrics._first_token.labels(self._provenance.outcome).observe(now - self._started)
-        else:
-            self._metrics._inter_token.observe(now - self._last)
-        self._last = now
-
-    def finished(self, transcript: Transcript) -> None:
-        self._finished = True
-        for choice in transcript.choices:
-            self._metrics._finished.labels(choice.finish_reason).inc()
-        self._metrics._whole.labels(self._provenance.outcome).observe(time.perf_counter() - self._started)
-
-    def __enter__(self) -> "Observation":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._metrics._cache_requests.labels(self._provenance.outcome).inc()
-        if self._provenance.saved is not None:
-            self._metrics._saved.labels(self._provenance.outcome).inc(self._provenance.saved)
-        refused = isinstance(error, PenstockError) and self._last is None
-        if not self._finished and not refused:
-            self._metrics._aborted.inc()
-
-
-_DRAFTER_COUNTERS: tuple[tuple[str, Callable[[DrafterStats], int], str], ...] = (
-    (
-        "draft_verifications",
-        lambda figures: figures.verifications,
-        "Steps of sequences that verified a draft.",
-    ),
-    ("draft_tokens", lambda figures: figures.drafted, "Tokens guessed and verified ..."),
-    ("draft_accepted_tokens", lambda figures: figures.accepted, "... of which so many were right."),
-)
-
-
-class _EngineCollector(Collector):
-    """The engine's latest snapshot, read when Prometheus asks."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def collect(self) -> Iterable[Metric]:
-        ready = self._backend.is_ready
-        yield _gauge("engine_up", "1 while the engine answers.", float(ready))
-        if not ready:
-            return
-        stats = self._backend.engine.stats
-        yield _gauge("num_requests_running", "Sequences being computed.", stats.num_running)
-        yield _gauge("num_requests_waiting", "Sequences waiting for room.", stats.num_waiting)
-        yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0..1.", stats.kv_usage)
-        yield _gauge("kv_cache_blocks", "KV blocks there are.", stats.kv_blocks_total)
-        yield _counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries)
-        yield _counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits)
-        yield _counter("num_preemptions", "Sequences put back to wait.", stats.preemptions)
-        yield _counter("engine_steps", "Batches computed.", stats.steps)
-        yield _counter("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
-        yield _counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
-        for name, value_of, text in _DRAFTER_COUNTERS:
-            family = CounterMetricFamily(f"penstock_{name}", text, labels=["drafter"])
-            for drafter, figures in stats.drafters.items():
-                family.add_metric([drafter], value_of(figures))
-            yield family
-        sparse = stats.sparse
-        yield _counter("sparse_rows", "Rows and layers decided by sparse attention.", sparse.rows)
-        yield _counter("sparse_fallbacks", "Of these, computed densely after all.", sparse.fallbacks)
-        yield _counter("sparse_kept_tokens", "Tokens they attended to ...", sparse.kept_tokens)
-        yield _counter("sparse_context_tokens", "... of so many.", sparse.context_tokens)
-        yield _counter("sparse_estimated_mass", "Attention kept by estimate, summed.", sparse.estimated_mass)
-        yield _counter("sparse_sampled_rows", "Rows whose kept attention was computed.", sparse.sampled_rows)
-        yield _counter("sparse_sampled_mass", "That attention, summed.", sparse.sampled_mass)
-        yield _counter("sparse_bounded_rows", "Rows with a proof of what is dropped.", sparse.bounded_rows)
-        yield _counter(
-            "sparse_dropped_bound", "The most that is dropped there, summed.", sparse.dropped_bound
-        )
-        yield _counter("sparse_prompt_blocks", "Blocks of 64 queries decided.", sparse.prompt_blocks)
-        yield _counter("sparse_prompt_kept_tokens", "Tokens they attended to ...", sparse.prompt_kept_tokens)
-        yield _counter("sparse_prompt_context_tokens", "... of so many.", sparse.prompt_context_tokens)
-        yield _counter(
-            "sparse_prompt_estimated_mass",
-            "Least attention of their rows kept, summed.",
-            sparse.prompt_estimated_mass,
-        )
-
-
-class _CacheCollector(Collector):
-    """The cache's file, which all workers share."""
-
-    def __init__(self, cache: CompletionCache) -> None:
-        self._cache = cache
-
-    def collect(self) -> Iterable[Metric]:
-        stats = self._cache.stats()
-        yield _gauge("cache_up", "1 while completions are read and written.", float(stats.state == "on"))
-        yield _gauge("cache_entries", "Completions kept.", stats.entries)
-        yield _gauge("cache_used_bytes", "Bytes they take.", stats.used_bytes)
-        yield _gauge("cache_max_bytes", "Bytes they may take.", stats.max_bytes)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"penstock_{name}", text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"penstock_{name}", text, value=value)
+    def _count_model(self, record: RequestRecord, model: str) -> None:
+        self._model_requests[(model,)].inc()
+        if record.prompt_tokens:
+            self._model_tokens[model, "prompt"].inc(record.prompt_tokens)
+        if record.cached_tokens:
+            self._model_tokens[model, "cached"].inc(record.cached_tokens)
+        if record.completion_tokens:
+            self._model_tokens[model, "completion"].inc(record.completion_tokens)

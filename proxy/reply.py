@@ -1,6 +1,5 @@
 """A generation on its way to the client: as a stream with backpressure, or as one body."""
 
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -11,9 +10,9 @@ from aiohttp import web
 
 from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
-from .edge import caller_of
 from .errors import JSON
 from .event_stream import send_events
+from .observe.recorder import record_of
 from .service import Generation
 from .usage import Usage
 
@@ -107,6 +106,5 @@ async def body(
     finally:
         await generation.aclose()
     content = orjson.dumps(build(generation))
-    spent = 1000 * (time.perf_counter() - caller_of(request).arrived)
-    headers["Server-Timing"] = f"total;dur={spent:.3f}"
+    headers["Server-Timing"] = f"total;dur={1000 * record_of(request).duration:.3f}"
     return web.Response(body=content, content_type=JSON, headers=headers)

@@ -5,11 +5,13 @@ a few megabytes of somebody's zeros. So it hands bodies over as they came (`runn
 """
 
 import asyncio
+import time
 import zlib
 
 from aiohttp import web
 
 from ..errors import InvalidRequestError, RequestTimeoutError, UnsupportedEncodingError
+from .observe.recorder import record_of
 
 BODY_SECONDS = 30.0
 ENCODINGS = ("gzip", "deflate")
@@ -40,7 +42,10 @@ async def _whole(request: web.Request) -> bytes:
         return await request.read()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
+            begun = time.perf_counter()
+            body = await request.read()
+            record_of(request).upload_seconds = time.perf_counter() - begun
+            return body
     except TimeoutError:
         raise RequestTimeoutError(
             f"The body was not complete after {BODY_SECONDS:.0f} seconds; send it faster, or less of it."

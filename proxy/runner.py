@@ -1,16 +1,20 @@
-"""aiohttp's runner as production needs it: a client that leaves cancels its handler, every refusal is JSON, and neither
-a slow client nor a crowd of them takes the server from the others.
+"""aiohttp's runner as production needs it: a client that leaves cancels its handler, every refusal is JSON, a request is on
+record from its first byte to its last, and neither a slow client nor a crowd of them takes the server from the others.
 """
 
 import asyncio
 import logging
+import time
 from http import HTTPStatus
 from typing import cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .controls import REQUEST_ID, new_request_id
 from .errors import MAX_HEADERS, MAX_LINE_BYTES, error_body, http_error_response, parser_error_response
+from .observe.record import RequestRecord
+from .observe.recorder import RECORD, Recorder
 from .open_files import connection_limit
 
 log = logging.getLogger(__name__)
@@ -36,11 +40,16 @@ _FULL = (
 )
 
 
-def production_runner(app: web.Application, *, access_log: bool = False) -> web.AppRunner:
-    return _Runner(
+# The route of what never became a request.
+BROKEN = "broken"
+
+
+def production_runner(app: web.Application, recorder: Recorder) -> web.AppRunner:
+    """`recorder` is told when a request's last byte is written; it has heard of its begin from the application."""
+    runner = _Runner(
         app,
         handler_cancellation=True,
-        access_log=logging.getLogger("penstock.access") if access_log else None,
+        access_log=None,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,
         lingering_time=LINGERING_SECONDS,
@@ -49,12 +58,22 @@ def production_runner(app: web.Application, *, access_log: bool = False) -> web.
         max_headers=MAX_HEADERS,
         auto_decompress=False,
     )
+    runner.recorder = recorder
+    return runner
 
 
 class _Handler(RequestHandler):
-    """One connection. Only faults below the application (broken HTTP) reach `handle_error`."""
+    """One connection. Only faults below the application (broken HTTP) reach `handle_error`.
 
-    __slots__ = ("_counted", "_head_due")
+    Attributes:
+        first_byte: when the first byte of the request at hand was read (`time.perf_counter` seconds); None between two,
+            and of one that was sent before its predecessor was answered.
+    """
+
+    __slots__ = ("_counted", "_head_due", "first_byte", "recorder")
+
+    first_byte: float | None
+    recorder: Recorder
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._manager
@@ -81,6 +100,8 @@ class _Handler(RequestHandler):
     def data_received(self, data: bytes) -> None:
         if not self._counted:
             return
+        if self.first_byte is None:
+            self.first_byte = time.perf_counter()
         super().data_received(data)
         # Nobody is being answered, and what came is no whole head yet: it is being waited for.
         if self._waiter is not None and not self._messages:
@@ -101,9 +122,12 @@ class _Handler(RequestHandler):
             raise ConnectionError(
                 "The response has begun; closing is the only way left to say that it failed."
             )
+        identity = new_request_id()
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("a request failed below the application", exc_info=exc)
-        return parser_error_response(status, exc, message)
+            log.error("%s failed below the application", identity, exc_info=exc)
+        response = parser_error_response(status, exc, message)
+        response.headers[REQUEST_ID] = identity
+        return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -111,11 +135,24 @@ class _Handler(RequestHandler):
         # Raised around the middleware, not inside it: an Expect header that nobody can meet.
         if isinstance(resp, web.HTTPException):
             resp = http_error_response(request, resp)
-        return await super().finish_response(request, resp, start_time)
+        gone = True  # unless it comes to its end
+        try:
+            resp, gone = await super().finish_response(request, resp, start_time)
+        finally:
+            record: RequestRecord | None = request.get(RECORD)
+            if record is None:
+                identity = resp.headers.get(REQUEST_ID) or new_request_id()
+                record = self.recorder.begin(request, identity, BROKEN)
+            sent = request.writer.output_size
+            self.recorder.end(record, status=resp.status, bytes_out=sent, aborted=gone)
+            self.first_byte = None
+        return resp, gone
 
 
 class _Runner(web.AppRunner):
-    __slots__ = ()
+    __slots__ = ("recorder",)
+
+    recorder: Recorder
 
     async def _make_server(self) -> web.Server:
         # aiohttp has no public way to choose the connection class; its Server makes one per connection when
@@ -125,12 +162,16 @@ class _Runner(web.AppRunner):
         assert isinstance(server, _Server)
         server.num_connections = 0
         server.max_connections = connection_limit()
+        server.recorder = self.recorder
         return server
 
 
 class _Server(web.Server):
     num_connections: int
     max_connections: int
+    recorder: Recorder
 
     def __call__(self) -> RequestHandler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
+        handler = _Handler(self, loop=self._loop, **self._kwargs)
+        handler.first_byte, handler.recorder = None, self.recorder
+        return handler

@@ -122,7 +122,7 @@ class HttpServer:
         app = create_app(settings, backend, cache, embeddings, near, tenants, shared_metrics=shared_metrics)
         self.context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
-        self._runner = production_runner(app, access_log=settings.access_log)
+        self._runner = production_runner(app, self.context.recorder)
         self._sock = sock
         self._site: web.SockSite | None = None
 
@@ -147,11 +147,12 @@ class HttpServer:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Cuts what still runs, and waits for what is to be kept of the rest."""
+        """Cuts what still runs, and waits for what is to be kept, and told, of the rest."""
         await self._runner.cleanup()
         await self.context.upstreams.close()
         if self.context.local is not None:
             await self.context.service.close()
+        await self.context.journal.close()
 
 
 async def serve(

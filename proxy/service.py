@@ -29,6 +29,8 @@ from .local_account import LocalAccount
 from .merge import merged
 from .metrics import Metrics
 from .near_search import NearSearch
+from .observe.observation import Observation
+from .observe.record import RequestRecord, excerpt_of_answer, excerpt_of_prompt
 from .provenance import Provenance
 from .tenants.admission import Admission
 from .tenants.rights import permitted_mode, permitted_urgency
@@ -94,28 +96,53 @@ class Generation:
     Closing it (or the iteration) aborts what still runs.
     """
 
-    def __init__(self, provenance: Provenance, transcript: Transcript, batches: Batches) -> None:
+    def __init__(
+        self, provenance: Provenance, transcript: Transcript, batches: Batches, observation: Observation
+    ) -> None:
         self.provenance = provenance
         self.transcript = transcript
         self._batches = batches
+        self._observation = observation
         self._first: list[Chunk] | None = None
 
     async def begin(self) -> None:
         """Waits for the first batch: an error until then can still become an HTTP status."""
-        self._first = await anext(self._batches)
-        self.transcript.add(self._first)
+        self._observation.hand_over()
+        try:
+            self._first = await anext(self._batches)
+        except PenstockError:
+            self._observation.refused = True
+            raise
+        self._took(self._first)
 
     async def __aiter__(self) -> AsyncIterator[list[Chunk]]:
         if self._first is not None:
             yield self._first
-        # The rest after the last finish_reason is the end of the generators: the cache and the metrics do
-        # their part.
+        self._observation.wants_next()
+        # The rest after the last finish_reason is the end of the generators: cache and accounts do their part.
         async for batch in self._batches:
-            self.transcript.add(batch)
+            self._took(batch)
             yield batch
+            self._observation.wants_next()
+        self._observation.waited()
 
     async def aclose(self) -> None:
         await self._batches.aclose()
+        transcript, record = self.transcript, self._observation.record
+        reasons = [choice.finish_reason for choice in transcript.choices if choice.finish_reason is not None]
+        self._observation.close(whole=transcript.finished, finish_reasons=reasons)
+        if self._first is not None:
+            usage = transcript.usage
+            record.used(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        if record.keeps_text:
+            record.answer = excerpt_of_answer("".join(transcript.choices[0].texts))
+
+    def _took(self, batch: list[Chunk]) -> None:
+        self._observation.piece()
+        for chunk in batch:
+            if chunk.queue_seconds is not None:
+                self._observation.queued(chunk.queue_seconds)
+        self.transcript.add(batch)
 
 
 class CompletionService:
@@ -156,12 +183,15 @@ class CompletionService:
         """What they match is neither looked up nor kept."""
         self._no_store = [re.compile(pattern) for pattern in patterns]
 
-    async def start(self, job: Job) -> Generation:
-        """A generation whose first chunks are there.
+    async def start(self, job: Job, record: RequestRecord) -> Generation:
+        """A generation whose first chunks are there. `record`: of the request; what becomes of it is filled in.
 
         Raises InvalidRequestError, ContextLengthError, OverloadedError or EngineDeadError.
         """
         started = time.perf_counter()
+        record.response_id = job.id
+        if record.keeps_text and job.prompts[0].text is not None:
+            record.prompt = excerpt_of_prompt(job.prompts[0].text)
         await self._backend.ready()
         job = msgspec.structs.replace(job, urgency=permitted_urgency(job.admission.tenant, job.urgency))
         scope = self._scope(job)
@@ -171,37 +201,39 @@ class CompletionService:
             if hit is not None:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
                 kept = self.account.counted(job, head, at_once(replayed(hit.completion)))
-                return await self._begun(job, started, head, kept)
+                return await self._begun(job, record, head, kept)
             # A prediction counts in the usage figures, which are then its client's own.
             if job.controls.write and not job.draft:
-                return await self._shared(job, started, scope, key)
-        return await self._begun(job, started, *await self._lead(job, started, scope, key))
+                return await self._shared(job, record, started, scope, key)
+        return await self._begun(job, record, *await self._lead(job, record, started, scope, key))
 
-    async def _shared(self, job: Job, started: float, scope: CacheScope | None, key: CacheKey) -> Generation:
+    async def _shared(
+        self, job: Job, record: RequestRecord, started: float, scope: CacheScope | None, key: CacheKey
+    ) -> Generation:
         """A place on the generation of whoever asked first, or a new one that others may join. It counts for the first,
         whoever leaves."""
         like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl, job.cut_limit)
-        reader, first = self._flights.board(like, lambda: self._lead(job, started, scope, key))
+        reader, first = self._flights.board(like, lambda: self._lead(job, record, started, scope, key))
         try:
             head = await reader.head()
             batches: Source[list[Chunk]] = reader
             if not first:
                 head = msgspec.structs.replace(head, provenance=Provenance("shared"))
                 batches = self.account.counted(job, head, reader)
-            return await self._begun(job, started, head, batches)
+            return await self._begun(job, record, head, batches)
         except BaseException:
             await reader.aclose()
             raise
 
     async def _lead(
-        self, job: Job, started: float, scope: CacheScope | None, key: CacheKey | None
+        self, job: Job, record: RequestRecord, started: float, scope: CacheScope | None, key: CacheKey | None
     ) -> tuple[Head, Batches]:
         """What was not kept, and what it takes is counted."""
-        head, batches = await self._found(job, started, scope, key)
+        head, batches = await self._found(job, record.request_id, started, scope, key)
         return head, self.account.counted(job, head, batches)
 
     async def _found(
-        self, job: Job, started: float, scope: CacheScope | None, key: CacheKey | None
+        self, job: Job, name: str, started: float, scope: CacheScope | None, key: CacheKey | None
     ) -> tuple[Head, Batches]:
         """What was not kept: computed, and kept now."""
         in_thread = sum(len(prompt.text or "") for prompt in job.prompts) >= LONG_TEXT
@@ -231,7 +263,7 @@ class CompletionService:
             prompt_tokens,
             prediction,
         )
-        batches = self._computed(head.provenance, self._compute(job, encoded, draft), search)
+        batches = self._computed(head.provenance, self._compute(job, name, encoded, draft), search)
         keep = key if job.controls.write else None
         if keep is not None or search is not None:
             batches = self._kept(job, started, _transcript(job, head), batches, keep, search)
@@ -261,27 +293,16 @@ class CompletionService:
             asked = "draft"
         return permitted_mode(job.admission.tenant, min(allowed, asked, key=MODES.index))
 
-    async def _begun(self, job: Job, started: float, head: Head, batches: Batches) -> Generation:
+    async def _begun(self, job: Job, record: RequestRecord, head: Head, batches: Batches) -> Generation:
         transcript = _transcript(job, head)
-        observed = self._observed(started, head.provenance, transcript, batches)
-        generation = Generation(head.provenance, transcript, observed)
+        observation = Observation(self._metrics, record, head.provenance)
+        generation = Generation(head.provenance, transcript, batches, observation)
         try:
             await generation.begin()
         except BaseException:
             await generation.aclose()
             raise
         return generation
-
-    async def _observed(
-        self, started: float, provenance: Provenance, transcript: Transcript, batches: Batches
-    ) -> Batches:
-        """Passes batches on, and tells the metrics."""
-        async with aclosing(batches):
-            with self._metrics.observe(provenance, started) as observed:
-                async for batch in batches:
-                    observed.batch(batch)
-                    yield batch
-                observed.finished(transcript)
 
     async def _computed(self, provenance: Provenance, batches: Batches, search: NearSearch | None) -> Batches:
         """Passes batches on; before the first it is known whether there was a draft."""
@@ -317,14 +338,14 @@ class CompletionService:
         elif key is not None and completion is not None and self._cache is not None:
             self._cache.store(key, completion, ttl=job.controls.ttl)
 
-    def _compute(self, job: Job, encoded: list[list[int]], draft: Draft) -> Batches:
+    def _compute(self, job: Job, name: str, encoded: list[list[int]], draft: Draft) -> Batches:
         n, engine = job.params.n, self._backend.engine
         if len(encoded) == 1:
             params = self._limited(job, encoded[0])
             source = engine.generate(
                 encoded[0],
                 params,
-                request_id=job.id,
+                request_id=name,
                 tenant=job.tenant,
                 draft_token_ids=draft,
                 urgency=job.urgency,
@@ -336,7 +357,7 @@ class CompletionService:
                 engine.generate(
                     token_ids,
                     self._limited(job, token_ids),
-                    request_id=f"{job.id}-{place}",
+                    request_id=f"{name}-{place}",
                     tenant=job.tenant,
                     draft_token_ids=draft,
                     urgency=job.urgency,

@@ -208,6 +208,8 @@ def _watch(
                 worker.process.exitcode,
             )
             worker.news.close()
+            for file in metrics.glob(f"gauge_live*_{worker.process.pid}.db"):
+                file.unlink()  # its counters go on counting; how it saw upstreams does not
             workers[place] = _Worker(settings, _addresses(engine, embedder), metrics, place)
         if engine is not None and not engine.alive and not signals:
             if not announced:

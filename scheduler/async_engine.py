@@ -160,7 +160,9 @@ class AsyncEngine:
         engine_id = next(self._ids)
         log.debug("request %s runs as %s", request_id, engine_id)
         detokenizers = {index: Detokenizer(self._tokenizer, params) for index in range(params.n)}
-        stream = _Stream(Add(engine_id, token_ids, params, tenant, draft, urgency, weight=weight))
+        stream = _Stream(
+            Add(engine_id, token_ids, params, tenant, draft, urgency, weight=weight), request_id or engine_id
+        )
         self._streams[engine_id] = stream
         if self._on_probation is None:
             stream.was_sent = self._send(stream.request)
@@ -206,7 +208,7 @@ class AsyncEngine:
             draft = checked_token_ids(found.result(), "draft_token_ids")
             check_draft(self.info, draft)
         except Exception as error:
-            log.warning("request %s goes on without the draft that was to come: %r", request_id, error)
+            log.warning("request %s goes on without the draft that was to come: %r", stream.name, error)
             return
         stream.request = msgspec.structs.replace(stream.request, draft_token_ids=draft)
         self._send(Suggest(request_id, draft))
@@ -291,11 +293,11 @@ class AsyncEngine:
 
     def _blame(self, request_ids: frozenset[str]) -> None:
         """An engine died in a step that computed these requests."""
-        for request_id in request_ids & self._streams.keys():
-            stream = self._streams[request_id]
+        for engine_id in request_ids & self._streams.keys():
+            stream = self._streams[engine_id]
             stream.strikes += 1
             if stream.strikes >= GUILTY:
-                log.error("request %s ended %d engines and is given up", request_id, stream.strikes)
+                log.error("request %s ended %d engines and is given up", stream.name, stream.strikes)
                 stream.fail(
                     PenstockError(
                         f"Computing this request has ended the engine {stream.strikes} times; it is given up. "
@@ -353,11 +355,13 @@ class _Stream:
     """What has arrived for one request and was not taken yet: at most one merged delta per completion. And what another
     engine must know to go on with it.
 
-    `was_sent`: an engine has had it. `strikes`: engines that died computing it since its last token.
+    `name`: of the request in logs. `was_sent`: an engine has had it. `strikes`: engines that died computing it since its
+    last token.
     """
 
-    def __init__(self, request: Add) -> None:
+    def __init__(self, request: Add, name: str) -> None:
         self.request = request
+        self.name = name
         self.ended = False
         self.was_sent = False
         self.strikes = 0

@@ -41,7 +41,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,
     )
-    generation = await context.service.start(job)
+    generation = await context.service.start(job, given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
     head = context.reply_head(job.id, served)
@@ -108,4 +108,5 @@ COMPLETIONS = Dialect(
     remote=lambda asked, target: relay(
         asked, target, lambda up: COMPLETIONS_API if up.format == "openai" else None
     ),
+    operation="text_completion",
 )

@@ -73,7 +73,10 @@ async def _local(given: Asked, _served: Served) -> Started:
             f"input has {tokens} tokens; at most {MAX_TOKENS} fit one request. Send several.", param="input"
         )
     with given.admission.call(backend.name) as call:
+        given.record.hand_over()
         vectors = await backend.embedder.embed_token_ids([text.token_ids for text in texts])
+        given.record.piece_came()
+        given.record.prompt_tokens = tokens
         call.settle(
             Spend(model=backend.name, prompt_tokens=tokens, cached_tokens=0, completion_tokens=0, cost=0.0)
         )
@@ -127,6 +130,7 @@ async def _encoded(given: str | list[str | int | list[int]], embedder: AsyncEmbe
 
 EMBEDDINGS = Dialect(
     generates=False,
+    operation="embeddings",
     plan=_plan,
     local=_local,
     remote=lambda asked, target: relay(

@@ -50,7 +50,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             policy=policy,
         )
         # Clients ask for tens of thousands of tokens by default; the stop_reason says where the context ended.
-        generation = await context.service.start(msgspec.structs.replace(job, cut_limit=True))
+        generation = await context.service.start(msgspec.structs.replace(job, cut_limit=True), given.record)
     head = Head(job.id, served.name, asked.max_tokens, translated.shows_thoughts)
     form = None
     if given.stream:
@@ -116,6 +116,7 @@ async def _count(given: Asked, served: Served) -> Ready:
 
 COUNT = Dialect(
     generates=False,
+    operation=None,
     local=_count,
     remote=lambda given, target: relay(
         given, target, lambda upstream: COUNT_TOKENS_API if upstream.format == "anthropic" else None

@@ -55,7 +55,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             policy=policy,
         )
         logprobs = _logprobs(asked, layout, context.backend.tokenizer, policy)
-        generation = await context.service.start(job)
+        generation = await context.service.start(job, given.record)
     head = head_of(
         asked,
         id=job.id,
@@ -186,6 +186,7 @@ BY_MESSAGES = translated("responses", MESSAGES_SPOKEN, to_chat=_to_chat, telling
 RESPONSES = Dialect(local=_local, remote=lambda given, target: relay(given, target, _api))
 COUNT = Dialect(
     generates=False,
+    operation=None,
     default_model=lambda context: context.backend.name,
     local=_count,
     remote=lambda given, target: relay(

@@ -25,6 +25,7 @@ from aiohttp import web
 from ...errors import AuthenticationError, InvalidRequestError, PenstockError
 from ..errors import error_response, http_error_response, internal_error
 from ..json_reply import json_response
+from ..observe.recorder import Recorder
 from ..request_body import read_body
 from ..runner import production_runner
 from .api_key import presented_key, raw
@@ -50,7 +51,7 @@ class AdminServer:
     """Around a store and a listening socket; the store is the caller's."""
 
     def __init__(self, store: TenantStore, sock: socket.socket, *, key: str | None) -> None:
-        self._runner = production_runner(admin_app(store, key=key))
+        self._runner = production_runner(admin_app(store, key=key), Recorder())
         self._sock = sock
 
     async def start(self) -> None:

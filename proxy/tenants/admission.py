@@ -37,6 +37,7 @@ class Admission:
         self._counters, self._standing = counters, standing
         self.appraise: Callable[[Spend], Spend] = lambda spend: spend
         self._spends: list[Spend] = []
+        self._known: list[Spend] = []
         self._is_closed = self._is_settled = False
         self._num_open = 1
 
@@ -44,6 +45,18 @@ class Admission:
     def headers(self) -> dict[str, str]:
         """What was left of the limits when it was admitted, as `x-ratelimit-*`."""
         return {} if self._standing is None else rate_headers(self.tenant.limits, self._standing)
+
+    @property
+    def cost(self) -> float | None:
+        """What its calls that have ended cost; None where that is unknown of one, or none has."""
+        costs = [spend.cost for spend in self._known if spend.cost is not None]
+        return sum(costs, 0.0) if costs and len(costs) == len(self._known) else None
+
+    @property
+    def saved_cost(self) -> float | None:
+        """What they saved, as far as that is known; None where nothing is."""
+        costs = [saving.cost for spend in self._known for saving in spend.savings if saving.cost is not None]
+        return sum(costs, 0.0) if costs else None
 
     def call(self, model: str) -> "Call":
         """A model is asked for it now."""
@@ -60,6 +73,7 @@ class Admission:
         """One of those who hold it open has ended."""
         if spend is not None:
             self._spends.append(spend)
+            self._known.append(spend)
         self._num_open -= 1
         if self._num_open == 0 and self._counters is not None:
             spends, self._spends = self._spends, []

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from ..observe.upstream_metrics import BreakerState
+
 
 class CircuitBreaker:
     """Closed while all is well; open for `seconds` after `failures` in a row; then one request at a time is let through as
@@ -30,7 +32,7 @@ class CircuitBreaker:
         return max(0.0, until - now)
 
     @property
-    def state(self) -> str:
+    def state(self) -> BreakerState:
         if self._in_a_row < self._limit:
             return "closed"
         return "open" if self._clock() < self._open_until else "half_open"

@@ -1,10 +1,11 @@
 """All upstreams of one server, as the settings file has them now."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ...errors import UpstreamError
 from ...tables import Upstream as Settings
+from ..observe.upstream_metrics import UpstreamMetrics
 from .upstream import Upstream
 
 # A connection that nobody uses any more is found out this often.
@@ -12,10 +13,17 @@ _SWEEP_SECONDS = 1.0
 
 
 class UpstreamPool:
-    """Made within a running event loop; to be closed."""
+    """Made within a running event loop; to be closed.
 
-    def __init__(self, upstreams: Mapping[str, Settings]) -> None:
-        self._upstreams = {name: Upstream(name, settings) for name, settings in upstreams.items()}
+    Args:
+        figures: gives those of an upstream by its name.
+    """
+
+    def __init__(self, upstreams: Mapping[str, Settings], figures: Callable[[str], UpstreamMetrics]) -> None:
+        self._figures = figures
+        self._upstreams = {
+            name: Upstream(name, settings, figures(name)) for name, settings in upstreams.items()
+        }
         self._retiring: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> Upstream:
@@ -35,7 +43,7 @@ class UpstreamPool:
         self._upstreams = {
             name: before[name]
             if name in before and before[name].settings == settings
-            else Upstream(name, settings)
+            else Upstream(name, settings, self._figures(name))
             for name, settings in upstreams.items()
         }
         for upstream in before.values():

@@ -230,7 +230,13 @@ def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bo
 
 
 def _headers(asked: "Asked", api: RemoteApi) -> dict[str, str]:
-    return {"x-request-id": asked.caller.request_id, **_passed_on(asked, api)}
+    record = asked.record
+    headers = {"x-request-id": record.request_id, **_passed_on(asked, api)}
+    if record.traceparent is not None:
+        headers["traceparent"] = record.traceparent
+        if record.tracestate is not None:
+            headers["tracestate"] = record.tracestate
+    return headers
 
 
 def _passed_on(asked: "Asked", api: RemoteApi) -> dict[str, str]:

@@ -20,9 +20,11 @@ from ...errors import (
     UpstreamTimeoutError,
 )
 from ...tables import Upstream as Settings
+from ..observe.upstream_metrics import UpstreamMetrics
 from .backoff import PATIENCE_SECONDS, backoff
 from .breaker import CircuitBreaker
 from .latency import Latencies
+from .outcome import outcome_of
 from .refusal import may_do_better_again, refusal_of
 from .reply import UpstreamReply
 
@@ -47,14 +49,16 @@ class Upstream:
 
     Args:
         name: as the settings file calls it.
+        figures: told of every attempt.
 
     Attributes:
         active: questions under way, until their replies are closed.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, figures: UpstreamMetrics) -> None:
         self.name = name
         self.settings = settings
+        self._figures = figures
         self.active = 0
         self.breaker = CircuitBreaker(
             failures=settings.breaker_failures, seconds=settings.breaker_seconds, clock=time.monotonic
@@ -158,6 +162,20 @@ class Upstream:
                 task.add_done_callback(_close_unused)
 
     async def _ask_once(self, question: Question, deadline: float) -> UpstreamReply:
+        started = time.monotonic()
+        try:
+            reply = await self._attempt(question, deadline)
+        except BaseException as error:
+            self._figures.attempt(outcome_of(error))
+            raise
+        else:
+            self._figures.attempt("success")
+            self._figures.first_token(time.monotonic() - started)
+        finally:
+            self._figures.breaker(self.breaker.state)
+        return reply
+
+    async def _attempt(self, question: Question, deadline: float) -> UpstreamReply:
         self.breaker.enter()
         started = time.monotonic()
         try:

@@ -65,6 +65,19 @@ def test_text_becomes_typed(name: str, text: str, value: object) -> None:
         assert getattr(load_settings(flags(f"--{name.replace('_', '-')}", text), {}), name) == value
 
 
+def test_the_access_log_was_a_switch_and_still_is_one(tmp_path: Path) -> None:
+    spellings = {"on": "text", "true": "text", "off": "off", "text": "text", "json": "json"}
+    for text, form in spellings.items():
+        assert load_settings({}, {"PENSTOCK_ACCESS_LOG": text}).access_log == form
+    for value, form in {"true": "text", "false": "off", "'json'": "json"}.items():
+        file = toml(tmp_path, f"access_log = {value}")
+        assert load_settings(flags("--config", file), {}).access_log == form
+    assert load_settings(flags("--access-log"), {}).access_log == "text"
+    assert load_settings(flags("--access-log", "json"), {}).access_log == "json"
+    with pytest.raises(ConfigError, match="one of off, text, json"):
+        load_settings(flags("--access-log", "xml"), {})
+
+
 def test_a_file_is_typed_strictly(tmp_path: Path) -> None:
     text = 'api_keys = ["a"]\ncache = false\ncache_path = "/c"\n[model_aliases]\n"*" = "m"'
     settings = load_settings({"config": toml(tmp_path, text)}, {})

@@ -1,0 +1,1 @@
+../../penstock/top_figures.py
