@@ -192,6 +192,9 @@ async def _session(
             await served_models(session, url)
             yield session
         return
+    if key is None:
+        # Whoever can start the server needs no key of it, and is nobody's tenant.
+        settings = msgspec.structs.replace(settings, api_keys=(), tenants=False, admin_port=None)
     async with _served_here(settings) as path:
         connector = aiohttp.UnixConnector(path, limit=0)
         async with aiohttp.ClientSession(
@@ -207,8 +210,6 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
     from .proxy.server import engine_config, serve
     from .scheduler import AsyncEmbedder, AsyncEngine
 
-    # Whoever can start the server needs no key of it; one that is given still names the tenant.
-    settings = msgspec.structs.replace(settings, api_keys=())
     embedding_model = choose_embedding_model(settings.embedding_model)
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         path = str(Path(folder) / "server")
@@ -222,6 +223,7 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
                     sock,
                     None if embedding_model is None else AsyncEmbedder(embedding_model),
                     on_ready=lambda _: ready.set_result(None),
+                    manages=False,
                     signals=(),
                 )
             )
