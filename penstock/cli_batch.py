@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 6
 # A server that is full, limits rates, or is being restarted, answers the same request later.
 LATER = (429, 503)
+# What takes longer, as a budget that is used up, is for another run.
 MAX_WAIT_SECONDS = 60.0
 JSON = "application/json"
 # Of every result's line.
@@ -260,9 +261,9 @@ async def _answer(session: "aiohttp.ClientSession", line: Line) -> dict[str, Any
         except ValueError as failure:
             response, error = None, _error("not_json", f"The reply is not valid JSON: {failure}.")
             break
-        if attempt == ATTEMPTS:
+        if attempt == ATTEMPTS or wait > MAX_WAIT_SECONDS:
             break
-        await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
+        await asyncio.sleep(wait)
     return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": line.custom_id,

@@ -165,18 +165,18 @@ class Elsewhere(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         first = body["n"] not in [n for n, _ in self.seen]
         self.seen.append((body["n"], self.headers["Authorization"]))
-        if first and not body.get("slow"):
-            self._reply(429, {"error": {"message": "too many"}})
+        if body.get("wait") or (first and not body.get("slow")):
+            self._reply(429, {"error": {"message": "too many"}}, body.get("wait", "0.05"))
         else:
             time.sleep(body.get("slow", 0))
             self._reply(200, {"path": self.path, "n": body["n"], "text": "a\u2028b"})
 
-    def _reply(self, status: int, body: dict[str, Any]) -> None:
+    def _reply(self, status: int, body: dict[str, Any], retry_after: str = "0") -> None:
         content = json.dumps(body, indent=1, ensure_ascii=False).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Retry-After", "0.05")
+        self.send_header("Retry-After", retry_after)
         self.end_headers()
         self.wfile.write(content)
 
@@ -205,6 +205,16 @@ def test_a_server_elsewhere_that_limits_rates(elsewhere: tuple[str, type[Elsewhe
     }
     assert {result["response"]["body"]["path"] for result in found.values()} == {"/v1/any/thing"}
     assert len(handler.seen) == 40 and {key for _, key in handler.seen} == {"Bearer k"}
+
+
+def test_what_must_wait_long_is_for_another_run(
+    elsewhere: tuple[str, type[Elsewhere]], tmp_path: Path
+) -> None:
+    url, handler = elsewhere
+    source = write(tmp_path / "in", [line("a", "/v1/x", n=1, wait="3600")])
+    batch(source, "--output", tmp_path / "out", "--url", url, check=1)
+    assert results(tmp_path / "out")["a"]["response"]["status_code"] == 429
+    assert len(handler.seen) == 1
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
