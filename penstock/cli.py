@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(
         batch,
         groups=("model", "cache", "engine"),
-        names=("adapters", "embedding_model", "max_body_bytes", "unsupported"),
+        names=("adapters", "embedding_model", "max_body_bytes", "tenants_path", "unsupported"),
     )
     evaluate = commands.add_parser(
         "eval", help="measure what a lever saves, and what it costs in accuracy", allow_abbrev=False

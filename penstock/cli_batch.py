@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 6
 # A server that is full, limits rates, or is being restarted, answers the same request later.
 LATER = (429, 503)
+# What takes longer, as a budget that is used up, is for another run.
 MAX_WAIT_SECONDS = 60.0
 JSON = "application/json"
 # Of every result's line.
@@ -192,6 +193,9 @@ async def _session(
             await served_models(session, url)
             yield session
         return
+    if key is None:
+        # Whoever can start the server needs no key of it, and is nobody's tenant.
+        settings = msgspec.structs.replace(settings, api_keys=(), tenants=False, admin_port=None)
     async with _served_here(settings) as path:
         connector = aiohttp.UnixConnector(path, limit=0)
         async with aiohttp.ClientSession(
@@ -207,8 +211,6 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
     from .proxy.server import engine_config, serve
     from .scheduler import AsyncEmbedder, AsyncEngine
 
-    # Whoever can start the server needs no key of it; one that is given still names the tenant.
-    settings = msgspec.structs.replace(settings, api_keys=())
     embedding_model = choose_embedding_model(settings.embedding_model)
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         path = str(Path(folder) / "server")
@@ -222,6 +224,7 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
                     sock,
                     None if embedding_model is None else AsyncEmbedder(embedding_model),
                     on_ready=lambda _: ready.set_result(None),
+                    manages=False,
                     signals=(),
                 )
             )
@@ -258,9 +261,9 @@ async def _answer(session: "aiohttp.ClientSession", line: Line) -> dict[str, Any
         except ValueError as failure:
             response, error = None, _error("not_json", f"The reply is not valid JSON: {failure}.")
             break
-        if attempt == ATTEMPTS:
+        if attempt == ATTEMPTS or wait > MAX_WAIT_SECONDS:
             break
-        await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
+        await asyncio.sleep(wait)
     return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": line.custom_id,

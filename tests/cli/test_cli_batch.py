@@ -1,6 +1,7 @@
 """`penstock batch`: a file of API requests, answered here or by a server, cut and gone on with."""
 
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -15,6 +16,8 @@ from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
 from penstock.cli import main
+
+KEY = re.compile(r"psk-[0-9a-f]{12}-[A-Za-z0-9_-]{43}")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,13 @@ def results(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_whatever_the_server_serves_can_be_in_a_batch(model: Path, tmp_path: Path) -> None:
+def test_whatever_the_server_serves_can_be_in_a_batch(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tenants = ("--tenants-path", str(tmp_path / "tenants"))
+    assert main(["keys", "create", "acme", *tenants]) == 0
+    key = KEY.search(capsys.readouterr().out)
+    assert key is not None
     ask = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
     lines = [
         line("chat", "/v1/chat/completions", **ask),
@@ -66,7 +75,7 @@ def test_whatever_the_server_serves_can_be_in_a_batch(model: Path, tmp_path: Pat
         line("streamed", "/v1/chat/completions", **ask, stream=True),
     ]
     source, output, errors = write(tmp_path / "in", lines), tmp_path / "out", tmp_path / "err"
-    here = ("--model", model, "--cache-path", tmp_path / "cache", "--embedding-model", "none")
+    here = ("--model", model, "--cache-path", tmp_path / "cache", "--embedding-model", "none", *tenants)
     told = batch(source, "--output", output, "--errors", errors, *here, check=1)
     assert f"3 of 6 requests failed; see {errors}." in told
     good, bad = results(output), results(errors)
@@ -81,13 +90,17 @@ def test_whatever_the_server_serves_can_be_in_a_batch(model: Path, tmp_path: Pat
     assert bad["nowhere"]["response"]["status_code"] == 404
     assert bad["streamed"]["response"] is None and "leave out 'stream'" in bad["streamed"]["error"]["message"]
 
-    # What failed is asked again, and so is what a kill tore; what was answered is left alone.
+    # What failed is asked again, and so is what a kill tore; what was answered is left alone. This time as a tenant.
     kept = output.read_text().splitlines()[:2]
     output.write_text("\n".join([*kept, '{"id":"batch_req_5","cust']))
     for each in lines:
         each["body"] |= {"temperature": 0}
         each["body"].pop("stream", None)
-    batch(write(source, lines), "--output", output, "--errors", errors, *here, check=1)
+    known = ("--api-key", key[0])
+    batch(write(source, lines), "--output", output, "--errors", errors, *here, *known, check=1)
+    assert main(["keys", "usage", "--json", *tenants]) == 0
+    (used,) = json.loads(capsys.readouterr().out)
+    assert (used["tenant"], used["model"], used["requests"]) == ("acme", "tiny", 3)
     assert output.read_text().splitlines()[:2] == kept
     assert results(output).keys() == {"chat", "completion", "response", "wrong", "streamed"}
     assert results(errors).keys() == {"nowhere"}
@@ -152,18 +165,18 @@ class Elsewhere(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         first = body["n"] not in [n for n, _ in self.seen]
         self.seen.append((body["n"], self.headers["Authorization"]))
-        if first and not body.get("slow"):
-            self._reply(429, {"error": {"message": "too many"}})
+        if body.get("wait") or (first and not body.get("slow")):
+            self._reply(429, {"error": {"message": "too many"}}, body.get("wait", "0.05"))
         else:
             time.sleep(body.get("slow", 0))
             self._reply(200, {"path": self.path, "n": body["n"], "text": "a\u2028b"})
 
-    def _reply(self, status: int, body: dict[str, Any]) -> None:
+    def _reply(self, status: int, body: dict[str, Any], retry_after: str = "0") -> None:
         content = json.dumps(body, indent=1, ensure_ascii=False).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Retry-After", "0.05")
+        self.send_header("Retry-After", retry_after)
         self.end_headers()
         self.wfile.write(content)
 
@@ -192,6 +205,16 @@ def test_a_server_elsewhere_that_limits_rates(elsewhere: tuple[str, type[Elsewhe
     }
     assert {result["response"]["body"]["path"] for result in found.values()} == {"/v1/any/thing"}
     assert len(handler.seen) == 40 and {key for _, key in handler.seen} == {"Bearer k"}
+
+
+def test_what_must_wait_long_is_for_another_run(
+    elsewhere: tuple[str, type[Elsewhere]], tmp_path: Path
+) -> None:
+    url, handler = elsewhere
+    source = write(tmp_path / "in", [line("a", "/v1/x", n=1, wait="3600")])
+    batch(source, "--output", tmp_path / "out", "--url", url, check=1)
+    assert results(tmp_path / "out")["a"]["response"]["status_code"] == 429
+    assert len(handler.seen) == 1
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
