@@ -17,18 +17,20 @@ import sys
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-BENCH = Path(__file__).parents[1]
-sys.path[1:1] = [str(BENCH), str(BENCH / "peers")]  # after this folder
+HERE, BENCH = Path(__file__).parent, Path(__file__).parents[1]
+sys.path[:0] = [str(HERE), str(BENCH), str(BENCH / "peers")]
 
 from client import LoadFailed, Target  # noqa: E402
 from compare import hardware  # noqa: E402
 from environments import SCRATCH, NotAvailable  # noqa: E402
 from measures import BUSY_CONNECTIONS, QUIET_PAUSE, ROWS, Sampled, first_token  # noqa: E402
+from peers.table import QUIET  # noqa: E402
 from processes import Meanwhile, Process  # noqa: E402
 from proxies import FILES, FLOOR, PEERS, PENSTOCK, PENSTOCK_2, PENSTOCK_KEEPING, Proxy  # noqa: E402
-from report import DIRECT, Samples, markdown, scaling  # noqa: E402
+from report import DIRECT, RATIOS, Samples, markdown  # noqa: E402
 
 PROXY_CORE, CLIENT_CORE = 0, 1
 WARM_UP_TURNS = 1
@@ -39,8 +41,8 @@ mock upstream that answers at once. The proxy is held to one core; client and up
 all). CPU is user and system time of all its processes, by the kernel's clock. Busy: {connections} connections, each with the
 next request at once. Quiet: one, with {pause:g} ms between requests and between chunks, each of which wakes an idle process.
 Answers in one piece have 300 bytes; chunks arrive one by one, each sent after the client has had the one before. TTFT is of
-one stream at a time, less that of the same request to the upstream itself. CPU hardly depends on what else runs; times do:
-others had at most {others:.2f} cores during a sample here."""
+one stream at a time, less that of the same request to the upstream itself. Ratios are of samples of the same turn. Samples
+while others used more than {quiet:g} of a core are left out, unless all were (starred); at most they used {others:.2f}."""
 
 
 def free_port() -> int:
@@ -126,7 +128,7 @@ class Bench:
         print(f"{turn:>3} {name:<20} {row:<12} others {others:.2f}  {told}", flush=True)
         if turn >= 0:
             self.others = max(self.others, others)
-            self.samples.add(name, sampled.figures, sampled.first)
+            self.samples.add(name, sampled.figures, sampled.first, others)
 
     def _give_up(self, name: str, reason: Exception) -> None:
         print(f"{name}: {reason}", flush=True)
@@ -144,21 +146,26 @@ def title(proxy: Proxy) -> str:
 def report(bench: Bench, proxies: Sequence[Proxy], how: str) -> tuple[dict[str, object], str]:
     """What goes into the JSON, and the page."""
     measured = [proxy for proxy in proxies if proxy.name not in bench.missing]
-    medians = {proxy.name: bench.samples.medians(proxy.name) for proxy in measured}
-    grown = scaling(medians.get(PENSTOCK.name, {}), medians.get(PENSTOCK_2.name, {}))
+    grown = bench.samples.scaling(PENSTOCK.name, PENSTOCK_2.name)
     titles = {proxy.name: title(proxy) for proxy in measured}
     data = {
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "proxies": titles,
-        "medians": medians,
+        "medians": {name: bench.samples.medians(name) for name in titles},
+        "over_the_floor": {
+            name: {figure: bench.samples.ratio(figure, name) for figure in RATIOS} for name in titles
+        },
         "scaling_of_2_workers": grown,
         "missing": bench.missing,
         "pushed": bench.pushed,
         "others_at_most": bench.others,
-        "samples": bench.samples.figures,
+        "samples": {
+            name: {figure: [asdict(sample) for sample in taken] for figure, taken in figures.items()}
+            for name, figures in bench.samples.figures.items()
+        },
     }
-    page = [f"# What a proxy adds to a request\n\n{how}\n", markdown(medians, titles), ""]
+    page = [f"# What a proxy adds to a request\n\n{how}\n", markdown(bench.samples, titles), ""]
     if grown is not None:
         page.append(
             f"Two workers of Penstock serve {grown:.2f}x what one does, by CPU time and the shares of the two; client and "
@@ -188,7 +195,7 @@ def main() -> None:
     proxies = [FLOOR, PENSTOCK, PENSTOCK_KEEPING, *(PEERS[name] for name in args.peers), PENSTOCK_2]
     port = free_port()
     upstream = Process(
-        [sys.executable, str(Path(__file__).with_name("mock_upstream.py")), str(port)],
+        [sys.executable, str(HERE / "mock_upstream.py"), str(port)],
         {},
         SCRATCH / "logs" / "overhead-upstream.log",
     )
@@ -204,6 +211,7 @@ def main() -> None:
         connections=BUSY_CONNECTIONS,
         pause=QUIET_PAUSE * 1e3,
         others=bench.others,
+        quiet=QUIET,
     )
     data, page = report(bench, proxies, how)
     print(page, flush=True)

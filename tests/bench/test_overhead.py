@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from overhead.cpu_time import CpuTime
-from overhead.report import Samples, markdown, scaling
+from overhead.report import Samples, markdown
 
 FOLDER = Path(__file__).parents[2] / "bench" / "overhead"
 
@@ -98,22 +98,32 @@ input()
 
 def test_ttft_is_told_beside_the_upstream_s_own() -> None:
     samples = Samples()
-    samples.add("direct", {}, [0.001] * 99 + [0.010])
-    samples.add("floor", {"request_cpu_us": 100.0, "chunk_cpu_us": 10.0}, [0.002] * 99 + [0.020])
-    samples.add("floor", {"request_cpu_us": 300.0, "chunk_cpu_us": 10.0}, [])
-    samples.add("other", {"request_cpu_us": 400.0, "crowd_cpu_us": 250.0}, [])
+    samples.add("direct", {}, [0.001] * 99 + [0.010], 0.0)
+    samples.add("floor", {"request_cpu_us": 100.0}, [0.002] * 99 + [0.020], 0.0)
+    samples.add("floor", {"request_cpu_us": 900.0}, [5.0] * 100, 1.5)
     floor = samples.medians("floor")
-    assert floor["request_cpu_us"] == 200.0
+    assert floor["request_cpu_us"] == 100.0
     assert floor["ttft_p50_added_ms"] == pytest.approx(1.0)
     assert floor["ttft_p99_added_ms"] == pytest.approx(10.0)
-    page = markdown({"floor": floor, "other": samples.medians("other")}, {"floor": "Floor", "other": "Other"})
-    assert "| busy: CPU of a request, µs | 200 | 400 |" in page
-    assert "| ... over the floor's | 1.00x | 2.00x |" in page
+
+
+def test_ratios_are_of_samples_of_one_turn() -> None:
+    samples = Samples()
+    for slow, others in ((1, 0.0), (2, 0.0), (9, 0.0)):
+        samples.add("floor", {"request_cpu_us": 100.0 * slow, "chunk_cpu_us": 10.0}, [], others)
+        samples.add("other", {"request_cpu_us": 150.0 * slow, "crowd_cpu_us": 250.0}, [], 1.0)
+    assert samples.ratio("request_cpu_us", "other") == pytest.approx(1.5)
+    assert samples.ratio("chunk_cpu_us", "other") is None
+    page = markdown(samples, {"floor": "Floor", "other": "Other"})
+    assert "| busy: CPU of a request, µs | 200 | 300\\* |" in page
+    assert "| ... over the floor's | 1.00x | 1.50x |" in page
     assert "| busy: CPU of an SSE chunk, µs | 10 | - |" in page
     assert "| requests per CPU second then | - | 4,000 |" in page
 
 
 def test_two_workers_scale_by_their_cpu_and_the_balance_of_their_shares() -> None:
-    one = {"crowd_cpu_us": 200.0, "balanced_workers": 1.0}
-    assert scaling(one, {"crowd_cpu_us": 220.0, "balanced_workers": 1.9}) == pytest.approx(1.727, abs=1e-3)
-    assert scaling(one, {}) is None
+    samples = Samples()
+    samples.add("one", {"crowd_cpu_us": 200.0, "balanced_workers": 1.0}, [], 0.0)
+    assert samples.scaling("one", "two") is None
+    samples.add("two", {"crowd_cpu_us": 220.0, "balanced_workers": 1.9}, [], 0.0)
+    assert samples.scaling("one", "two") == pytest.approx(1.727, abs=1e-3)
