@@ -1,9 +1,10 @@
 """The proxies that are measured: how each is started in front of the mock upstream, and what a request must carry.
 
-Each is set up with as little as lets it serve, which favours it; Penstock alone with what it is measured for: a key that is
-checked, an exact cache that is asked, metrics that count.
+Each is set up with as little as lets it serve, which favours it; Penstock alone with what it is measured for: a tenant's key
+that is checked, limits and a budget that are kept, an exact cache that is asked, metrics that count.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from pathlib import Path
 from environments import LITELLM, SCRATCH, VLLM_ROUTER, Environment, run
 from mock_upstream import MODEL
 
-KEY = "bench-key"
-AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+LITELLM_KEY = "sk-bench"
 FILES = SCRATCH / "overhead"
+TENANTS = FILES / "tenants"
+# Far above what is sent, so that each is counted and none refuses.
+LIMITS = ("--rpm", "100000000", "--tpm", "100000000000", "--concurrency", "1000", "--budget", "1000000000")
 
 # The folder of this checkout that shows its own packages is no concern of theirs.
 APART = {"PYTHONPATH": ""}
@@ -27,7 +30,7 @@ embedding_model = "none"
 host = "127.0.0.1"
 port = {port}
 workers = {workers}
-api_keys = ["{key}"]
+tenants_path = "{tenants}"
 cache_path = "{cache}"
 
 [upstreams.mock]
@@ -42,7 +45,7 @@ LITELLM_CONFIG = {
     "model_list": [
         {"model_name": MODEL, "litellm_params": {"model": f"openai/{MODEL}", "api_key": "upstream"}}
     ],
-    "general_settings": {"master_key": KEY},
+    "general_settings": {"master_key": LITELLM_KEY},
 }
 
 
@@ -54,6 +57,7 @@ class Proxy:
         command: from its own port and the upstream's.
         does: what it does with each request beside passing it on, as the report says it.
         ready: the path that answers 200 once it serves.
+        headers: of each request.
         workers: processes that share the port; several may use all cores, one is held to the proxy's.
         environment: None runs in this script's own.
     """
@@ -62,7 +66,7 @@ class Proxy:
     command: Callable[[int, int], list[str]]
     does: str
     ready: str = "/health"
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Callable[[], dict[str, str]] = dict
     variables: dict[str, str] = field(default_factory=dict)
     workers: int = 1
     environment: Environment | None = None
@@ -93,7 +97,7 @@ def penstock(workers: int) -> Callable[[int, int], list[str]]:
                 port=port,
                 upstream=upstream,
                 workers=workers,
-                key=KEY,
+                tenants=TENANTS,
                 model=MODEL,
                 cache=FILES / f"{name}.lmdb",
             )
@@ -101,6 +105,25 @@ def penstock(workers: int) -> Callable[[int, int], list[str]]:
         return [sys.executable, "-m", "penstock", "serve", "--config", str(config)]
 
     return command
+
+
+@functools.cache
+def tenant_key() -> str:
+    """The key of a tenant with every kind of limit, made by `penstock keys`."""
+    made = run(
+        *(sys.executable, "-P", "-m", "penstock", "keys", "create", "bench", "--json"),
+        *("--tenants-path", TENANTS, *LIMITS),
+    )
+    key: str = json.loads(made)["key"]
+    return key
+
+
+def counted() -> dict[str, str]:
+    return {"Authorization": f"Bearer {tenant_key()}"}
+
+
+def counted_and_not_kept() -> dict[str, str]:
+    return {**counted(), "x-penstock-cache-control": "no-store"}
 
 
 def litellm(port: int, upstream: int) -> list[str]:
@@ -135,15 +158,15 @@ FLOOR = Proxy(name="floor", command=floor, does="nothing: bare aiohttp and uvloo
 PENSTOCK = Proxy(
     name="penstock",
     command=penstock(1),
-    does="key, exact cache asked (each a miss, not kept), metrics",
-    headers={**AUTHORIZED, "x-penstock-cache-control": "no-store"},
+    does="key, limits on requests, tokens and concurrency, budget, accounts, exact cache asked (a miss, not kept), metrics",
+    headers=counted_and_not_kept,
     variables={"MOCK_KEY": "upstream"},
 )
 PENSTOCK_KEEPING = Proxy(
     name="penstock, keeping",
     command=penstock(1),
     does="the same, and each answer is kept in the cache",
-    headers=AUTHORIZED,
+    headers=counted,
     variables=PENSTOCK.variables,
 )
 PENSTOCK_2 = Proxy(
@@ -160,7 +183,7 @@ PEERS = {
         command=litellm,
         does="key",
         ready="/health/liveliness",
-        headers=AUTHORIZED,
+        headers=lambda: {"Authorization": f"Bearer {LITELLM_KEY}"},
         # Its price list comes with the package; otherwise it is fetched.
         variables={
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",

@@ -75,7 +75,11 @@ class Samples:
 
     def disturbed(self, proxy: str, figure: str) -> bool:
         """Not one of its samples was quiet."""
-        samples = self.figures[proxy].get(figure, [])
+        if figure.startswith("ttft"):
+            samples = [Sample(0.0, others) for others, _ in self._first[proxy]]
+        else:
+            measured = "crowd_cpu_us" if figure == "requests_per_cpu_s" else figure
+            samples = self.figures[proxy].get(measured, [])
         return bool(samples) and not any(sample.quiet for sample in samples)
 
 

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import socket
 import sys
 import urllib.request
@@ -66,7 +67,7 @@ class Running:
             ["taskset", "--cpu-list", cores, *proxy.command(port, upstream)], proxy.variables, log
         )
         self.group = self._process.child.pid
-        self.target = Target(port=port, acknowledge=upstream, headers=proxy.headers)
+        self.target = Target(port=port, acknowledge=upstream, headers=proxy.headers())
         self._process.wait_until_ready(f"http://127.0.0.1:{port}{proxy.ready}", START_SECONDS)
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ def report(bench: Bench, proxies: Sequence[Proxy], how: str) -> tuple[dict[str, 
         },
     }
     page = [f"# What a proxy adds to a request\n\n{how}\n", markdown(bench.samples, titles), ""]
-    if grown is not None:
+    if grown is not None and not bench.samples.disturbed(PENSTOCK_2.name, "crowd_cpu_us"):
         page.append(
             f"Two workers of Penstock serve {grown:.2f}x what one does, by CPU time and the shares of the two; client and "
             "upstream need a core themselves here, so that the clock cannot show it.\n"
@@ -174,7 +175,7 @@ def report(bench: Bench, proxies: Sequence[Proxy], how: str) -> tuple[dict[str, 
     page += ["What each does:\n", *(f"- {proxy.name}: {proxy.does}" for proxy in measured)]
     page += [f"- {name}: not measured: {reason}" for name, reason in bench.missing.items()]
     page += [
-        f"- {name} held chunks back: {count} were sent before the one before had arrived."
+        f"- {name}: {count} chunks were sent before the one before had arrived, after a quarter of a second of silence."
         for name, count in bench.pushed.items()
         if count
     ]
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a sample")
     parser.add_argument("--out", type=Path, default=BENCH / "results" / "overhead.json")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what it has started with it
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("This machine has one core; the proxy needs one of its own beside the client's.")
     os.sched_setaffinity(0, {CLIENT_CORE})

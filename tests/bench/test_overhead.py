@@ -118,7 +118,7 @@ def test_ratios_are_of_samples_of_one_turn() -> None:
     assert "| busy: CPU of a request, µs | 200 | 300\\* |" in page
     assert "| ... over the floor's | 1.00x | 1.50x |" in page
     assert "| busy: CPU of an SSE chunk, µs | 10 | - |" in page
-    assert "| requests per CPU second then | - | 4,000 |" in page
+    assert "| requests per CPU second then | - | 4,000\\* |" in page
 
 
 def test_two_workers_scale_by_their_cpu_and_the_balance_of_their_shares() -> None:
