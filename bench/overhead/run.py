@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -193,7 +194,8 @@ def main() -> None:
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("This machine has one core; the proxy needs one of its own beside the client's.")
     os.sched_setaffinity(0, {CLIENT_CORE})
-    FILES.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(FILES, ignore_errors=True)
+    FILES.mkdir(parents=True)
     proxies = [FLOOR, PENSTOCK, PENSTOCK_KEEPING, *(PEERS[name] for name in args.peers), PENSTOCK_2]
     port = free_port()
     upstream = Process(
