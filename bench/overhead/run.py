@@ -18,7 +18,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,11 +48,14 @@ while others used more than {quiet:g} of a core are left out, unless all were (s
 
 
 def free_port() -> int:
-    """A port that nothing listens on, nor on the next."""
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port: int = chosen.getsockname()[1]
-    return port
+    """A port that nothing listens on, nor on the next, which a proxy's metrics may take."""
+    while True:
+        with socket.socket() as chosen, socket.socket() as beside:
+            chosen.bind(("127.0.0.1", 0))
+            port: int = chosen.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                beside.bind(("127.0.0.1", port + 1))
+                return port
 
 
 class Running:
