@@ -1,11 +1,12 @@
 """GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model.
 
-To Anthropic's clients, the ones that speak, as their API lists them.
+Anthropic's clients are told of those that can talk, as their own API tells it.
 """
 
 from aiohttp import web
 
-from ..anthropic_models import VERSION, anthropic_card, anthropic_page
+from ..anthropic.models import anthropic_card, anthropic_page
+from ..anthropic.to_chat import VERSION
 from ..compat import FieldPolicy
 from ..context import CONTEXT, Context
 from ..edge import caller_of
@@ -22,7 +23,7 @@ async def list_models(request: web.Request) -> web.Response:
     context, tenant = request.app[CONTEXT], caller_of(request).account
     cards = [_card(context, name) for name in context.router.names]
     cards = [card for card in cards if may_use(tenant, (str(card["id"]), str(card["root"])))]
-    if VERSION in request.headers:
+    if _from_anthropics_client(request):
         policy = FieldPolicy(context.settings.unsupported)
         response = json_response(anthropic_page(cards, request.query, policy))
         if policy.dropped:
@@ -38,7 +39,12 @@ async def get_model(request: web.Request) -> web.Response:
     if context.embeddings is not None and name == context.embeddings.name:
         return json_response(_embedding_card(context, context.embeddings))
     card = _card(context, name)
-    return json_response(anthropic_card(card) if VERSION in request.headers else card)
+    return json_response(anthropic_card(card) if _from_anthropics_client(request) else card)
+
+
+def _from_anthropics_client(request: web.Request) -> bool:
+    """They send this header with every request, and OpenAI's never do."""
+    return VERSION in request.headers
 
 
 def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str, object]:

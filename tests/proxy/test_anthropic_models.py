@@ -7,7 +7,7 @@ import pytest
 from running_server import RunningServer, running_server
 
 from penstock.errors import InvalidRequestError, UnsupportedParameterError
-from penstock.proxy.anthropic_models import anthropic_page
+from penstock.proxy.anthropic.models import anthropic_page
 from penstock.proxy.compat import FieldPolicy
 
 CARDS = [{"id": name, "created": 0, "max_model_len": 8} for name in "abcde"]

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import InvalidRequestError
-from .compat import FieldPolicy
+from ...errors import InvalidRequestError
+from ..compat import FieldPolicy
 
-# Its clients send this header with every request, and OpenAI's never do.
-VERSION = "anthropic-version"
 DEFAULT_LIMIT, MAX_LIMIT = 20, 1000
 
 Card = dict[str, Any]
