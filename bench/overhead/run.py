@@ -30,7 +30,7 @@ from compare import hardware  # noqa: E402
 from environments import SCRATCH, NotAvailable  # noqa: E402
 from measures import BUSY_CONNECTIONS, QUIET_PAUSE, ROWS, Sampled, first_token  # noqa: E402
 from peers.table import QUIET  # noqa: E402
-from processes import Meanwhile, Process  # noqa: E402
+from processes import Meanwhile, Process, kill_all  # noqa: E402
 from proxies import FILES, FLOOR, PEERS, PENSTOCK, PENSTOCK_2, PENSTOCK_KEEPING, Proxy  # noqa: E402
 from report import DIRECT, RATIOS, Samples, markdown  # noqa: E402
 
@@ -186,6 +186,12 @@ def report(bench: Bench, proxies: Sequence[Proxy], how: str) -> tuple[dict[str, 
     return data, "\n".join(page) + "\n"
 
 
+def _stop(*_: object) -> None:
+    """At once: an exception would end up in the client's event loop."""
+    kill_all()
+    os._exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="instead of all")
@@ -193,7 +199,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a sample")
     parser.add_argument("--out", type=Path, default=BENCH / "results" / "overhead.json")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what it has started with it
+    signal.signal(signal.SIGTERM, _stop)
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("This machine has one core; the proxy needs one of its own beside the client's.")
     os.sched_setaffinity(0, {CLIENT_CORE})

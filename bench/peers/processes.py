@@ -75,6 +75,13 @@ class Process:
         _living.discard(self)
 
 
+def kill_all() -> None:
+    """Every living Process and its descendants, at once."""
+    for process in _living:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.child.pid, signal.SIGKILL)
+
+
 class Worker(Process):
     """An engine loaded in a process that speaks as worker.py says.
 
