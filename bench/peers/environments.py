@@ -56,6 +56,9 @@ VLLM = Environment(
     unwanted=("torchvision", "torchaudio", "torchcodec"),
 )
 OPENVINO = Environment("openvino", ("openvino-genai==2026.4.1.0", "optimum-intel[openvino]==2.2.0"))
+# The newest whose proxy extra is on the index as a whole: later ones need packages that are not.
+LITELLM = Environment("litellm", ("litellm[proxy]==1.108.7",))
+VLLM_ROUTER = Environment("vllm-router", ("vllm-router==0.1.17",))
 LLAMA_CPP = Environment("llama.cpp", ("gguf==0.19.0", "scikit-build-core==1.1.2"))
 
 
@@ -84,8 +87,8 @@ def build_llama_server() -> None:
     run("cmake", "--build", build, "--target", "llama-server", "--parallel", "2")
 
 
-def run(*command: str | Path) -> None:
-    """Raises NotAvailable with the end of what a failing command printed."""
+def run(*command: str | Path) -> str:
+    """What a command printed. Raises NotAvailable with the end of what a failing one printed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     except OSError as error:
@@ -93,3 +96,4 @@ def run(*command: str | Path) -> None:
     if done.returncode:
         told = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
         raise NotAvailable(f"{' '.join(map(str, command))} ended with {done.returncode}: {' / '.join(told)}")
+    return done.stdout.strip()

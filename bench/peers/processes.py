@@ -47,6 +47,20 @@ class Process:
         last = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-2:]
         return NotAvailable(f"ended while {doing}: {' / '.join(last)[-400:]}")
 
+    def wait_until_ready(self, url: str, seconds: float = START_SECONDS) -> None:
+        """Returns once `url` answers 200. Raises NotAvailable, with the process ended, if it does not within `seconds`."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.child.poll() is not None:
+                raise self.failed("starting its server")
+            try:
+                with urllib.request.urlopen(url, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        self.close()
+        raise NotAvailable(f"its server was not ready after {seconds:.0f} s")
+
     def close(self) -> None:
         if self.child.stdin:
             with contextlib.suppress(BrokenPipeError):
@@ -59,6 +73,13 @@ class Process:
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()
         _living.discard(self)
+
+
+def kill_all() -> None:
+    """Every living Process and its descendants, at once."""
+    for process in _living:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.child.pid, signal.SIGKILL)
 
 
 class Worker(Process):
@@ -115,20 +136,7 @@ class Server(Process):
         self.url = f"http://127.0.0.1:{port}/v1"
         log = SCRATCH / "logs" / f"{engine.name}-server.log"
         super().__init__(engine.server(model, port), engine.environment, log)
-        self._wait(f"http://127.0.0.1:{port}/health")
-
-    def _wait(self, url: str) -> None:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self.child.poll() is not None:
-                raise self.failed("starting its server")
-            try:
-                with urllib.request.urlopen(url, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        self.close()
-        raise NotAvailable(f"its server was not ready after {START_SECONDS:.0f} s")
+        self.wait_until_ready(f"http://127.0.0.1:{port}/health")
 
 
 class Meanwhile:

@@ -62,9 +62,9 @@ async def _local(given: Asked, _served: Served) -> Started:
     assert backend is not None, "it is in the plan"
     info = await backend.embedder.start()
     if asked.dimensions not in (None, info.dims):
-        raise InvalidRequestError(
+        policy.refuse_or_drop(
+            "dimensions",
             f"dimensions is {asked.dimensions}; vectors of {backend.name} have {info.dims}, and are not shortened.",
-            param="dimensions",
         )
     texts = await _encoded(asked.input, backend.embedder)
     tokens = sum(len(text.token_ids) for text in texts)

@@ -1,11 +1,18 @@
-"""GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model."""
+"""GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model.
+
+Anthropic's clients are told of those that can talk, as their own API tells it.
+"""
 
 from aiohttp import web
 
+from ..anthropic.models import anthropic_card, anthropic_page
+from ..anthropic.to_chat import VERSION
+from ..compat import FieldPolicy
 from ..context import CONTEXT, Context
 from ..edge import caller_of
 from ..embeddings import EmbeddingBackend
 from ..json_reply import json_response
+from ..reply import DROPPED
 from ..routing.plan import Ask
 from ..routing.target import RemoteTarget
 from ..tenants.rights import may_use
@@ -16,6 +23,12 @@ async def list_models(request: web.Request) -> web.Response:
     context, tenant = request.app[CONTEXT], caller_of(request).account
     cards = [_card(context, name) for name in context.router.names]
     cards = [card for card in cards if may_use(tenant, (str(card["id"]), str(card["root"])))]
+    if _from_anthropics_client(request):
+        policy = FieldPolicy(context.settings.unsupported)
+        response = json_response(anthropic_page(cards, request.query, policy))
+        if policy.dropped:
+            response.headers[DROPPED] = ",".join(policy.dropped)
+        return response
     if context.embeddings is not None and may_use(tenant, (context.embeddings.name,)):
         cards.append(_embedding_card(context, context.embeddings))
     return json_response({"object": "list", "data": cards})
@@ -25,8 +38,13 @@ async def get_model(request: web.Request) -> web.Response:
     context, name = request.app[CONTEXT], request.match_info["id"]
     if context.embeddings is not None and name == context.embeddings.name:
         return json_response(_embedding_card(context, context.embeddings))
-    context.router.plan(name, Ask(0, 0))
-    return json_response(_card(context, name))
+    card = _card(context, name)
+    return json_response(anthropic_card(card) if _from_anthropics_client(request) else card)
+
+
+def _from_anthropics_client(request: web.Request) -> bool:
+    """They send this header with every request, and OpenAI's never do."""
+    return VERSION in request.headers
 
 
 def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str, object]:

@@ -99,6 +99,21 @@ async def test_what_is_not_honoured_is_refused(embedding, fields, param: str, me
     assert refused.value.param == param
 
 
+async def test_a_length_that_the_model_has_not_is_dropped_where_the_server_drops(
+    embedding, engine_address: str, model: Path
+) -> None:
+    server, embedder = embedding
+    chosen = server.settings.embedding_model
+    async with running_server(
+        engine_address, model, embedder=embedder, embedding_model=chosen, unsupported="drop"
+    ) as lenient:
+        raw = await lenient.client().embeddings.with_raw_response.create(
+            model="tiny-encoder", input="x", dimensions=32
+        )
+    assert raw.headers["x-penstock-dropped"] == "dimensions"
+    assert len(raw.parse().data[0].embedding) == 64
+
+
 async def test_as_many_inputs_as_one_request_may_have(embedding) -> None:
     server, _ = embedding
     reply = await server.client().embeddings.create(model="tiny-encoder", input=["x"] * MAX_INPUTS)
