@@ -321,9 +321,9 @@ class _Conversation:
         block = placed.block
         if isinstance(block, TextBlock):
             if block.citations:
-                raise UnsupportedParameterError(
-                    f"{placed.where}.citations are not supported by this server.",
-                    param=f"{placed.where}.citations",
+                # The text itself stays; the model is not shown where it was taken from.
+                self._policy.refuse_or_drop(
+                    f"{placed.where}.citations", f"{placed.where}.citations are not supported by this server."
                 )
             return {"type": "text", "text": block.text}
         assert isinstance(block, ImageBlock)

@@ -15,7 +15,7 @@ from ..json_reply import json_response
 from ..reply import DROPPED
 from ..routing.plan import Ask
 from ..routing.target import RemoteTarget
-from ..tenants.rights import may_use
+from ..tenants.rights import check_model, may_use
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -36,9 +36,12 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     context, name = request.app[CONTEXT], request.match_info["id"]
+    tenant = caller_of(request).account
     if context.embeddings is not None and name == context.embeddings.name:
+        check_model(tenant, (name,))
         return json_response(_embedding_card(context, context.embeddings))
     card = _card(context, name)
+    check_model(tenant, (name, str(card["root"])))
     return json_response(anthropic_card(card) if _from_anthropics_client(request) else card)
 
 

@@ -21,6 +21,7 @@ class UpstreamReply:
 
     Attributes:
         body: all of it, after `read_all`.
+        is_stream: it is one of events.
         on_close: called once.
     """
 
@@ -34,6 +35,7 @@ class UpstreamReply:
     ) -> None:
         self.upstream = upstream
         self.body = b""
+        self.is_stream = response.content_type == "text/event-stream"
         self.on_close: Callable[[], None] = lambda: None
         self._response = response
         self._idle_timeout = idle_timeout
@@ -42,10 +44,6 @@ class UpstreamReply:
         self._patience = Patience(idle_timeout)
         self._splitter = EventSplitter()
         self._first = b""
-
-    @property
-    def is_stream(self) -> bool:
-        return self._response.content_type == "text/event-stream"
 
     @property
     def request_id(self) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
 
 from ... import __version__
@@ -72,7 +72,8 @@ class Upstream:
             ),
             timeout=ClientTimeout(total=None, sock_connect=settings.connect_timeout),
             headers=_headers(settings),
-            auto_decompress=True,
+            # One tenant's cookies would go along with the next one's requests.
+            cookie_jar=DummyCookieJar(),
             # Proxies and .netrc of the environment are nobody's setting here.
             trust_env=False,
         )
@@ -244,6 +245,8 @@ def _headers(settings: Settings) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json, text/event-stream",
+        # Unpacking costs more than it saves, and packed events come late.
+        "Accept-Encoding": "identity",
         "User-Agent": f"penstock/{__version__}",
     }
     key = None if settings.api_key is None else settings.api_key.value
