@@ -126,7 +126,7 @@ class OpenAIReading(ForwardedReading):
         if not data:
             return True
         chunk = decoded(data)
-        choices = chunk.get("choices")
+        choices = _list(chunk, "choices")
         if choices is None and "error" in chunk:
             raise UpstreamError(error_in(data) or "The upstream failed.")
         if (usage := chunk.get("usage")) is not None:
@@ -145,7 +145,7 @@ class OpenAIReading(ForwardedReading):
         whole = decoded(body)
         usage = whole.get("usage")
         self.tokens = None if usage is None else tokens_of(usage)
-        self._choices = dict(enumerate(whole.get("choices") or []))
+        self._choices = dict(enumerate(_list(whole, "choices") or []))
         self.finish_reasons = [str(choice.get("finish_reason")) for choice in self._choices.values()]
         self._body, self._done = whole, True
         self._kept = len(body)
@@ -154,7 +154,10 @@ class OpenAIReading(ForwardedReading):
         whole = self._body
         if whole is None or not self.finished or self._kept > MAX_KEPT_CHARACTERS:
             return None
-        if not self._choices or not all(reason in ("stop", "tool_calls") for reason in self.finish_reasons):
+        # A stream that ends without [DONE] may lack choices that had not begun.
+        if not self._done or not 0 < len(self._choices) == len(self.finish_reasons):
+            return None
+        if not all(reason in ("stop", "tool_calls") for reason in self.finish_reasons):
             return None
         if "choices" not in whole:
             chat = self._text_field == "message"
@@ -179,19 +182,23 @@ class OpenAIReading(ForwardedReading):
         )
 
     def _piece(self, piece: dict[str, Any]) -> None:
-        try:
-            index = piece.get("index", 0)
-            choice = self._choices.get(index)
-            if choice is None:
-                choice = self._choices[index] = {"index": index}
-            if (reason := piece.get("finish_reason")) is not None and "finish_reason" not in choice:
-                choice["finish_reason"] = reason
-                self.finish_reasons.append(str(reason))
-            if self._keep:
+        index = piece.get("index", 0)
+        if not isinstance(index, int):
+            raise UpstreamError("The upstream sent a choice whose index is no number.")
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = {"index": index}
+        if (reason := piece.get("finish_reason")) is not None and "finish_reason" not in choice:
+            choice["finish_reason"] = reason
+            self.finish_reasons.append(str(reason))
+        if self._keep:
+            try:
                 self._kept += _gather(choice, piece)
+            except (AttributeError, TypeError, RecursionError):
+                # Pieces that do not go together: a client may know what to do with them, the cache does not.
+                self._keep, self._body = False, None
+            else:
                 self._keep = self._kept <= MAX_KEPT_CHARACTERS
-        except (AttributeError, TypeError, KeyError) as error:
-            raise UpstreamError("The upstream sent an event that is none of this API.") from error
 
 
 class ResponsesReading(ForwardedReading):
@@ -286,6 +293,14 @@ def decoded(data: bytes) -> dict[str, Any]:
         raise UpstreamError(f"The upstream sent what is not JSON ({error}).") from error
     if not isinstance(value, dict):
         raise UpstreamError("The upstream sent JSON that is no object.")
+    return value
+
+
+def _list(chunk: dict[str, Any], name: str) -> list[dict[str, Any]] | None:
+    """A list of objects, or nothing."""
+    value = chunk.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        raise UpstreamError(f"The upstream sent {name} that are no list of objects.")
     return value
 
 
