@@ -149,9 +149,7 @@ class Relay:
             call.settle(spend_of(target, reading.tokens))
             settle()
             return head, at_once(body)
-        forwarded = _Forwarded(
-            reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens))
-        )
+        forwarded = _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
         await forwarded.begin()
         return head, forwarded
 

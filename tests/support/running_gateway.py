@@ -46,7 +46,7 @@ class Gateway:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=CLIENT_KEY, max_retries=0, timeout=30)
 
     def live(self, name: str = "up") -> LiveUpstream:
-        return self.http._context.upstreams[name]
+        return self.http.context.upstreams[name]
 
     @property
     def kept(self) -> int:

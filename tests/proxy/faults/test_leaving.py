@@ -49,7 +49,7 @@ async def connect(
 
 async def assert_idle(gateway: Gateway) -> None:
     async with asyncio.timeout(PROMPTLY):
-        while gateway.live().active or gateway.http._edge.in_flight:  # noqa: ASYNC110
+        while gateway.live().active or gateway.http.context.edge.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

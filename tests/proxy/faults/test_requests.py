@@ -77,7 +77,7 @@ async def test_truncated(gateway: Gateway, upstream: FaultyUpstream, half_close:
         writer.close()
     await asyncio.wait_for(reader.read(), 2)
     async with asyncio.timeout(2):
-        while gateway.http._edge.in_flight:  # noqa: ASYNC110
+        while gateway.http.context.edge.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert upstream.calls == 0
     writer.close()

@@ -46,7 +46,7 @@ class Gate:
 @pytest.mark.parametrize("stream", [False, True], ids=["body", "stream"])
 async def test_one_call(gateway: Gateway, upstream: FaultyUpstream, many: int, stream: bool) -> None:
     async def when_all_have_asked(exchange: Exchange) -> None:
-        while gateway.http._edge.in_flight < many:  # noqa: ASYNC110
+        while gateway.http.context.edge.in_flight < many:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await good()(exchange)
 
