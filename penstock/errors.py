@@ -17,6 +17,7 @@
     ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
     ├── UpstreamError             502: an upstream cannot be reached, or what it sends is no answer
     │   ├── UpstreamTimeoutError  504: it took too long
+    │   ├── UpstreamUnfitError    502: what it sends would be no better another time
     │   ├── UpstreamBusyError     503 with Retry-After: it has failed too often, and is left alone
     │   └── UpstreamRefusedError  it answered with an error, which is passed on
     ├── ConfigError               at start: a setting is wrong
@@ -165,6 +166,10 @@ class UpstreamError(PenstockError):
 class UpstreamTimeoutError(UpstreamError):
     status = 504
     code = "upstream_timeout"
+
+
+class UpstreamUnfitError(UpstreamError):
+    pass
 
 
 class UpstreamBusyError(UpstreamError):

@@ -13,10 +13,12 @@ output = 0.60
 targets = ["builtin", "openai/gpt-4o-mini"]
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,9 +26,6 @@ from .errors import ConfigError
 
 ANY_MODEL = "*"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_LOCAL_HOST = re.compile(
-    r"http://(127\.|localhost|\[::1\]|10\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|[^./]+(:|/|$))"
-)
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -139,7 +138,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def sends_key_in_clear(self) -> bool:
         """The key crosses a network that is not the host's own, unencrypted."""
         has_key = self.api_key is not None
-        return has_key and self.base_url.startswith("http://") and not _LOCAL_HOST.match(self.base_url)
+        return has_key and self.base_url.startswith("http://") and not _is_near(self.base_url)
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,6 +169,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")):
             raise ConfigError("weights must be 0 or more, and one of them above 0.", param="routes")
+
+
+def _is_near(url: str) -> bool:
+    """Its host is this one, or on a private network: an address of one, or a name without dots."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host
 
 
 def with_keys(upstreams: Mapping[str, Upstream], environment: Mapping[str, str]) -> dict[str, Upstream]:

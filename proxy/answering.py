@@ -59,6 +59,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     controls: CacheControls
 
     @property
+    def choices(self) -> int:
+        """How many answers are asked for; what is no such number is refused later, by whoever is asked."""
+        n = self.fields.get("n")
+        return n if isinstance(n, int) and n > 0 else 1
+
+    @property
     def admission(self) -> Admission:
         """Once it is planned, and until its answer has ended."""
         admission: Admission = self.request[ADMISSION]
@@ -112,7 +118,7 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     record.asks(dialect.operation, model=asked.model, stream=asked.stream)
     plan = dialect.plan(asked)
     ask = _ask(asked) if dialect.generates else Ask(len(asked.body) // BYTES_PER_TOKEN, 0)
-    with admitted_to(request, asked.model, plan, ask, _choices(asked)) as admission:
+    with admitted_to(request, asked.model, plan, ask, asked.choices) as admission:
         try:
             return await (await _start(asked, plan, dialect)).send()
         finally:
@@ -167,12 +173,6 @@ async def _read(request: web.Request, dialect: Dialect) -> Asked:
 def _ask(asked: Asked) -> Ask:
     limits = [limit for name in _LIMITS if isinstance(limit := asked.fields.get(name), int) and limit > 0]
     return Ask(len(asked.body) // BYTES_PER_TOKEN, limits[0] if limits else USUAL_MAX_TOKENS)
-
-
-def _choices(asked: Asked) -> int:
-    """What is no such number is refused later, by whoever is asked."""
-    n = asked.fields.get("n")
-    return n if isinstance(n, int) and n > 0 else 1
 
 
 def _another_may_answer(error: PenstockError) -> bool:

@@ -7,7 +7,7 @@ aborted. A reader that lags holds the source back, by no more than `WINDOW`, for
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 # What a source may be ahead of its slowest reader, and how much is kept for those who come later, in units of its `size`.
 WINDOW = 1 << 20
@@ -45,10 +45,10 @@ class Flight(Generic[Head, Item]):
         self._size = size
         self._items: deque[Item] = deque()
         self._dropped = 0  # items before the first one kept
-        self._ahead = 0  # size of what the slowest reader has not seen
         self._total = 0
         self._readers: set[Reader[Head, Item]] = set()
-        self._stirred: set[asyncio.Future[None]] = set()
+        self._arrivals: set[asyncio.Future[None]] = set()
+        self._room: asyncio.Future[None] | None = None  # while the source is held back
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._ended = False
         self._abandoned = False
@@ -70,7 +70,7 @@ class Flight(Generic[Head, Item]):
         if not self._readers and not self._ended:
             self._abandoned = True
             self.task.cancel()
-        self._trim()
+        self._tell_source()
 
     async def has_next(self, reader: "Reader[Head, Item]") -> bool:
         """Waits for an item; False at the end. Raises what the source raised."""
@@ -79,13 +79,15 @@ class Flight(Generic[Head, Item]):
                 raise self._error
             if self._ended:
                 return False
-            await self._stir()
+            await self._arrival()
         return True
 
     def take(self, reader: "Reader[Head, Item]") -> Item:
         item = self._items[reader.place - self._dropped]
         reader.place += 1
-        self._trim()
+        reader.size += self._size(item)
+        if self._total - reader.size <= WINDOW:
+            self._tell_source()
         return item
 
     async def _fly(self, start: Callable[[], Awaitable[tuple[Head, Source[Item]]]]) -> None:
@@ -95,16 +97,14 @@ class Flight(Generic[Head, Item]):
             try:
                 async for item in source:
                     self._items.append(item)
-                    size = self._size(item)
-                    self._total += size
-                    self._ahead += size
-                    self._wake()
-                    while self._ahead > WINDOW and self._readers:
-                        self._ahead = self._behind_slowest()
-                        if self._ahead > WINDOW:
-                            await self._stir()
+                    self._total += self._size(item)
+                    self._tell_readers()
+                    await self._hold_back()
             finally:
                 await source.aclose()
+        except asyncio.CancelledError:
+            self._abandoned = True
+            raise
         except Exception as error:
             self._error = error
             if not self.head.done():
@@ -114,41 +114,49 @@ class Flight(Generic[Head, Item]):
             self._ended = True
             if not self.head.done():
                 self.head.cancel()
-            self._wake()
+            self._tell_readers()
 
-    def _behind_slowest(self) -> int:
-        slowest = min((reader.place for reader in self._readers), default=0) - self._dropped
-        return sum(self._size(self._items[place]) for place in range(slowest, len(self._items)))
+    async def _hold_back(self) -> None:
+        """Until the slowest reader is within WINDOW; what nobody can need any more is let go."""
+        while self._readers:
+            slowest = min(self._readers, key=_place)
+            if self._total > JOINABLE:
+                while self._dropped < slowest.place:
+                    self._items.popleft()
+                    self._dropped += 1
+            if self._total - slowest.size <= WINDOW:
+                return
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
-    def _trim(self) -> None:
-        """Nobody can join any more: what all have seen is let go."""
-        if self._total > JOINABLE:
-            slowest = min((reader.place for reader in self._readers), default=self._dropped)
-            while self._dropped < slowest:
-                self._items.popleft()
-                self._dropped += 1
-            self._wake()
+    def _tell_source(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
-    async def _stir(self) -> None:
-        """Until something has come, or been taken."""
+    async def _arrival(self) -> None:
         future = asyncio.get_running_loop().create_future()
-        self._stirred.add(future)
+        self._arrivals.add(future)
         try:
             await future
         finally:
-            self._stirred.discard(future)
+            self._arrivals.discard(future)
 
-    def _wake(self) -> None:
-        for future in self._stirred:
+    def _tell_readers(self) -> None:
+        for future in self._arrivals:
             if not future.done():
                 future.set_result(None)
 
 
 class Reader(Generic[Head, Item]):
-    """One who asked. To be closed; iterated after `head`."""
+    """One who asked. To be closed; iterated after `head`.
+
+    Attributes:
+        place, size: the number of items taken, and their sizes' sum.
+    """
 
     def __init__(self, flight: Flight[Head, Item]) -> None:
         self.place = 0
+        self.size = 0
         self._flight = flight
 
     async def head(self) -> Head:
@@ -165,6 +173,10 @@ class Reader(Generic[Head, Item]):
 
     async def aclose(self) -> None:
         self._flight.leave(self)
+
+
+def _place(reader: Reader[Any, Any]) -> int:
+    return reader.place
 
 
 class Flights(Generic[Head, Item]):

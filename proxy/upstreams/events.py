@@ -1,8 +1,12 @@
 """Server-sent events of an upstream: whole ones only, their bytes untouched."""
 
-from ...errors import UpstreamError
+import re
+
+from ...errors import UpstreamUnfitError
 
 MAX_EVENT_BYTES = 8 << 20
+# An empty line; both kinds of line end may stand in one stream, where something on the way adds comments.
+_END = re.compile(rb"\n\r?\n")
 
 
 class EventSplitter:
@@ -12,14 +16,14 @@ class EventSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The events that are whole now; possibly none. Raises UpstreamError when one gets too long."""
+        """The events that are whole now; possibly none. Raises UpstreamUnfitError when one gets too long."""
         if not self._rest and data.endswith(b"\n\n"):  # nearly always
             return data
         data = self._rest + data
-        end = max(_end_of_last(b"\n\n", data), _end_of_last(b"\r\n\r\n", data))
+        end = max(_end_of_last(b"\n\n", data), _end_of_last(b"\n\r\n", data))
         self._rest = data[end:]
         if len(self._rest) > MAX_EVENT_BYTES:
-            raise UpstreamError(f"sent an event longer than {MAX_EVENT_BYTES} bytes")
+            raise UpstreamUnfitError(f"sent an event longer than {MAX_EVENT_BYTES} bytes")
         return data[:end]
 
     @property
@@ -37,8 +41,11 @@ def split(block: bytes) -> list[bytes]:
     """The events of whole ones, each with the empty line that ends it."""
     if block.find(b"\n\n") == len(block) - 2 and b"\r" not in block:  # nearly always
         return [block]
-    separator = b"\r\n\r\n" if b"\r\n\r\n" in block else b"\n\n"
-    return [event + separator for event in block.split(separator) if event.strip()]
+    events, start = [], 0
+    for end in _END.finditer(block):
+        events.append(block[start : end.end()])
+        start = end.end()
+    return events
 
 
 def data_of(event: bytes) -> bytes:

@@ -10,8 +10,8 @@ def _older(name: str, path: str, *, chat: bool) -> RemoteApi:
     return RemoteApi(
         name=name,
         path=path,
-        reading=lambda _asked, _target, keep, own_usage: OpenAIReading(
-            chat=chat, keep=keep, own_usage=own_usage
+        reading=lambda asked, _target, keep, own_usage: OpenAIReading(
+            chat=chat, keep=keep, own_usage=own_usage, choices=asked.choices
         ),
         replay=lambda asked, _target, wire: (
             as_stream(wire, include_usage=wants_usage(asked.fields)) if asked.stream else wire

@@ -17,7 +17,8 @@ from .refusal import error_in
 
 # Of a longer answer nothing is kept.
 MAX_KEPT_CHARACTERS = 1 << 20
-
+# Objects within each other, in a piece of a stream; of a deeper one nothing is kept.
+MAX_LEVELS = 100
 
 _LAST_TYPES = ("response.completed", "response.incomplete", "response.failed")
 _LAST_OF_RESPONSES = tuple(name.encode() for name in _LAST_TYPES)
@@ -102,14 +103,16 @@ class OpenAIReading(ForwardedReading):
         chat: which of the two.
         keep: whether a completion will be asked for.
         own_usage: the usage event was not the client's wish, so that it is not shown.
+        choices: so many were asked for, at least: one may not have begun when the stream ends.
     """
 
-    def __init__(self, *, chat: bool, keep: bool, own_usage: bool) -> None:
+    def __init__(self, *, chat: bool, keep: bool, own_usage: bool, choices: int = 1) -> None:
         self.tokens: TokenCounts | None = None
         self.finish_reasons: list[str] = []
         self._text_field = "message" if chat else "text"
         self._keep = keep
         self._own_usage = own_usage
+        self._least = choices
         self._done = False
         self._body: dict[str, Any] | None = None
         self._choices: dict[int, dict[str, Any]] = {}
@@ -117,7 +120,7 @@ class OpenAIReading(ForwardedReading):
 
     @property
     def finished(self) -> bool:
-        return self._done or 0 < len(self._choices) == len(self.finish_reasons)
+        return self._done or self._all_ended
 
     def event(self, data: bytes) -> bool:
         if data == b"[DONE]":
@@ -126,7 +129,7 @@ class OpenAIReading(ForwardedReading):
         if not data:
             return True
         chunk = decoded(data)
-        choices = chunk.get("choices")
+        choices = _list(chunk, "choices")
         if choices is None and "error" in chunk:
             raise UpstreamError(error_in(data) or "The upstream failed.")
         if (usage := chunk.get("usage")) is not None:
@@ -145,7 +148,7 @@ class OpenAIReading(ForwardedReading):
         whole = decoded(body)
         usage = whole.get("usage")
         self.tokens = None if usage is None else tokens_of(usage)
-        self._choices = dict(enumerate(whole.get("choices") or []))
+        self._choices = dict(enumerate(_list(whole, "choices") or []))
         self.finish_reasons = [str(choice.get("finish_reason")) for choice in self._choices.values()]
         self._body, self._done = whole, True
         self._kept = len(body)
@@ -154,14 +157,25 @@ class OpenAIReading(ForwardedReading):
         whole = self._body
         if whole is None or not self.finished or self._kept > MAX_KEPT_CHARACTERS:
             return None
-        if not self._choices or not all(reason in ("stop", "tool_calls") for reason in self.finish_reasons):
+        # Without [DONE] the usage may be missing.
+        if not self._done or not self._all_ended:
+            return None
+        if not all(reason in ("stop", "tool_calls") for reason in self.finish_reasons):
             return None
         if "choices" not in whole:
             chat = self._text_field == "message"
             choices = [_joined(self._choices[index]) for index in sorted(self._choices)]
             for choice in choices if chat else ():
-                choice["message"] = {"role": "assistant", "content": None, **choice.get("message", {})}
+                said = choice.get("message", {})
+                if isinstance(said, dict):
+                    choice["message"] = {"role": "assistant", "content": None, **said}
             whole = {**whole, "object": "chat.completion" if chat else "text_completion", "choices": choices}
+        if not all(map(_can_be_replayed, whole["choices"])):
+            return None
+        try:
+            wire = orjson.dumps(whole)
+        except orjson.JSONEncodeError:  # it reads deeper nests than it writes
+            return None
         return CachedCompletion(
             choices=[
                 CachedChoice(
@@ -170,7 +184,7 @@ class OpenAIReading(ForwardedReading):
                     finish_reason=str(choice["finish_reason"]),
                     stop_reason=None,
                     logprobs=None,
-                    wire=None if place else orjson.dumps(whole),
+                    wire=None if place else wire,
                 )
                 for place, choice in enumerate(whole["choices"])
             ],
@@ -178,20 +192,28 @@ class OpenAIReading(ForwardedReading):
             engine_seconds=seconds,
         )
 
+    @property
+    def _all_ended(self) -> bool:
+        return len(self.finish_reasons) == max(len(self._choices), self._least)
+
     def _piece(self, piece: dict[str, Any]) -> None:
-        try:
-            index = piece.get("index", 0)
-            choice = self._choices.get(index)
-            if choice is None:
-                choice = self._choices[index] = {"index": index}
-            if (reason := piece.get("finish_reason")) is not None and "finish_reason" not in choice:
-                choice["finish_reason"] = reason
-                self.finish_reasons.append(str(reason))
-            if self._keep:
+        index = piece.get("index", 0)
+        if not isinstance(index, int):
+            raise UpstreamError("The upstream sent a choice whose index is no number.")
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = {"index": index}
+        if (reason := piece.get("finish_reason")) is not None and "finish_reason" not in choice:
+            choice["finish_reason"] = reason
+            self.finish_reasons.append(str(reason))
+        if self._keep:
+            try:
                 self._kept += _gather(choice, piece)
+            except (AttributeError, TypeError):
+                # Pieces that do not go together: a client may know what to do with them, the cache does not.
+                self._keep, self._body = False, None
+            else:
                 self._keep = self._kept <= MAX_KEPT_CHARACTERS
-        except (AttributeError, TypeError, KeyError) as error:
-            raise UpstreamError("The upstream sent an event that is none of this API.") from error
 
 
 class ResponsesReading(ForwardedReading):
@@ -289,14 +311,27 @@ def decoded(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _gather(into: dict[str, Any], piece: dict[str, Any]) -> int:
-    """Adds a piece of a choice to what there is of it; the number of characters that came."""
+def _list(chunk: dict[str, Any], name: str) -> list[dict[str, Any]] | None:
+    """A list of objects, or nothing."""
+    value = chunk.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        raise UpstreamError(f"The upstream sent {name} that are no list of objects.")
+    return value
+
+
+def _gather(into: dict[str, Any], piece: dict[str, Any], levels: int = MAX_LEVELS) -> int:
+    """Adds a piece of a choice to what there is of it; the number of characters that came.
+
+    Raises AttributeError or TypeError where the two do not go together.
+    """
+    if not levels:
+        raise TypeError("nested too deeply to be put together")
     size = 0
     for name, value in piece.items():
         if value is None or name in ("index", "finish_reason"):
             continue
         if name == "delta":
-            size += _gather(into.setdefault("message", {}), value)
+            size += _gather(into.setdefault("message", {}), value, levels - 1)
         elif isinstance(value, str):
             # A role or an id comes once, or is repeated; texts come in pieces.
             if name in ("role", "id", "type", "name"):
@@ -305,21 +340,21 @@ def _gather(into: dict[str, Any], piece: dict[str, Any]) -> int:
                 into.setdefault(name, []).append(value)
                 size += len(value)
         elif isinstance(value, dict):
-            size += _gather(into.setdefault(name, {}), value)
+            size += _gather(into.setdefault(name, {}), value, levels - 1)
         elif isinstance(value, list):
-            size += _gather_list(into, name, value)
+            size += _gather_list(into, name, value, levels - 1)
         else:
             into[name] = value
     return size
 
 
-def _gather_list(into: dict[str, Any], name: str, items: list[Any]) -> int:
+def _gather_list(into: dict[str, Any], name: str, items: list[Any], levels: int) -> int:
     """Items that carry an index (tool calls) are gathered each by its own; others follow one another."""
     size = 0
     for item in items:
         if isinstance(item, dict) and isinstance(item.get("index"), int):
             by_index = into.setdefault(name, {})
-            size += _gather(by_index.setdefault(item["index"], {}), item)
+            size += _gather(by_index.setdefault(item["index"], {}), item, levels)
         else:
             into.setdefault(name, _Whole()).append(item)
             size += 64
@@ -341,6 +376,17 @@ def _joined(value: Any) -> Any:
             return [_joined(value[key]) for key in sorted(value)]
         return {key: _joined(item) for key, item in value.items()}
     return value
+
+
+def _can_be_replayed(choice: dict[str, Any]) -> bool:
+    """It has what replay.py takes apart."""
+    if not isinstance(choice.get("index"), int):
+        return False
+    if "message" not in choice:
+        return isinstance(choice.get("text"), str)
+    message = choice["message"]
+    calls = message.get("tool_calls") if isinstance(message, dict) else 0
+    return calls is None or (isinstance(calls, list) and all(isinstance(call, dict) for call in calls))
 
 
 def _text_of(choice: dict[str, Any]) -> str:

@@ -5,7 +5,13 @@ from datetime import UTC, datetime
 import orjson
 from aiohttp import ClientResponse
 
-from ...errors import PenstockError, UpstreamError, UpstreamRefusedError, UpstreamTimeoutError
+from ...errors import (
+    PenstockError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+    UpstreamUnfitError,
+)
 from .backoff import retry_after
 
 # Another upstream may have what this one lacks: a valid key, credit, the model, time, room.
@@ -14,13 +20,18 @@ _SHOWN = 500
 
 
 def refusal_of(response: ClientResponse, body: bytes, upstream: str) -> PenstockError:
-    """For a reply whose status is 400 or above."""
+    """For a reply whose status is not 200."""
     wait = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
     status = response.status
     if status in (401, 403):
         # Our key, not the client's: whose own is in order, or it would not have come this far.
-        return UpstreamError(
+        return UpstreamUnfitError(
             f"The upstream {upstream} answered {status}: it does not take the key that this server has for it."
+        )
+    if status < 400:
+        # A redirect is not followed: it would carry the key, and the prompt, to wherever it points.
+        return UpstreamUnfitError(
+            f"The upstream {upstream} answered {status}, which is no answer to a question."
         )
     error = _error_in(body)
     message = error.get("message") or body[:_SHOWN].decode("utf-8", "replace").strip() or response.reason
@@ -55,7 +66,9 @@ def may_do_better_again(error: PenstockError) -> bool:
     """Whether the same upstream is. One that was too slow would be asked, and paid, for what it may still be computing."""
     if isinstance(error, UpstreamRefusedError):
         return error.status >= 500 or error.status in (408, 409, 425, 429)
-    return isinstance(error, UpstreamError) and not isinstance(error, UpstreamTimeoutError)
+    return isinstance(error, UpstreamError) and not isinstance(
+        error, UpstreamTimeoutError | UpstreamUnfitError
+    )
 
 
 def _error_in(body: bytes) -> dict[str, object]:

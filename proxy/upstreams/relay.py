@@ -149,7 +149,9 @@ class Relay:
             call.settle(spend_of(target, reading.tokens))
             settle()
             return head, at_once(body)
-        return head, _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
+        forwarded = _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
+        await forwarded.begin()
+        return head, forwarded
 
     def _key(
         self, asked: "Asked", target: RemoteTarget, upstream: Upstream, api: RemoteApi
@@ -191,16 +193,33 @@ class _Forwarded:
         self._settle = settle
         self._on_close = on_close
         self._ended = False
+        self._first = b""
+
+    async def begin(self) -> None:
+        """Reads the first events: should they be no answer, another target can still be asked. Raises UpstreamError."""
+        try:
+            self._first = await anext(self, b"")
+        except BaseException:
+            self._reply.close()
+            raise
 
     def __aiter__(self) -> "_Forwarded":
         return self
 
     async def __anext__(self) -> bytes:
         """Raises UpstreamError, also where the stream ends before its answer does: then nothing is kept."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
         if self._ended:
             raise StopAsyncIteration
         while block := await self._reply.next_block():
-            if shown := b"".join([self._reading.shown(event) for event in split(block)]):
+            try:
+                shown = b"".join([self._reading.shown(event) for event in split(block)])
+            except UpstreamError as error:
+                error.message = self._reply.shown(error.message)
+                raise
+            if shown:
                 return shown
         self._ended = True
         if not self._reading.finished:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from aiohttp import ClientError, ClientResponse
 
-from ...errors import UpstreamError, UpstreamTimeoutError
+from ...errors import UpstreamError, UpstreamTimeoutError, UpstreamUnfitError
 from ..patience import Patience
 from .events import EventSplitter, data_of, split
 from .refusal import error_in
@@ -17,7 +17,8 @@ class UpstreamReply:
     """Args:
     upstream: its name, for messages.
     idle_timeout: seconds between two pieces of a stream.
-    deadline: when all of it must have come (`time.monotonic`).
+    total_timeout: seconds in which all of it must come, which are over at `deadline` (`time.monotonic`).
+    secret: what no message may repeat.
 
     Attributes:
         body: all of it, after `read_all`.
@@ -31,7 +32,9 @@ class UpstreamReply:
         response: ClientResponse,
         *,
         idle_timeout: float,
+        total_timeout: float,
         deadline: float,
+        secret: str | None,
     ) -> None:
         self.upstream = upstream
         self.body = b""
@@ -39,7 +42,9 @@ class UpstreamReply:
         self.on_close: Callable[[], None] = lambda: None
         self._response = response
         self._idle_timeout = idle_timeout
+        self._total_timeout = total_timeout
         self._deadline = deadline
+        self._secret = secret
         self._closed = False
         self._patience = Patience(idle_timeout)
         self._splitter = EventSplitter()
@@ -49,7 +54,8 @@ class UpstreamReply:
     def request_id(self) -> str | None:
         """What the upstream calls this request."""
         headers = self._response.headers
-        return headers.get("x-request-id") or headers.get("request-id")
+        identity = headers.get("x-request-id") or headers.get("request-id") or ""
+        return identity if identity.isascii() and identity.isprintable() and identity else None
 
     async def begin(self) -> None:
         """Waits for the first event that carries data; with a reply that is no stream after all, for all of it.
@@ -64,8 +70,10 @@ class UpstreamReply:
             if not block:
                 raise UpstreamError(f"The upstream {self.upstream} ended its stream before the first token.")
             self._first += block
-        if b'"error"' in self._first and (message := error_in(data_of(split(self._first)[-1]))) is not None:
-            raise UpstreamError(f"The upstream {self.upstream} failed at once: {message}")
+        if b'"error"' in self._first:
+            first = next(data for event in split(self._first) if (data := data_of(event)))
+            if (message := error_in(first)) is not None:
+                raise UpstreamError(f"The upstream {self.upstream} failed at once: {self.shown(message)}")
 
     async def read_all(self) -> None:
         """Fills `body`. Raises UpstreamError."""
@@ -75,13 +83,17 @@ class UpstreamReply:
                 parts.append(data)
                 size += len(data)
                 if size > MAX_BODY_BYTES:
-                    raise UpstreamError(
+                    raise UpstreamUnfitError(
                         f"The upstream {self.upstream} sent more than {MAX_BODY_BYTES} bytes."
                     )
         except ClientError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its reply.") from error
         self.body = b"".join(parts)
         self._response.release()
+
+    def shown(self, message: str) -> str:
+        """What a message may show."""
+        return message if self._secret is None else message.replace(self._secret, "...")
 
     async def next_block(self) -> bytes:
         """Whole events, as they come; empty at the end. Raises UpstreamError where the stream breaks or stalls."""
@@ -110,8 +122,8 @@ class UpstreamReply:
                 return b""
             try:
                 block = self._splitter.feed(data)
-            except UpstreamError as error:
-                raise UpstreamError(f"The upstream {self.upstream} {error.message}.") from None
+            except UpstreamUnfitError as error:
+                raise UpstreamUnfitError(f"The upstream {self.upstream} {error.message}.") from None
             if block:
                 return block
 
@@ -122,9 +134,9 @@ class UpstreamReply:
             with self._patience:
                 return await self._response.content.readany()
         except TimeoutError as error:
-            what = "sent nothing for" if self._idle_timeout < left else "not ended its reply within its"
-            raise UpstreamTimeoutError(
-                f"The upstream {self.upstream} has {what} {self._patience.seconds:g} seconds."
-            ) from error
+            what = f"sent nothing for {self._idle_timeout:g}"
+            if left < self._idle_timeout:
+                what = f"not ended its reply within {self._total_timeout:g}"
+            raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
         except ClientError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 KEEPALIVE_SECONDS = 60.0
 ANTHROPIC_VERSION = "2023-06-01"
 MAX_REFUSAL_BYTES = 1 << 20
+# uvloop's timers count milliseconds, and come up to half of one early: before a Retry-After is over.
+TIMER_SECONDS = 0.001
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -77,6 +79,7 @@ class Upstream:
             # Proxies and .netrc of the environment are nobody's setting here.
             trust_env=False,
         )
+        self._secret = None if settings.api_key is None else settings.api_key.value
         self._urls: dict[str, URL] = {}
 
     @property
@@ -135,7 +138,7 @@ class Upstream:
                     error.message,
                     pause,
                 )
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause + TIMER_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
@@ -152,10 +155,11 @@ class Upstream:
                 tasks.add(asyncio.create_task(self._ask_once(question, deadline)))
             while True:
                 done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None or not running:
-                        tasks.discard(task)
-                        return task.result()
+                answered = [task for task in done if task.exception() is None]
+                if answered or not running:
+                    task = (answered or list(done))[0]
+                    tasks.discard(task)
+                    return task.result()
                 tasks = running
         finally:
             for task in tasks:
@@ -201,9 +205,8 @@ class Upstream:
 
     async def _first_token(self, question: Question, deadline: float) -> UpstreamReply:
         settings = self.settings
-        patience = max(0.0, deadline - time.monotonic())
-        if question.stream:
-            patience = min(patience, settings.first_token_timeout)
+        left = max(0.0, deadline - time.monotonic())
+        patience = min(left, settings.first_token_timeout) if question.stream else left
         response: ClientResponse | None = None
         try:
             async with asyncio.timeout(patience):
@@ -215,12 +218,17 @@ class Upstream:
                 )
                 if response.status != 200:
                     body = await _read_some(response)
-                    if settings.api_key is not None:
+                    if self._secret is not None:
                         # Some say which key they did not like; ours is not for clients, nor for the log.
-                        body = body.replace(settings.api_key.value.encode(), b"...")
+                        body = body.replace(self._secret.encode(), b"...")
                     raise refusal_of(response, body, self.name)
                 reply = UpstreamReply(
-                    self.name, response, idle_timeout=settings.idle_timeout, deadline=deadline
+                    self.name,
+                    response,
+                    idle_timeout=settings.idle_timeout,
+                    total_timeout=settings.total_timeout,
+                    deadline=deadline,
+                    secret=self._secret,
                 )
                 await (reply.begin() if question.stream else reply.read_all())
                 return reply
@@ -229,7 +237,8 @@ class Upstream:
             if isinstance(error, ClientError):
                 what, limit = "taken a connection", settings.connect_timeout
             else:
-                what, limit = "sent a first token" if question.stream else "answered", patience
+                what = "sent a first token" if question.stream else "answered"
+                limit = settings.total_timeout if patience == left else settings.first_token_timeout
             raise UpstreamTimeoutError(
                 f"The upstream {self.name} has not {what} within {limit:g} seconds."
             ) from error
