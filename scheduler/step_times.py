@@ -12,6 +12,8 @@ NEWS = 0.2
 # The same for the averages that the time of a key is learnt from. Contexts grow slowly: an average that followed them at
 # once would leave nothing to see.
 SLOW_NEWS = 0.02
+# The first steps of a class are often slow for once (cold memory, another process): among so many the fastest is believed.
+FIRST_STEPS = 3
 # How much of what is known of a key's time a step leaves standing.
 MEMORY = 0.999
 # Squared differences in keys that count for no difference in time: below a few thousand keys more, noise is all there is.
@@ -25,11 +27,12 @@ LEAST_SHARE = 0.25
 class _Class:
     """Averages of the steps of one size."""
 
-    __slots__ = ("keys", "seconds", "slow_keys", "slow_seconds", "tokens")
+    __slots__ = ("keys", "seconds", "slow_keys", "slow_seconds", "steps", "tokens")
 
     def __init__(self, tokens: float, keys: float, seconds: float) -> None:
         self.tokens, self.keys, self.seconds = tokens, keys, seconds
         self.slow_keys, self.slow_seconds = keys, seconds
+        self.steps = 1
 
 
 class StepTimes:
@@ -49,7 +52,12 @@ class StepTimes:
         known = self._classes.get(size)
         if known is None:
             self._classes[size] = _Class(num_tokens, num_keys, seconds)
+        elif known.steps < FIRST_STEPS and seconds < known.seconds:
+            steps = known.steps + 1
+            known = self._classes[size] = _Class(num_tokens, num_keys, seconds)
+            known.steps = steps
         else:
+            known.steps += 1
             seconds = min(seconds, MOST_AT_ONCE * known.seconds)
             more = num_keys - known.slow_keys
             self._covariance = MEMORY * self._covariance + more * (seconds - known.slow_seconds)

@@ -190,8 +190,10 @@ def free_port() -> int:
 
 def manage(port: int) -> dict[str, str]:
     """A tenant and its key, which this one reply, and nothing after it, tells."""
-    request(port, "PUT", "/tenants/acme", {"weight": 2}, CANARIES["admin"])
+    put = request(port, "PUT", "/tenants/acme", {"weight": 2}, CANARIES["admin"])
+    assert put.startswith(b"20"), put
     reply = request(port, "POST", "/tenants/acme/keys", {"label": "ci"}, CANARIES["admin"])
+    assert reply.startswith(b"201"), reply
     made: dict[str, str] = json.loads(reply[reply.index(b"{") :])
     return made
 

@@ -231,3 +231,12 @@ def test_urgency_and_weights_are_checked(config):
             Urgency(**wrong)
     with pytest.raises(ConfigError, match="tenant_weights"):
         msgspec.structs.replace(config, tenant_weights={"a": 0.0})
+
+
+def test_a_slow_first_step_of_a_size_is_forgotten() -> None:
+    times = StepTimes()
+    for seconds in (0.5, 0.01, 0.011):
+        times.record(8, seconds)
+    assert times.seconds(8) < 0.02
+    times.record(8, 0.002)
+    assert times.seconds(8) > 0.005, "later ones move it slowly"

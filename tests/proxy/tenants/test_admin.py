@@ -1,5 +1,6 @@
 """Managing tenants over HTTP: on a real socket, on the production runner."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -134,3 +135,16 @@ def test_it_needs_tenants() -> None:
         Settings(admin_port=9000, tenants=False)
     with pytest.raises(ConfigError, match="admin_key is empty"):
         Settings(admin_key="")
+
+
+async def test_a_body_may_come_after_its_headers(admin: Admin) -> None:
+    host, port = admin.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"PUT /tenants/late HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n".encode()
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.write(b"{}")
+    assert b" 201 " in await reader.readline()
+    writer.close()
