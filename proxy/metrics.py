@@ -15,7 +15,7 @@ from ..cache import CompletionCache
 from .backend import Backend
 from .observe.collectors import CacheCollector, EngineCollector
 from .observe.record import RequestRecord
-from .observe.series import BoundedNames, Series
+from .observe.series import BoundedNames, Series, Tally
 from .observe.upstream_metrics import UpstreamFamily
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -193,8 +193,9 @@ class Metrics:
     def first_token(self, outcome: str, seconds: float) -> None:
         self._first_token[(outcome,)].observe(seconds)
 
-    def next_token(self, seconds: float) -> None:
-        self._inter_token.observe(seconds)
+    def between_tokens(self) -> Tally:
+        """Of one stream, to be flushed at its end."""
+        return Tally(self._inter_token)
 
     def queued(self, seconds: float) -> None:
         self._queue.observe(seconds)

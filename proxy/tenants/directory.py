@@ -5,6 +5,7 @@ A key that has ended stays, so that a server whose keys have all ended does not 
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
@@ -201,11 +202,22 @@ class Directory:
 
     def _record(self, txn: Transaction, identity: str) -> KeyRecord | None:
         data = txn.get(identity.encode(), db=self._keys) if is_key_id(identity) else None
-        return None if data is None else _key_decoder.decode(data)
+        return None if data is None else _key_of(data)
 
     def _tenant(self, txn: Transaction, name: str) -> Tenant | None:
         data = txn.get(name.encode(), db=self._tenants) if is_name(name) else None
-        return None if data is None else _tenant_decoder.decode(data)
+        return None if data is None else _tenant_of(data)
+
+
+@lru_cache(maxsize=4096)
+def _key_of(data: bytes) -> KeyRecord:
+    """The same bytes are the same key, of which a request every millisecond need not be told anew."""
+    return _key_decoder.decode(data)
+
+
+@lru_cache(maxsize=4096)
+def _tenant_of(data: bytes) -> Tenant:
+    return _tenant_decoder.decode(data)
 
 
 def _listed_key(identity: str, record: KeyRecord) -> ListedKey:

@@ -46,7 +46,7 @@ class UpstreamReply:
         self._deadline = deadline
         self._secret = secret
         self._closed = False
-        self._patience = Patience(idle_timeout)
+        self._patience: Patience | None = None  # until the first piece of a stream is waited for
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -106,7 +106,8 @@ class UpstreamReply:
         """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
         if not self._closed:
             self._closed = True
-            self._patience.close()
+            if self._patience is not None:
+                self._patience.close()
             self.on_close()
         if not self._response.closed:
             self._response.close()
@@ -129,9 +130,13 @@ class UpstreamReply:
 
     async def _read(self) -> bytes:
         left = self._deadline - time.monotonic()
-        self._patience.seconds = min(self._idle_timeout, max(left, 0.0))
+        seconds = min(self._idle_timeout, max(left, 0.0))
+        patience = self._patience
+        if patience is None:
+            patience = self._patience = Patience(seconds)
+        patience.seconds = seconds
         try:
-            with self._patience:
+            with patience:
                 return await self._response.content.readany()
         except TimeoutError as error:
             what = f"sent nothing for {self._idle_timeout:g}"

@@ -21,6 +21,7 @@ from ...errors import (
 )
 from ...tables import Upstream as Settings
 from ..observe.upstream_metrics import UpstreamMetrics
+from ..patience import Patience
 from .backoff import PATIENCE_SECONDS, backoff
 from .breaker import CircuitBreaker
 from .latency import Latencies
@@ -208,8 +209,9 @@ class Upstream:
         left = max(0.0, deadline - time.monotonic())
         patience = min(left, settings.first_token_timeout) if question.stream else left
         response: ClientResponse | None = None
+        timer = Patience(patience)
         try:
-            async with asyncio.timeout(patience):
+            with timer:
                 response = await self._session.post(
                     self._url(question.path),
                     data=question.body,
@@ -248,6 +250,8 @@ class Upstream:
         except BaseException:
             _drop(response)
             raise
+        finally:
+            timer.close()
 
 
 def _headers(settings: Settings) -> dict[str, str]:

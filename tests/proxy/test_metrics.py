@@ -8,11 +8,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from running_server import RunningServer, running_server
 
 from penstock.proxy.observe.record import RequestRecord
-from penstock.proxy.observe.series import OTHER, BoundedNames
+from penstock.proxy.observe.series import OTHER, BoundedNames, Tally
 from penstock.proxy.observe.upstream_metrics import UpstreamFamily
 
 DOCS = Path(__file__).parents[2] / "docs/observability.md"
@@ -176,3 +176,20 @@ async def test_the_documentation_has_every_series(server: RunningServer) -> None
     wanted = [f"| `{name}` | {kinds[name]} | {meaning} |" for name, meaning in described]
     told = [line for line in DOCS.read_text().splitlines() if line.startswith("| `penstock_")]
     assert told == wanted, "\n".join(wanted)
+
+
+def test_what_is_tallied_is_what_would_have_been_observed() -> None:
+    registries = CollectorRegistry(), CollectorRegistry()
+    one, other = (Histogram("h", "h", buckets=(0.1, 0.2, 0.4), registry=registry) for registry in registries)
+    tally = Tally(one)
+    values = [0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 7.0] * 9
+    for value in values:
+        tally.add(value)
+        other.observe(value)
+    tally.flush()
+    tally.flush()
+    written, observed = (generate_latest(registry).splitlines() for registry in registries)
+    assert [line for line in written if b"_sum" not in line] == [
+        line for line in observed if b"_sum" not in line
+    ]
+    assert registries[0].get_sample_value("h_sum") == pytest.approx(sum(values))
