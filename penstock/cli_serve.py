@@ -1,5 +1,6 @@
 """`penstock serve`."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,8 @@ from . import __version__
 from .config import NO_MODEL, Settings, SettingsSource
 from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
 
+log = logging.getLogger(__name__)
+
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .proxy.log import set_up_logging
@@ -15,6 +18,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
 
     set_up_logging(settings.log_level)
     raise_limit()
+    for name, upstream in settings.upstreams.items():
+        if upstream.sends_key_in_clear:
+            log.warning("The key of upstream %s goes unencrypted over the network; use https.", name)
     source = SettingsSource(arguments, os.environ)
     if settings.workers > 1:
         from .proxy.workers import serve_with_workers
