@@ -17,6 +17,7 @@
     ├── EngineDeadError           503 with Retry-After: the engine is gone or restarting
     ├── UpstreamError             502: an upstream cannot be reached, or what it sends is no answer
     │   ├── UpstreamTimeoutError  504: it took too long
+    │   │   └── UpstreamConnectError   for a connection, so that it has been asked nothing
     │   ├── UpstreamUnfitError    502: what it sends would be no better another time
     │   ├── UpstreamBusyError     503 with Retry-After: it has failed too often, and is left alone
     │   └── UpstreamRefusedError  it answered with an error, which is passed on
@@ -64,6 +65,11 @@ class PenstockError(Exception):
         self.param = param[:_END] if param else param
         self.retry_after = retry_after
         self.headers = headers or {}
+
+    @property
+    def logged(self) -> str:
+        """What the log says of it."""
+        return self.message
 
 
 class InvalidRequestError(PenstockError):
@@ -168,6 +174,10 @@ class UpstreamTimeoutError(UpstreamError):
     code = "upstream_timeout"
 
 
+class UpstreamConnectError(UpstreamTimeoutError):
+    pass
+
+
 class UpstreamUnfitError(UpstreamError):
     pass
 
@@ -198,6 +208,11 @@ class UpstreamRefusedError(UpstreamError):
         self.status = status  # type: ignore[misc]  # elsewhere it goes by the class
         self.type = type  # type: ignore[misc]
         self.code = code  # type: ignore[misc, assignment]
+
+    @property
+    def logged(self) -> str:
+        """Not the upstream's words: they may repeat the prompt."""
+        return f"the upstream answered {self.status} ({self.code or self.type})"
 
 
 class ConfigError(PenstockError):

@@ -18,6 +18,7 @@ from ..errors import (
     PenstockError,
     UnsupportedParameterError,
 )
+from ..scheduler.urgency import ORDINARY, Urgency
 from .admitting import admitted_to
 from .backend import Served
 from .context import CONTEXT, Context
@@ -25,11 +26,12 @@ from .controls import CacheControls, cache_controls
 from .edge import ADMISSION, Caller, caller_of
 from .observe.record import Operation, RequestRecord
 from .observe.recorder import record_of
-from .openai_types import decode_object
+from .openai_types import decode_object, urgency_of
 from .request_body import read_body
 from .routing.plan import Ask, Plan
 from .routing.target import LocalTarget, Target
 from .tenants.admission import Admission
+from .tenants.rights import permitted_urgency
 from .upstreams.refusal import may_do_better_elsewhere
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,18 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def choices(self) -> int:
         """How many answers are asked for; what is no such number is refused later, by whoever is asked."""
-        n = self.fields.get("n")
-        return n if isinstance(n, int) and n > 0 else 1
+        return max([1, *(n for name in ("n", "best_of") if isinstance(n := self.fields.get(name), int))])
+
+    @property
+    def urgency(self) -> Urgency:
+        """For upstreams, of which none knows priorities: but who may not ask for one may not here either.
+
+        Raises InvalidRequestError.
+        """
+        given = self.fields.get("penstock")
+        if not isinstance(given, dict):
+            return ORDINARY
+        return permitted_urgency(self.caller.account, urgency_of(given))
 
     @property
     def admission(self) -> Admission:
@@ -139,7 +151,7 @@ async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
             if target is last or not _another_may_answer(error):
                 raise
             record.waited()
-            log.warning("%s: %s cannot answer: %s", asked.caller.request_id, target.name, error.message)
+            log.warning("%s: %s cannot answer: %s", asked.caller.request_id, target.name, error.logged)
             asked.context.metrics.fallback(target.series)
             continue
         asked.context.metrics.routed(target.series, plan.reason)
@@ -172,7 +184,7 @@ async def _read(request: web.Request, dialect: Dialect) -> Asked:
 
 def _ask(asked: Asked) -> Ask:
     limits = [limit for name in _LIMITS if isinstance(limit := asked.fields.get(name), int) and limit > 0]
-    return Ask(len(asked.body) // BYTES_PER_TOKEN, limits[0] if limits else USUAL_MAX_TOKENS)
+    return Ask(len(asked.body) // BYTES_PER_TOKEN, max(limits, default=USUAL_MAX_TOKENS))
 
 
 def _another_may_answer(error: PenstockError) -> bool:

@@ -77,7 +77,7 @@ class Edge:
                 record_of(request).tenant = caller.tenant
             return await handler(request)
         except PenstockError as error:
-            log.log(error.log_level, "%s %s %s: %s", identity, request.method, request.path, error.message)
+            log.log(error.log_level, "%s %s %s: %s", identity, request.method, request.path, error.logged)
             record_of(request).error = error.code or error.type
             return error_response(request, error)
         except web.HTTPException as error:

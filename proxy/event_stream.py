@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -40,8 +41,11 @@ async def send_events(
         await response.prepare(request)
         async for data in events:
             begun = time.perf_counter()
-            await _write(request, response, data, patience)
+            with patience:
+                await response.write(data)
             record.wrote(time.perf_counter() - begun)
+    except TimeoutError:  # the events' own are PenstockErrors
+        _cut_off(request, write_timeout)
     except PenstockError as error:
         log.log(error.log_level, "%s broke off: %s", caller_of(request).request_id, error.message)
         record.error = error.code or error.type
@@ -63,8 +67,11 @@ async def _write(request: web.Request, response: web.StreamResponse, data: bytes
         with patience:
             await response.write(data)
     except TimeoutError:
-        identity = caller_of(request).request_id
-        log.warning("%s: the client has not read for %g s; closing.", identity, patience.seconds)
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the client stopped reading") from None
+        _cut_off(request, patience.seconds)
+
+
+def _cut_off(request: web.Request, seconds: float) -> NoReturn:
+    log.warning("%s: the client has not read for %g s; closing.", caller_of(request).request_id, seconds)
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError("the client stopped reading") from None

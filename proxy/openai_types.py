@@ -123,10 +123,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def urgency(self) -> Urgency:
         """Raises InvalidRequestError."""
-        given = self.penstock or {}
-        return Urgency(
-            **{name: given[name] for name in Urgency.__struct_fields__ if given.get(name) is not None}
-        )
+        return urgency_of(self.penstock or {})
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -195,6 +192,12 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     tokens: list[int]
+
+
+def urgency_of(extension: Mapping[str, Any]) -> Urgency:
+    """Of the field `penstock`. Raises InvalidRequestError."""
+    names = Urgency.__struct_fields__
+    return Urgency(**{name: extension[name] for name in names if extension.get(name) is not None})
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

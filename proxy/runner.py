@@ -4,6 +4,7 @@ record from its first byte to its last, and neither a slow client nor a crowd of
 
 import asyncio
 import logging
+import math
 import time
 from http import HTTPStatus
 from typing import cast
@@ -26,6 +27,10 @@ HEAD_SECONDS = 20.0
 # A refused request's body is still read for so long, and thrown away: a client that is cut while it sends sees a broken
 # connection instead of the refusal.
 LINGERING_SECONDS = 2.0
+# Smaller answers fit the buffers of a socket, so that nobody waits for their readers.
+LARGE_BODY = 32 << 10
+WRITE_SECONDS = 30.0
+LOOK_SECONDS = 0.05
 # Requests still running after the drain are cut; the rest is tidying up.
 SHUTDOWN_SECONDS = 1.0
 
@@ -44,8 +49,11 @@ _FULL = (
 BROKEN = "broken"
 
 
-def production_runner(app: web.Application, recorder: Recorder) -> web.AppRunner:
-    """`recorder` is told when a request's last byte is written; it has heard of its begin from the application."""
+def production_runner(
+    app: web.Application, recorder: Recorder, *, write_timeout: float = WRITE_SECONDS
+) -> web.AppRunner:
+    """`recorder` is told when a request's last byte is written; it has heard of its begin from the application.
+    `write_timeout`: seconds in which a client must have read a large answer."""
     runner = _Runner(
         app,
         handler_cancellation=True,
@@ -59,6 +67,7 @@ def production_runner(app: web.Application, recorder: Recorder) -> web.AppRunner
         auto_decompress=False,
     )
     runner.recorder = recorder
+    runner.write_timeout = write_timeout
     return runner
 
 
@@ -70,10 +79,11 @@ class _Handler(RequestHandler):
             and of one that was sent before its predecessor was answered.
     """
 
-    __slots__ = ("_counted", "_head_due", "first_byte", "recorder")
+    __slots__ = ("_counted", "_head_due", "first_byte", "recorder", "write_timeout")
 
     first_byte: float | None
     recorder: Recorder
+    write_timeout: float
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._manager
@@ -137,7 +147,16 @@ class _Handler(RequestHandler):
             resp = http_error_response(request, resp)
         gone = True  # unless it comes to its end
         try:
-            resp, gone = await super().finish_response(request, resp, start_time)
+            if (resp.content_length or 0) <= LARGE_BODY:
+                resp, gone = await super().finish_response(request, resp, start_time)
+            else:
+                # Begins when the writing pauses, or has ended.
+                reading = asyncio.create_task(self._is_read(request.get(REQUEST_ID)))
+                try:
+                    resp, gone = await super().finish_response(request, resp, start_time)
+                    gone = not await reading or gone
+                finally:
+                    reading.cancel()
         finally:
             record: RequestRecord | None = request.get(RECORD)
             if record is None:
@@ -148,11 +167,32 @@ class _Handler(RequestHandler):
             self.first_byte = None
         return resp, gone
 
+    async def _is_read(self, identity: str | None) -> bool:
+        """Until the client has taken a large body; False when it was cut off for not reading on.
+
+        aiohttp would wait for ever. (Streams see to it themselves.)
+        """
+        transport = self.transport
+        left, since = math.inf, time.perf_counter()
+        while transport is not None and not transport.is_closing():
+            size = transport.get_write_buffer_size()
+            if size <= LARGE_BODY:
+                return True
+            if size < left:
+                left, since = size, time.perf_counter()
+            elif time.perf_counter() - since > self.write_timeout:
+                log.warning("%s: the client has not read for %g s; closing.", identity, self.write_timeout)
+                transport.abort()
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return False
+
 
 class _Runner(web.AppRunner):
-    __slots__ = ("recorder",)
+    __slots__ = ("recorder", "write_timeout")
 
     recorder: Recorder
+    write_timeout: float
 
     async def _make_server(self) -> web.Server:
         # aiohttp has no public way to choose the connection class; its Server makes one per connection when
@@ -163,6 +203,7 @@ class _Runner(web.AppRunner):
         server.num_connections = 0
         server.max_connections = connection_limit()
         server.recorder = self.recorder
+        server.write_timeout = self.write_timeout
         return server
 
 
@@ -170,8 +211,10 @@ class _Server(web.Server):
     num_connections: int
     max_connections: int
     recorder: Recorder
+    write_timeout: float
 
     def __call__(self) -> RequestHandler:
         handler = _Handler(self, loop=self._loop, **self._kwargs)
         handler.first_byte, handler.recorder = None, self.recorder
+        handler.write_timeout = self.write_timeout
         return handler

@@ -122,7 +122,7 @@ class HttpServer:
         app = create_app(settings, backend, cache, embeddings, near, tenants, shared_metrics=shared_metrics)
         self.context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
-        self._runner = production_runner(app, self.context.recorder)
+        self._runner = production_runner(app, self.context.recorder, write_timeout=settings.write_timeout)
         self._sock = sock
         self._site: web.SockSite | None = None
 

@@ -202,8 +202,8 @@ class CompletionService:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
                 kept = self.account.counted(job, head, at_once(replayed(hit.completion)))
                 return await self._begun(job, record, head, kept)
-            # A prediction counts in the usage figures, which are then its client's own.
-            if job.controls.write and not job.draft:
+            # A prediction counts in the usage figures, and a deadline from its request's arrival: both are its client's own.
+            if job.controls.write and not job.draft and not job.urgency.has_deadline:
                 return await self._shared(job, record, started, scope, key)
         return await self._begun(job, record, *await self._lead(job, record, started, scope, key))
 

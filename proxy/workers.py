@@ -51,6 +51,10 @@ class Serving(msgspec.Struct, frozen=True):
     info: ModelInfo | None
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """A worker goes on with the settings that it was sent last."""
+
+
 class _Worker:
     """One HTTP process. Its pipe brings a Serving once it serves, or the error that stopped it; and takes to it the settings
     that it shall go on with."""
@@ -65,7 +69,7 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def read_news(self) -> Serving | str | None:
+    def read_news(self) -> Serving | Taken | str | None:
         """What it has said since; None when nothing."""
         try:
             return self.news.recv() if self.news.poll() else None
@@ -94,23 +98,23 @@ def serve_with_workers(
     embedding_model = choose_embedding_model(settings.embedding_model)
     embedder = None if embedding_model is None else EmbedderProcess(embedding_model)
     workers: list[_Worker] = []
+    changes = Changes(settings, source, asked_port, hangups)
     try:
         if engine is not None:
             engine.start()
         addresses = _addresses(engine, embedder)
         workers = [_Worker(settings, addresses, metrics, place) for place in range(settings.workers)]
         _watch(
-            settings,
             engine,
             embedder,
             workers,
             metrics,
             signals,
-            Changes(source, asked_port, hangups),
+            changes,
             lambda info: on_ready(address_of(reserved), info),
         )
     finally:
-        _stop(workers, signals, settings.drain_timeout)
+        _stop(workers, signals, changes.settings.drain_timeout)
         if engine is not None:
             engine.stop()
         if embedder is not None:
@@ -125,47 +129,49 @@ class Changes:
     Args:
         port: as it was asked for, where another one was taken.
         hangups: a SIGHUP each.
+
+    Attributes:
+        settings: those that new workers begin with: what a worker has taken.
     """
 
-    def __init__(self, source: SettingsSource, port: int, hangups: list[int]) -> None:
+    def __init__(self, settings: Settings, source: SettingsSource, port: int, hangups: list[int]) -> None:
+        self.settings = self._offered = settings
         self._watcher = Watcher(source)
         self._port = port
         self._hangups = hangups
         self._due = time.monotonic() + WATCH_SECONDS
 
-    def take(self, settings: Settings, workers: list[_Worker]) -> Settings:
-        """Those that new workers begin with. To be called at least every WATCH_SECONDS."""
+    def accepted(self) -> None:
+        self.settings = self._offered
+
+    def hand_on(self, workers: list[_Worker]) -> None:
+        """To be called at least every WATCH_SECONDS."""
         found = False
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + WATCH_SECONDS
             found = self._watcher.look()
         if not (found or self._hangups):
-            return settings
+            return
         self._hangups.clear()
-        latest = settings
+        self._watcher.take(lambda read: self._offer(read, workers))
 
-        def hand_on(read: Settings) -> None:
-            nonlocal latest
-            if read.port == self._port:
-                read = msgspec.structs.replace(read, port=settings.port)
-            if changed(settings, read):
-                latest = read
-                for worker in workers:
-                    with suppress(OSError):  # it has just ended, and the next one begins with them
-                        worker.news.send(read)
-
-        self._watcher.take(hand_on)
-        return latest
+    def _offer(self, read: Settings, workers: list[_Worker]) -> None:
+        if read.port == self._port:
+            read = msgspec.structs.replace(read, port=self.settings.port)
+        if changed(self.settings, read):
+            self._offered = read
+            for worker in workers:
+                with suppress(OSError):  # it has just ended
+                    worker.news.send(read)
 
 
 def _watch(
-    settings: Settings,
     engine: EngineProcess | None,
     embedder: EmbedderProcess | None,
     workers: list[_Worker],
     metrics: Path,
     signals: list[int],
-    changes: "Changes",
+    changes: Changes,
     on_ready: Callable[[ModelInfo | None], None],
 ) -> None:
     """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
@@ -183,11 +189,13 @@ def _watch(
             # Somebody waits for vectors, for the first time or since it died.
             embedder_due = time.monotonic() + WATCH_SECONDS
             embedder.start()
-        settings = changes.take(settings, workers)
+        changes.hand_on(workers)
         for place, worker in enumerate(workers):
             news = worker.read_news()
             if isinstance(news, str) and not announced:
                 raise ModelLoadError(news)
+            if isinstance(news, Taken):
+                changes.accepted()
             if isinstance(news, Serving):
                 serving.add(place)
                 young_deaths = 0
@@ -210,7 +218,7 @@ def _watch(
             worker.news.close()
             for file in metrics.glob(f"gauge_live*_{worker.process.pid}.db"):
                 file.unlink()  # its counters go on counting; how it saw upstreams does not
-            workers[place] = _Worker(settings, _addresses(engine, embedder), metrics, place)
+            workers[place] = _Worker(changes.settings, _addresses(engine, embedder), metrics, place)
         if engine is not None and not engine.alive and not signals:
             if not announced:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
@@ -249,6 +257,8 @@ def _run_worker(
     an event loop and the tenants' folder, and the parent has neither."""
     # Ctrl-C reaches the whole terminal group; the parent hears it and tells us by SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The same for "read your settings anew".
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Read by prometheus-client when it is first imported, which is after this.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
 
@@ -295,8 +305,11 @@ async def _follow(context: "Context", news: Connection) -> None:
             try:
                 if news.poll():
                     apply(context, news.recv())
+                    news.send(Taken())
             except PenstockError as error:
                 log.error("The settings are not taken: %s", error.message)
+            except Exception:  # the next ones are still to be taken
+                log.exception("The settings are not taken")
     finally:
         loop.remove_reader(news.fileno())
 

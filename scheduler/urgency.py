@@ -26,6 +26,10 @@ class Urgency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ttft_deadline: float | None = None
     deadline: float | None = None
 
+    @property
+    def has_deadline(self) -> bool:
+        return self.ttft_deadline is not None or self.deadline is not None
+
     def __post_init__(self) -> None:
         if type(self.priority) is not int or not HIGHEST <= self.priority <= LOWEST:
             raise InvalidRequestError(

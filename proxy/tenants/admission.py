@@ -80,8 +80,8 @@ class Admission:
             try:
                 self._counters.settle(self.tenant, self._ask, spends, again=self._is_settled)
             except StoreError as error:
-                # The place stays taken until this process ends; the answer is the client's all the same.
-                log.error("what tenant %s has used could not be written: %s", self.tenant.name, error)
+                # The place stays taken until it can be; the answer is the client's all the same.
+                log.error("what tenant %s has used cannot be written now: %s", self.tenant.name, error)
             self._is_settled = True
 
     def __enter__(self) -> "Admission":

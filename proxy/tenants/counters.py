@@ -5,6 +5,7 @@ among processes. What a process held that was killed comes free when a request w
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -35,10 +36,13 @@ class Counters:
         self._sync = SyncThread(environment)
         self._process = process_name()
         self._seen_alive: dict[str, float] = {}
+        self._owed: deque[tuple[Tenant, Ask, list[Spend], bool]] = deque()
         self._release_dead()
 
     def admit(self, tenant: Tenant, ask: Ask) -> Standing | Refusal:
         """The request is among those that run when this is a Standing; it must be settled then."""
+        if self._owed:
+            self._pay()
         name, now = tenant.name.encode(), self._clock()
         with self._env.writing() as txn:
             before = standing = self._standing(txn, name)
@@ -60,8 +64,18 @@ class Counters:
     def settle(self, tenant: Tenant, ask: Ask, spends: list[Spend], *, again: bool = False) -> None:
         """The request has ended, and took this; without any spend, nothing: its estimates are given back.
 
-        `again`: it had ended already, and this came after.
+        `again`: it had ended already, and this came after. What cannot be written now is written with the next one that can.
+        Raises StoreError.
         """
+        self._owed.append((tenant, ask, spends, again))
+        self._pay()
+
+    def _pay(self) -> None:
+        while self._owed:
+            self._settle(*self._owed[0])
+            self._owed.popleft()
+
+    def _settle(self, tenant: Tenant, ask: Ask, spends: list[Spend], again: bool) -> None:
         if again:
             ask = Ask()
         name, now = tenant.name.encode(), self._clock()

@@ -54,6 +54,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
 
 
+_NONE = Limits()
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Attributes:
         name: of its entries in the cache, its share of the engine, and its accounts.
@@ -71,6 +74,11 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache: Mode | None = None
     priority: int = 0
     weight: float = 1.0
+
+    @property
+    def is_limited(self) -> bool:
+        """There is something that it may not."""
+        return self.models is not None or self.limits != _NONE
 
     def __post_init__(self) -> None:
         if self.models is not None and not (self.models and all(self.models)):

@@ -13,7 +13,13 @@ import msgspec
 import orjson
 
 from ...cache import CacheKey, CompletionCache, completion_key
-from ...errors import UpstreamError, UpstreamTimeoutError
+from ...errors import (
+    PenstockError,
+    UnsupportedParameterError,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from ..flight import Flights, Source, at_once
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
@@ -79,8 +85,16 @@ class Relay:
                     call.settle(reused_spend(target, tokens_in(body), hit.completion.engine_seconds))
                 return RelayHead(Provenance.of_hit(hit)), at_once(api.replay(asked, target, body))
         keep = key if write else None
-        if key is not None and read and write:
-            like = (key.place, key.digest, asked.stream, wants_usage(asked.fields))
+        # Deadlines are counted from each request's own arrival.
+        if key is not None and read and write and not asked.urgency.has_deadline:
+            like = (
+                key.place,
+                key.digest,
+                asked.stream,
+                wants_usage(asked.fields),
+                asked.controls.ttl,
+                asked.urgency,
+            )
             reader, first = self._flights.board(
                 like, lambda: self._launch(asked, target, api, upstream, keep)
             )
@@ -116,18 +130,20 @@ class Relay:
         started = time.perf_counter()
         ask_usage = asked.stream and api.asks_for_usage and upstream.settings.stream_usage
         own_usage = ask_usage and not wants_usage(asked.fields)
-        question = Question(
-            path=api.path,
-            body=_body(asked, target, api, ask_usage=own_usage),
-            headers=_headers(asked, api),
-            stream=asked.stream,
-        )
         try:
+            _check_extension(asked)
+            question = Question(
+                path=api.path,
+                body=_body(asked, target, api, ask_usage=own_usage),
+                headers=_headers(asked, api),
+                stream=asked.stream,
+                urgency=asked.urgency,
+            )
             reply = await upstream.ask(question)
-        except UpstreamTimeoutError:
-            raise  # it may have been computed
-        except UpstreamError:
-            call.refused()
+        except PenstockError as error:
+            # One that was too slow may have computed it.
+            if not isinstance(error, UpstreamTimeoutError) or isinstance(error, UpstreamConnectError):
+                call.refused()
             raise
         reading = api.reading(asked, target, keep is not None, own_usage)
         looked_up = keep is not None and asked.controls.read
@@ -237,8 +253,12 @@ class _Forwarded:
 
 
 def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bool) -> bytes:
-    """The client's own bytes wherever nothing has to differ."""
-    if api.fields is None and target.model == asked.model and not ask_usage and EXTENSION not in asked.fields:
+    """The client's own bytes wherever nothing has to differ.
+
+    What a tenant may is decided by the fields as we read them: were one there twice, the upstream might read the other.
+    """
+    same = api.fields is None and target.model == asked.model and EXTENSION not in asked.fields
+    if same and not ask_usage and not asked.caller.account.is_limited:
         return asked.body
     fields = asked.fields if api.fields is None else api.fields(asked)
     changed: dict[str, Any] = {**fields, "model": target.model}
@@ -246,6 +266,17 @@ def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bo
     if ask_usage:
         changed["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return orjson.dumps(changed)
+
+
+def _check_extension(asked: "Asked") -> None:
+    """Raises UnsupportedParameterError for what only the local engine honours."""
+    given = asked.fields.get(EXTENSION)
+    for name in ("drafters", "sparse_attention"):
+        if isinstance(given, dict) and given.get(name) is not None:
+            raise UnsupportedParameterError(
+                f"penstock.{name} is for the local engine, and no upstream knows it. Remove it.",
+                param=f"penstock.{name}",
+            )
 
 
 def _headers(asked: "Asked", api: RemoteApi) -> dict[str, str]:

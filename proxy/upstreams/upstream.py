@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ from ... import __version__
 from ...errors import (
     PenstockError,
     UpstreamBusyError,
+    UpstreamConnectError,
     UpstreamError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
+    UpstreamUnfitError,
 )
+from ...scheduler.urgency import ORDINARY, Urgency
 from ...tables import Upstream as Settings
 from ..observe.upstream_metrics import UpstreamMetrics
 from ..patience import Patience
@@ -45,6 +49,7 @@ class Question(msgspec.Struct, frozen=True):
     body: bytes
     headers: Mapping[str, str]
     stream: bool
+    urgency: Urgency = ORDINARY
 
 
 class Upstream:
@@ -69,7 +74,7 @@ class Upstream:
         self.latencies = Latencies(settings.hedge_percentile)
         self._session = ClientSession(
             connector=TCPConnector(
-                limit=settings.max_connections,
+                limit=0,  # see `_places`
                 keepalive_timeout=KEEPALIVE_SECONDS,
                 enable_cleanup_closed=True,
             ),
@@ -82,6 +87,8 @@ class Upstream:
         )
         self._secret = None if settings.api_key is None else settings.api_key.value
         self._urls: dict[str, URL] = {}
+        # Waiting here is no fault of the upstream's, as it would seem to be in the pool of connections.
+        self._places = asyncio.Semaphore(settings.max_connections)
 
     @property
     def healthy(self) -> bool:
@@ -94,9 +101,16 @@ class Upstream:
         """
         self.active += 1
         try:
-            reply = await self._ask(question)
+            seconds = min(self.settings.total_timeout, question.urgency.deadline or math.inf)
+            deadline = time.monotonic() + seconds
+            await self._take_place(seconds)
         except BaseException:
             self.active -= 1
+            raise
+        try:
+            reply = await self._ask(question, deadline)
+        except BaseException:
+            self._closed()
             raise
         reply.on_close = self._closed
         return reply
@@ -110,11 +124,28 @@ class Upstream:
             url = self._urls[path] = URL(self.settings.base_url.rstrip("/") + path)
         return url
 
+    async def _take_place(self, seconds: float) -> None:
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        patience = Patience(seconds)
+        try:
+            with patience:
+                await self._places.acquire()
+        except TimeoutError:
+            raise UpstreamBusyError(
+                f"The upstream {self.name} has {self.settings.max_connections} requests under way (max_connections), "
+                f"and none ended within {seconds:g} seconds.",
+                retry_after=1.0,
+            ) from None
+        finally:
+            patience.close()
+
     def _closed(self) -> None:
         self.active -= 1
+        self._places.release()
 
-    async def _ask(self, question: Question) -> UpstreamReply:
-        deadline = time.monotonic() + self.settings.total_timeout
+    async def _ask(self, question: Question, deadline: float) -> UpstreamReply:
         for attempt in range(self.settings.retries + 1):
             if (wait := self.breaker.wait) > 0:
                 raise UpstreamBusyError(
@@ -136,7 +167,7 @@ class Upstream:
                     "%s: attempt %d failed (%s); again in %.2f s",
                     self.name,
                     attempt + 1,
-                    error.message,
+                    error.logged,
                     pause,
                 )
             await asyncio.sleep(pause + TIMER_SECONDS)
@@ -194,8 +225,14 @@ class Upstream:
             else:
                 self.breaker.succeeded()  # it works: it has looked at the request
             raise
-        except UpstreamError:
-            self.breaker.failed()
+        except UpstreamUnfitError:
+            self.breaker.succeeded()  # it answers, if not this request: one client must not take it from the others
+            raise
+        except UpstreamError as error:
+            if isinstance(error, UpstreamTimeoutError) and question.urgency.has_deadline:
+                self.breaker.left()  # for the same reason
+            else:
+                self.breaker.failed()
             raise
         except BaseException:
             self.breaker.left()
@@ -207,7 +244,8 @@ class Upstream:
     async def _first_token(self, question: Question, deadline: float) -> UpstreamReply:
         settings = self.settings
         left = max(0.0, deadline - time.monotonic())
-        patience = min(left, settings.first_token_timeout) if question.stream else left
+        first = min(settings.first_token_timeout, question.urgency.ttft_deadline or math.inf)
+        patience = min(left, first) if question.stream else left
         response: ClientResponse | None = None
         timer = Patience(patience)
         try:
@@ -237,10 +275,15 @@ class Upstream:
         except TimeoutError as error:  # also aiohttp's
             _drop(response)
             if isinstance(error, ClientError):
-                what, limit = "taken a connection", settings.connect_timeout
-            else:
-                what = "sent a first token" if question.stream else "answered"
-                limit = settings.total_timeout if patience == left else settings.first_token_timeout
+                raise UpstreamConnectError(
+                    f"The upstream {self.name} has not taken a connection within {settings.connect_timeout:g} seconds."
+                ) from error
+            what = "sent a first token" if question.stream else "answered"
+            limit = (
+                first
+                if patience < left
+                else min(settings.total_timeout, question.urgency.deadline or math.inf)
+            )
             raise UpstreamTimeoutError(
                 f"The upstream {self.name} has not {what} within {limit:g} seconds."
             ) from error

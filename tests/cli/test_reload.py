@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from penstock_command import PENSTOCK
 
@@ -133,3 +134,25 @@ def test_a_wrong_file_changes_nothing_and_says_why(served, more: str, says: str,
     wait_for(lambda: says in (tmp_path / "log").read_text())
     assert streamed(url) == "a"
     assert process.poll() is None
+
+
+def test_a_worker_that_ends_after_a_wrong_file_is_replaced(served, tmp_path: Path) -> None:
+    url, file, process, settings = served
+    file.write_text(settings("b") + '[routes.quick]\ntargets = ["nobody"]')
+    os.kill(process.pid, signal.SIGHUP)
+    wait_for(lambda: "routes.quick names 'nobody'" in (tmp_path / "log").read_text())
+    workers = [
+        child for child in psutil.Process(process.pid).children() if "spawn_main" in "".join(child.cmdline())
+    ]
+    for worker in workers:
+        worker.kill()
+        wait_for(lambda worker=worker: not worker.is_running())
+    wait_for(lambda: answers(url))
+    assert [streamed(url) for _ in range(3)] == ["a"] * 3
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{url}/health", timeout=2).status == 200
+    except OSError:
+        return False

@@ -152,3 +152,48 @@ async def test_few_are_hedged(upstream: FaultyUpstream) -> None:
         for _ in range(100):
             await gateway.post(chat())
         assert LEAST + 100 < upstream.calls <= LEAST + 100 + 25
+
+
+@pytest.mark.fault(
+    "The upstream answers one client's requests with 403 again and again", "other clients: their answers"
+)
+async def test_one_client_does_not_open_the_breaker(upstream: FaultyUpstream) -> None:
+    upstream.then(*[answered(403, error_body("not you"))] * 3)
+    settings = settings_of(upstream.url, retries=0, breaker_failures=2)
+    async with running_gateway({"up": settings}) as gateway:
+        assert [(await gateway.post(chat())).status for _ in range(3)] == [502] * 3
+        assert (await gateway.post(chat())).status == 200
+
+
+@pytest.mark.fault(
+    "More requests than `max_connections`",
+    "client: its answer, in its turn; upstream: not counted as failing",
+)
+async def test_waiting_for_a_place(upstream: FaultyUpstream) -> None:
+    upstream.usual = good(delay=0.4)
+    settings = settings_of(upstream.url, max_connections=1, first_token_timeout=0.6, breaker_failures=1)
+    async with running_gateway({"up": settings}) as gateway:
+        asked = [gateway.post(chat(stream=True, seed=seed)) for seed in range(4)]
+        assert [reply.status for reply in await asyncio.gather(*asked)] == [200] * 4
+
+
+@pytest.mark.fault(
+    "A request's own deadline is too short for the upstream", "client: 504; upstream: not counted as failing"
+)
+async def test_a_short_deadline(upstream: FaultyUpstream) -> None:
+    upstream.usual = good(delay=0.3)
+    async with running_gateway({"up": settings_of(upstream.url, retries=0, breaker_failures=1)}) as gateway:
+        hurried = {"penstock": {"ttft_deadline": 0.05}}
+        assert (await gateway.post(chat(stream=True, **hurried))).status == 504
+        assert (await gateway.post(chat(penstock={"deadline": 0.05}))).status == 504
+        assert (await gateway.post(chat())).status == 200
+
+
+@pytest.mark.fault(
+    "A field that only the local engine honours",
+    "client: 400 that names it; with a fallback to the engine, its answer",
+)
+async def test_a_field_of_the_engine(upstream: FaultyUpstream) -> None:
+    async with running_gateway({"up": settings_of(upstream.url)}) as gateway:
+        reply = await gateway.post(chat(penstock={"drafters": []}))
+        assert reply.status == 400 and b"penstock.drafters" in reply.body and upstream.calls == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -73,3 +74,35 @@ async def test_much(upstream: FaultyUpstream, tmp_path: Path) -> None:
                 assert psutil.Process().memory_info().rss - before < MEMORY_MARGIN
         assert got.digest() == whole.digest()
         assert gateway.kept == 0
+
+
+async def large(exchange: Exchange) -> None:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "x" * (20 << 20)},
+        "finish_reason": "stop",
+    }
+    await exchange.reply(200, json.dumps({"choices": [choice]}).encode())
+
+
+@pytest.mark.fault(
+    "The client does not read an answer of 20 MB that is no stream", "client: cut off after `write_timeout`"
+)
+async def test_a_stalled_client_of_a_body(upstream: FaultyUpstream) -> None:
+    upstream.then(large)
+    async with running_gateway({"up": settings_of(upstream.url)}, write_timeout=1.0) as gateway:
+        stalled = stalled_request(gateway, chat())
+        await upstream.asked()
+        started = time.perf_counter()
+        while connections_to(gateway.url):
+            assert time.perf_counter() - started < 8
+            await asyncio.sleep(0.05)
+        assert time.perf_counter() - started > 0.9
+        stalled.close()
+
+
+def connections_to(url: str) -> int:
+    """Those that the server's side has open."""
+    port = int(url.rpartition(":")[2])
+    found = psutil.Process().net_connections("tcp")
+    return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
