@@ -18,7 +18,7 @@ class FakeUpstream:
     url: its base_url.
     status: of its replies; 200 answers.
     usage: what its answers say; None for nothing.
-    asked: the bodies that came.
+    asked, bodies: what came, decoded and as it was.
     hold: what answers wait for.
     """
 
@@ -26,6 +26,7 @@ class FakeUpstream:
     status: int = 200
     usage: dict[str, Any] | None = field(default_factory=lambda: dict(USAGE))
     asked: list[dict[str, Any]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     hold: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -34,6 +35,7 @@ class FakeUpstream:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked.append(body)
+        self.bodies.append(await request.read())
         await self.hold.wait()
         if self.status != 200:
             return web.json_response({"error": {"message": "no", "type": "server_error"}}, status=self.status)

@@ -258,3 +258,12 @@ async def test_the_engine_is_the_fallback(upstream: FaultyUpstream, engine_addre
         upstream.then(BROKEN)
         reply = await gateway.post(chat("safe", max_tokens=2))
         assert (reply.status, reply.headers["x-penstock-model"]) == (200, "tiny")
+
+
+@pytest.mark.fault("422 that repeats the prompt", "client: all of it; log: the status and no word of it")
+async def test_an_echoed_prompt(upstream: FaultyUpstream, caplog: pytest.LogCaptureFixture) -> None:
+    upstream.then(answered(422, error_body("cannot take: my secret plan")))
+    async with running_gateway({"up": settings_of(upstream.url)}) as gateway:
+        reply = await gateway.post(chat())
+    assert reply.status == 422 and b"my secret plan" in reply.body
+    assert "the upstream answered 422" in caplog.text and "secret" not in caplog.text

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetExceededError, InvalidRequestError, ModelNotAllowedError, RateLimitError
+from penstock.proxy.tenants.environment import StoreError
 from penstock.proxy.tenants.rights import check_model, permitted_mode, permitted_urgency
 from penstock.proxy.tenants.spend import Spend
 from penstock.proxy.tenants.standing import Ask, Refusal, Standing, admitted, settled
@@ -94,6 +95,24 @@ def test_places_come_free_with_the_end_of_a_request(place):
     place.admit(tenant)
     with pytest.raises(RateLimitError):
         place.admit(tenant)
+
+
+def test_what_cannot_be_written_is_written_later(place, monkeypatch, caplog):
+    tenant = place.make(concurrency=1)
+    counters = place.store.counters
+    with monkeypatch.context() as broken:
+        admission = place.admit(tenant)
+
+        def disk_full():
+            raise StoreError("No space left on device")
+
+        broken.setattr(counters._env, "writing", disk_full)
+        admission.call("m").settle(spend(prompt=7))
+        admission.close()
+    assert "cannot be written now" in caplog.text
+    place.admit(tenant).close()
+    (line,) = counters.lines(tenant.name)
+    assert (line.account.requests, line.account.prompt_tokens) == (1, 7)
 
 
 def test_a_budget_reserves_and_then_takes_the_truth(place):

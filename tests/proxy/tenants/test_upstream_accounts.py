@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from fake_upstream import FakeUpstream, fake_upstream
-from openai import APIStatusError, PermissionDeniedError
+from openai import APIStatusError, BadRequestError, PermissionDeniedError
 from running_server import RunningServer, running_server
 
 from penstock.config import Settings
@@ -140,6 +141,28 @@ async def test_a_client_that_leaves_before_an_answer_leaves_its_cost_unknown(clo
     line = accounts(server)[NAME]
     assert (line.requests, line.unknown_usage) == (1, 1)
     assert server.store.counters.standing(server.store.directory.tenant("acme")).held == {}
+
+
+async def test_what_is_refused_before_an_upstream_is_asked_costs_nothing(cloud) -> None:
+    server, upstream = cloud
+    key = key_for(server, limits=Limits(budget=1.0, tpm=100_000))
+    with pytest.raises(BadRequestError, match=r"penstock.drafters is for the local engine"):
+        await ask(server, key, extra_body={"penstock": {"drafters": []}})
+    standing = server.store.counters.standing(server.store.directory.tenant("acme"))
+    assert (upstream.asked, accounts(server), standing.spent, standing.held) == ([], {}, 0, {})
+
+
+async def test_an_upstream_gets_what_a_limited_tenant_was_judged_by(cloud) -> None:
+    server, upstream = cloud
+    twice = b'{"model": "dear", "messages": [{"role": "user", "content": "hi"}], "model": "embeds"}'
+    for limits, times in ((Limits(), 2), (Limits(rpm=1000), 1)):
+        headers = {"Authorization": f"Bearer {key_for(server, limits=limits)}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(f"{server.url}/v1/chat/completions", data=twice) as reply,
+        ):
+            assert reply.status == 200
+        assert upstream.bodies[-1].count(b'"model"') == times
 
 
 async def test_a_budget_needs_prices_and_a_route_is_a_model_of_its_own(cloud) -> None:
