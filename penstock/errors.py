@@ -22,7 +22,8 @@
     │   ├── UpstreamBusyError     503 with Retry-After: it has failed too often, and is left alone
     │   └── UpstreamRefusedError  it answered with an error, which is passed on
     ├── ConfigError               at start: a setting is wrong
-    └── ModelLoadError            at start: a model cannot be served
+    ├── ModelLoadError            at start: a model cannot be served
+    └── CompressError             a model cannot be compressed or judged: never on the wire
 
 A message names the value, the limit and the remedy. A leaf: imports nothing of ours.
 """
@@ -221,3 +222,7 @@ class ConfigError(PenstockError):
 
 class ModelLoadError(PenstockError):
     code = "model_load_failed"
+
+
+class CompressError(PenstockError):
+    code = "compress_failed"

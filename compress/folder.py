@@ -1,0 +1,140 @@
+"""Folders that appear whole or not at all, and what a long job keeps beside them so that it can go on.
+
+Knows nothing of what is in them.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CompressError
+
+
+@contextmanager
+def new_folder(target: Path, *, force: bool = False, expected_bytes: int = 0) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends, and is gone when it raises.
+
+    Args:
+        target: what it is to be; its parents are made.
+        force: whether it may take the place of a folder with something in it.
+        expected_bytes: how much will be written, as far as that is known.
+
+    Raises CompressError where `target` is taken, cannot be written, or the disk is too small, then or on the way.
+    """
+    check_target(target, force=force)
+    staging = _beside(target, "partial")
+    try:
+        _remove(staging)
+        staging.mkdir(parents=True)
+        free = shutil.disk_usage(staging).free
+        if free < expected_bytes:
+            raise CompressError(
+                f"{target} needs about {_megabytes(expected_bytes)}, and its disk has {_megabytes(free)} left; "
+                "free some, or write to another disk."
+            )
+        yield staging
+        _take_place(staging, target)
+    except BaseException as error:
+        _remove(staging)
+        if is_disk_full(error):
+            raise CompressError(
+                f"The disk of {target} is full; nothing was written. Free some space, or write to another disk."
+            ) from error
+        if isinstance(error, OSError):
+            raise CompressError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuses, before any work is done for it, a target that will not be written. Raises CompressError."""
+    if target.exists() and not target.is_dir():
+        raise CompressError(f"{target} is a file; name a folder that is not there yet.", param="output")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise CompressError(
+            f"{target} has something in it; name another folder, or give --force to replace it.",
+            param="output",
+        )
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CompressError(f"{target} cannot be made: {parent} may not be written to.", param="output")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also of libraries that pass the system's error on as text only, as safetensors does."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+
+
+class WorkFolder:
+    """What a job has done so far, in `.NAME.work` beside its target, until `done`.
+
+    The same job finds it again; another job for the same target starts afresh. One process at a time.
+
+    Args:
+        target: the folder that the job is going to write.
+        job: what makes it the same job: inputs, by their fingerprint, and settings.
+
+    Raises CompressError where another process works there, or it cannot be written.
+    """
+
+    def __init__(self, target: Path, job: Mapping[str, Any]) -> None:
+        self.path = _beside(target, "work")
+        description = json.dumps(job, sort_keys=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(self._lock)
+                raise CompressError(f"Another process is at work on {target}; wait for it.") from error
+            kept = self.path / "job.json"
+            self.resumed = kept.is_file() and kept.read_text() == description
+            if not self.resumed:
+                for old in self.path.iterdir():
+                    if old.name != "lock":
+                        _remove(old)
+                kept.write_text(description)
+        except OSError as error:
+            raise CompressError(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def close(self) -> None:
+        """Lets another process go on from here."""
+        os.close(self._lock)
+
+    def done(self) -> None:
+        """The target is written: nothing is left to go on with."""
+        _remove(self.path)
+        self.close()
+
+
+def _take_place(staging: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(staging, target)
+        return
+    old = _beside(target, "old")
+    _remove(old)
+    os.replace(target, old)
+    os.replace(staging, target)
+    _remove(old)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    target = target.absolute()
+    return target.with_name(f".{target.name}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
