@@ -1,4 +1,4 @@
-"""The server itself is killed."""
+"""The server itself is told something new, or killed."""
 
 import asyncio
 import os
@@ -9,19 +9,24 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from faulty_upstream import Exchange, FaultyUpstream, chat_event, chat_events, streamed_then
+from faulty_upstream import Exchange, FaultyUpstream, chat_event, chat_events, good, streamed_then
 from penstock_command import PENSTOCK
 from running_gateway import CHAT_PATH, chat
 
 COMMITTED = 0.5  # stores are collected for 10 ms, and committed together
 
 
-def start(folder: Path, upstream: FaultyUpstream) -> tuple[subprocess.Popen[str], str]:
+def write_settings(folder: Path, upstream: FaultyUpstream) -> Path:
     file = folder / "penstock.toml"
     file.write_text(
         f"model = 'none'\nport = 0\nembedding_model = 'none'\ncache_path = '{folder / 'cache'}'\n"
         f"[upstreams.up]\nbase_url = '{upstream.url}'\nmodels = ['*']\n"
     )
+    return file
+
+
+def start(folder: Path, upstream: FaultyUpstream) -> tuple[subprocess.Popen[str], str]:
+    file = write_settings(folder, upstream)
     process = subprocess.Popen(
         [*PENSTOCK, "serve", "--config", str(file)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -61,6 +66,42 @@ async def test_kill(upstream: FaultyUpstream, tmp_path: Path) -> None:
             async with session.post(url + CHAT_PATH, json=chat(stream=True, seed=1)) as reply:
                 assert reply.headers["x-penstock-cache"] == "miss"
                 assert await reply.read() == b"".join(chat_events())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+
+
+@pytest.mark.fault(
+    "The settings change while hundreds of streams run and begin",
+    "clients: each stream whole; the old upstream: what it had begun; the new one: all that begins afterwards",
+)
+async def test_reload_under_load(upstream: FaultyUpstream, other: FaultyUpstream, tmp_path: Path) -> None:
+    for each in (upstream, other):
+        each.usual = good(between=0.05)
+    process, url = await asyncio.to_thread(start, tmp_path, upstream)
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def ask(seed: int) -> None:
+                async with session.post(url + CHAT_PATH, json=chat(stream=True, seed=seed)) as reply:
+                    assert await reply.read() == b"".join(chat_events())
+
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                for seed in range(300):
+                    group.create_task(ask(seed))
+                    if seed == 100:
+                        write_settings(tmp_path, other)
+                        os.kill(process.pid, signal.SIGHUP)
+                    await asyncio.sleep(0.005)
+                while not other.calls:
+                    seed += 1
+                    group.create_task(ask(seed))
+                    await asyncio.sleep(0.05)
+            asked = upstream.calls
+            assert asked >= 100
+            await ask(seed + 1)
+            assert upstream.calls == asked
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(5)
