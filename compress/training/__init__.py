@@ -1,0 +1,1 @@
+"""The one training loop of compression: recovery after pruning and distillation both go through it."""

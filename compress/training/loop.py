@@ -1,0 +1,293 @@
+"""Trains a transformers causal language model for a budget, on one device, and goes on where it was interrupted.
+
+A step is a pure function of the weights, the optimizers' states and (seed, step): a run that was interrupted ends with the
+same bits as one that was not, on the same machine. Knows no loss and no command.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ...errors import CompressError
+from ..folder import is_disk_full
+from ..texts import Tokens
+from .batches import Batch, in_order
+from .checkpoint import load_checkpoint, save_checkpoint
+from .halves import Halves, split
+from .interruption import Interruption
+from .log import TrainingLog
+from .objective import Objective
+from .optimizers import make_optimizers, set_rate
+from .schedule import GAP_SECONDS, Budget, rate_at
+
+SAVE_EVERY_SECONDS = 120.0
+EVALUATIONS = 10
+CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """Attributes:
+    learning_rate: the highest, of either optimizer.
+    optimizer: of OPTIMIZERS.
+    gradient_checkpointing: compute each layer twice, and keep only its input: a third slower, a fraction of the memory.
+    bf16: matrix products in bfloat16 (autocast); weights and optimizer stay float32.
+    """
+
+    budget: Budget
+    batch_tokens: int = 4096
+    learning_rate: float = 1e-3
+    optimizer: str = "muon"
+    gradient_checkpointing: bool = False
+    bf16: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """Attributes:
+    seconds: of training, without evaluations.
+    held_out_before, held_out: means over the held-out texts, "loss" and the objective's parts.
+    log: JSONL.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    held_out_before: dict[str, float]
+    held_out: dict[str, float]
+    log: Path
+
+
+class BatchSource(Protocol):
+    """`state` is what `at` needs beside the step to give the same batch again."""
+
+    def at(self, step: int) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def train(
+    student: Any,
+    source: BatchSource,
+    held_out: Sequence[Tokens],
+    objective: Objective,
+    settings: TrainingSettings,
+    work: Path,
+    *,
+    label: str = "training",
+) -> TrainingReport:
+    """Trains `student` in place, as float32, and leaves it in eval mode.
+
+    Args:
+        student: a transformers causal language model, on the device to train on.
+        held_out: texts never trained on; may be empty.
+        work: a folder for checkpoint.pt and training.jsonl; what is there is gone on from.
+        label: stands before the live line.
+
+    Raises CompressError where the loss is no number, or the disk is full; KeyboardInterrupt after Ctrl-C, with a checkpoint.
+    """
+    return _Training(student, source, held_out, objective, settings, work, label).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        student: Any,
+        source: BatchSource,
+        held_out: Sequence[Tokens],
+        objective: Objective,
+        settings: TrainingSettings,
+        work: Path,
+        label: str,
+    ) -> None:
+        self.student, self.source, self.held_out = student.float(), source, held_out
+        self.objective, self.settings, self.label = objective, settings, label
+        self.device: torch.device = student.device
+        self.halves: Halves = split(student)
+        self.optimizers = make_optimizers(
+            student, objective.parameters(), settings.optimizer, settings.learning_rate
+        )
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.before: dict[str, float] | None = None
+        self.checkpoint = work / "checkpoint.pt"
+        self.log = TrainingLog(work / "training.jsonl")
+        self.saved_at, self.saved_step = 0.0, 0
+
+    @property
+    def progress(self) -> float:
+        return self.settings.budget.progress(self.step, self.seconds)
+
+    def run(self) -> TrainingReport:
+        try:
+            with Interruption() as interruption:
+                self.restore()
+                return self.steps(interruption)
+        except OSError as error:  # of the log; the checkpoint's are told already
+            if is_disk_full(error):
+                raise CompressError(
+                    f"The disk of {self.log.file} is full; make room and run the same command again to go on."
+                ) from error
+            raise
+
+    def steps(self, interruption: Interruption) -> TrainingReport:
+        from tqdm import tqdm
+
+        if self.settings.gradient_checkpointing:
+            _checkpoint_layers(self.student)
+        if self.before is None:
+            self.before = self.evaluate()
+        latest = self.before
+        # disable=None: no line where nobody looks at a terminal
+        with tqdm(total=100, desc=self.label, disable=None, bar_format=_BAR) as bar:
+            while self.progress < 1.0 and interruption.number is None:
+                began = self.progress
+                told = self.one_step()
+                if int(began * EVALUATIONS) != int(self.progress * EVALUATIONS) and self.progress < 1.0:
+                    latest = self.evaluate()
+                if self.seconds - self.saved_at > SAVE_EVERY_SECONDS:
+                    self.save()
+                bar.n = round(100 * self.progress)
+                bar.set_postfix_str(_shown(self.step, told, latest))
+        if self.seconds != self.saved_at:
+            self.save()
+        interruption.raise_it()
+        after = self.evaluate()
+        interruption.raise_it()
+        return TrainingReport(self.step, self.tokens, self.seconds, self.before, after, self.log.file)
+
+    def one_step(self) -> dict[str, float]:
+        """Raises CompressError, with the weights as they were, where loss or gradients are no numbers."""
+        started = time.monotonic()
+        torch.manual_seed(_seed(self.settings.seed, self.step))
+        rate = self.settings.learning_rate * rate_at(self.progress)
+        set_rate(self.optimizers, rate)
+        batch = self.source.at(self.step).to(self.device)
+        self.student.train()
+        with self.autocast():
+            loss = self.objective(self.halves, batch)
+        loss.value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            [*self.student.parameters(), *self.objective.parameters()], CLIP
+        )
+        value, size = loss.value.item(), norm.item()
+        for what, number in (("loss", value), ("gradient", size)):
+            if not math.isfinite(number):
+                raise self.diverged(f"The {what} is {number}")
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        spent = time.monotonic() - started
+        self.seconds += spent if spent < GAP_SECONDS else 0.0
+        self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
+        told = {"loss": value, **{name: part.item() for name, part in loss.parts.items()}}
+        speed = batch.ids.numel() / spent
+        self.log.write(
+            step=self.step,
+            **_rounded(told),
+            gradient=round(size, 4),
+            rate=rate,
+            tokens_per_second=round(speed),
+        )
+        return {**told, "tokens_per_second": speed}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Means over the held-out texts; empty without any."""
+        if not self.held_out:
+            return {}
+        self.student.eval()
+        sums: dict[str, float] = {}
+        positions = 0
+        for batch in in_order(self.held_out, self.settings.batch_tokens):
+            with self.autocast():
+                loss = self.objective(self.halves, batch.to(self.device))
+            positions += loss.positions
+            for name, part in {"loss": loss.value, **loss.parts}.items():
+                sums[name] = sums.get(name, 0.0) + part.item() * loss.positions
+        means = {name: total / positions for name, total in sums.items()}
+        self.log.write(step=self.step, held_out=_rounded(means))
+        return means
+
+    def diverged(self, what: str) -> CompressError:
+        rate = self.settings.learning_rate
+        resumes = self.checkpoint.exists()
+        kept = f"to go on from the checkpoint of step {self.saved_step}" if resumes else "instead"
+        return CompressError(
+            f"{what} at step {self.step}, where the learning rate was {rate * rate_at(self.progress):.2g}. Run the same "
+            f"command with --learning-rate {rate / 4:.2g} {kept}."
+        )
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
+
+    def save(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.student.parameters()):
+            raise self.diverged("A weight is no number any more")
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "student": self.student.state_dict(),
+                "objective": self.objective.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "source": self.source.state(),
+                "step": self.step,
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+                "before": self.before,
+            },
+        )
+        self.saved_at, self.saved_step = self.seconds, self.step
+
+    def restore(self) -> None:
+        state = load_checkpoint(self.checkpoint)
+        self.log.forget_after(-1 if state is None else state["step"])
+        if state is None:
+            return
+        self.student.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.source.restore(state["source"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.saved_step = self.step
+        self.seconds = self.saved_at = state["seconds"]
+        self.before = state["before"]
+
+
+def _checkpoint_layers(module: Any) -> None:
+    """In eval mode it does nothing. transformers 5.23 calls it activation checkpointing."""
+    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise CompressError(
+            f"{type(module).__name__} cannot do without the activations of its layers; leave --gradient-checkpointing "
+            "out, and make the batches smaller."
+        ) from error
+
+
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+
+
+def _shown(step: int, told: dict[str, float], held_out: dict[str, float]) -> str:
+    line = f"step {step}, loss {told['loss']:.3f}"
+    if held_out:
+        line += f", held out {held_out['loss']:.3f}"
+    return f"{line}, {told['tokens_per_second']:,.0f} tokens/s"
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in values.items()}
+
+
+def _seed(seed: int, step: int) -> int:
+    """Of what is random within a step (dropout)."""
+    return seed * 1_000_003 + step
