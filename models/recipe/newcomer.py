@@ -46,6 +46,8 @@ _FREE_NAMES = (
     "apt",
     "proc",
     "db",
+    "table",
+    "task",
     "group",
     "var",
 )
