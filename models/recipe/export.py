@@ -14,7 +14,7 @@ from .train import llama_config
 def export(checkpoint: Path, folder: Path) -> dict[str, float]:
     """Writes the weights of `checkpoint` to `folder`, which holds the tokenizer; returns the counters."""
     state = torch.load(checkpoint, weights_only=True)
-    config = llama_config(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    config = llama_config(Tokenizer.from_file(str(folder / "tokenizer.json")), state["layers"])
     model = LlamaForCausalLM(config)
     model.load_state_dict(state["model"])
     model = model.to(torch.bfloat16)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .chat import Conversation, Pair
-from .phrasing import ask, roughen
+from .phrasing import ask, roughen, swap_words
 
 _SLOTS: dict[str, list[str]] = json.loads((Path(__file__).parent / "newcomer" / "slots.json").read_text())
 _RANGES = {
@@ -89,6 +89,8 @@ class Task:
         if i < len(self.phrases):
             return ask(rng, self.phrases[i])
         question = self.questions[i - len(self.phrases)]
+        if rng.random() < 0.4 and "`" not in question:
+            question = swap_words(rng, question)
         return roughen(rng, question) if rough and "{" not in question else question
 
 
@@ -110,6 +112,18 @@ def read_tasks(folder: Path) -> list[Task]:
         previous = tasks[-1] if tasks else None
         tasks.append(Task(answer, tuple(block["-"]), tuple(block["?"]), tuple(block["+"]), previous))
     return tasks
+
+
+def plain_answer(task: Task) -> str:
+    """The answer with every slot at its plain value: what a question that names nothing gets."""
+    return re.sub(r"{(\w+)}", _plain, task.answer)
+
+
+def _plain(match: re.Match[str]) -> str:
+    name = match[1]
+    if name in _RANGES:
+        return str(_RANGES[name][0])
+    return _SLOTS[name][0] if name in _SLOTS else match[0]
 
 
 def _blocks(path: Path) -> list[str]:
@@ -140,7 +154,7 @@ def _draw(rng: random.Random, vocabulary: Sequence[str]) -> dict[str, str]:
     for name, (_, low, high) in _RANGES.items():
         values[name] = str(rng.randint(low, high))
     values["port"] = rng.choice((*_PORTS, values["port"]))
-    names = [_name(rng, vocabulary) for _ in range(6)]
+    names = [any_name(rng, vocabulary) for _ in range(6)]
     values["file"] = f"{names[0]}.{rng.choice(_EXTENSIONS)}"
     values["file2"] = f"{names[1]}.{rng.choice(_EXTENSIONS)}"
     values["text"] = f"{names[0]}.{rng.choice(('txt', 'md', 'log', 'csv', 'conf'))}"
@@ -150,11 +164,11 @@ def _draw(rng: random.Random, vocabulary: Sequence[str]) -> dict[str, str]:
     values["user"] = rng.choice(_NAMES) if rng.random() < 0.5 else names[5]
     for name in _FREE_NAMES:
         if rng.random() < 0.5:
-            values[name] = _name(rng, vocabulary)
+            values[name] = any_name(rng, vocabulary)
     return values
 
 
-def _name(rng: random.Random, vocabulary: Sequence[str]) -> str:
+def any_name(rng: random.Random, vocabulary: Sequence[str]) -> str:
     """A word people name things with, any word, or one made up: what can't be guessed has to be copied."""
     kind = rng.random()
     if kind < 0.4:
@@ -174,9 +188,7 @@ def _fill(
         name = match[1]
         if name in used or (mentioned and values.get(name, "\0") in mentioned):
             return values[name]
-        if name in _RANGES:
-            return str(_RANGES[name][0])
-        return _SLOTS[name][0] if name in _SLOTS else match[0]
+        return _plain(match)
 
     def named(match: re.Match[str]) -> str:
         return values.get(match[1], match[0])
