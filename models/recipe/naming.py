@@ -97,7 +97,10 @@ _KINDS = (
     ),
 )
 # The whole of a noun phrase, and nothing of a longer one ("a PBM image", "the package phase").
-_BEFORE = r"(?:(?:(?:a|an|the|this)\s+)?(?:specific|given|specified|particular)|a|an|the|this|another|a\s+(?:new|single|local|remote|running))"
+_BEFORE = (
+    r"(?:(?:(?:a|an|the|this)\s+)?(?:specific|given|specified|particular)|a|an|the|this|another"
+    r"|a\s+(?:new|single|local|remote|running))"
+)
 _AFTER = r"(?=$|[.,]| (?:in|on|to|from|with|and|for|by|at|as|into|using|without|inside|that|if|when|through|via)\b)"
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from .chat import Conversation, Pair
 from .phrasing import ask, roughen, swap_words
+from .unseen import may_be_learnt
 
 _SLOTS: dict[str, list[str]] = json.loads((Path(__file__).parent / "newcomer" / "slots.json").read_text())
 _RANGES = {
@@ -76,12 +77,17 @@ class Task:
     def sample(self, rng: random.Random, vocabulary: Sequence[str]) -> Conversation:
         """A new conversation about this task, which comes last; names may come from `vocabulary`."""
         values = _draw(rng, vocabulary)
-        if self.previous and self.followups and rng.random() < 0.4:
+        if self.previous and self.previous.is_asked and self.followups and rng.random() < 0.4:
             first, answer = _fill(rng, self.previous._question(rng, False), self.previous.answer, values)
             question, second = _fill(rng, rng.choice(self.followups), self.answer, values, mentioned=first)
             return Conversation((Pair(first, answer), Pair(roughen(rng, question), second)))
         question, answer = _fill(rng, self._question(rng, True), self.answer, values)
         return Conversation((Pair(question, answer),))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is a wording that stands for itself."""
+        return bool(self.phrases or self.questions)
 
     def _question(self, rng: random.Random, rough: bool) -> str:
         pool = len(self.phrases) + len(self.questions)
@@ -96,12 +102,15 @@ class Task:
 
 def weight(task: Task) -> float:
     """How often to draw a task: more for many wordings (less than in proportion), and more for plain talk."""
-    wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)
+    wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)  # none for a task that is not asked
     return wordings if task.answer.startswith("`") else 2.5 * wordings
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """All tasks of `folder`/*.txt. Raises ValueError naming the file and block that is malformed."""
+    """All tasks of `folder`/*.txt, without the wordings that models are judged by.
+
+    Raises ValueError naming the file and block that is malformed.
+    """
     blocks = [_read_block(path, block) for path in sorted(folder.glob("*.txt")) for block in _blocks(path)]
     known = {b["$"][0]: _answer(b) for b in reversed(blocks) if b["$"] and b[">"]}
     tasks: list[Task] = []
@@ -110,7 +119,8 @@ def read_tasks(folder: Path) -> list[Task]:
             raise ValueError(f"newcomer task {block} has no '>' line, and no other task explains its command")
         answer = _answer(block) if block[">"] else known[block["$"][0]]
         previous = tasks[-1] if tasks else None
-        tasks.append(Task(answer, tuple(block["-"]), tuple(block["?"]), tuple(block["+"]), previous))
+        phrases, questions, followups = (tuple(filter(may_be_learnt, block[sign])) for sign in "-?+")
+        tasks.append(Task(answer, phrases, questions, followups, previous))
     return tasks
 
 

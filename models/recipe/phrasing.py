@@ -132,9 +132,9 @@ _AFTER = (
     "? need it quickly", " for me", ", any idea?", ", how?", " - how?", ", what do I type?", ", which command?", " somehow",
     "? help", " right now", ", what's the command?", " on my machine", " on a server", "? I have no idea",
 )  # fmt: skip
-_LITTLE_WORDS = "a an the my me i i'd i'm do does is are to of in on it this that there please can could you how some want need"
+_LITTLE_WORDS = "a an the my me i i'd i'm do does is are to of in on it this that there please can could you how some want"
 _LITTLE = frozenset(_LITTLE_WORDS.split())
-_TOOL_WORDS = "git docker apt apt-get npm pip kubectl systemctl brew cargo go podman dnf pacman yarn ip tmux screen gh snap"
+_TOOL_WORDS = "git docker apt apt-get npm pip kubectl systemctl brew cargo podman dnf pacman yarn ip tmux screen gh snap"
 _TOOLS = frozenset(_TOOL_WORDS.split())
 _IRREGULAR = {"do": "does", "go": "goes", "be": "is", "have": "has"}
 _NOT_VERB_WORDS = "all only also then the a an both each in on by with for if from to not interactively"

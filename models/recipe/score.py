@@ -31,6 +31,7 @@ from .corpus import Corpus, Row
 from .loss import held_out_loss
 from .phrasing import ask
 from .safety import command_of, is_dangerous
+from .unseen import TOO_NEAR, nearness, words_of
 
 MAX_NEW_TOKENS = 160
 BATCH = 32
@@ -153,17 +154,6 @@ def newcomer_score(questions: list[Question], answers: list[str], show: str = ""
     }
 
 
-def words_of(text: str) -> frozenset[str]:
-    return frozenset(re.sub(r"[^a-z0-9 ]", "", text.lower()).split())
-
-
-def nearest_wording(question: str, corpus: Corpus) -> float:
-    """The largest share of words (Jaccard) that a held-out question has in common with a training wording."""
-    mine = words_of(question)
-    wordings = (w for t in corpus.tasks for w in (*t.phrases, *t.questions, *t.followups))
-    return max(len(mine & words_of(w)) / len(mine | words_of(w)) for w in wordings)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -176,8 +166,9 @@ def main() -> None:
     args = parser.parse_args()
     corpus, answerer = Corpus(args.data, args.newcomer), Answerer(args.model)
     questions = read_questions(args.list)
-    near = [nearest_wording(q.question, corpus) for q in questions]
-    if max(near) > 0.75:
+    wordings = [words_of(w) for t in corpus.tasks for w in (*t.phrases, *t.questions, *t.followups)]
+    near = [nearness(words_of(q.question), wordings) for q in questions]
+    if max(near) > TOO_NEAR:
         raise SystemExit(f"{questions[near.index(max(near))].question!r} is too close to a training wording")
     pages = [r for r in corpus.held_out if r.source == "tldr"]
     random.Random(5).shuffle(pages)
