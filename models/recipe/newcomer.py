@@ -103,7 +103,7 @@ class Task:
 def weight(task: Task) -> float:
     """How often to draw a task: more for many wordings (less than in proportion), and more for plain talk."""
     wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)  # none for a task that is not asked
-    return wordings if task.answer.startswith("`") else 2.5 * wordings
+    return wordings if task.answer.startswith("`") else 1.5 * wordings
 
 
 def read_tasks(folder: Path) -> list[Task]:

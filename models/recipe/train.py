@@ -88,7 +88,7 @@ class Trainer:
         if self.checkpoint.exists():
             self.load()
         elif args.init:
-            start = load_file(args.init / "model.safetensors")
+            start = {k: v for file in args.init.glob("*.safetensors") for k, v in load_file(file).items()}
             self.model.load_state_dict(grow(start, args.layers), strict=False)  # tied head: not in the file
         self.interrupted = False
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--newcomer-share", type=float, default=0.5)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")
-    parser.add_argument("--init", type=Path, help="model folder to start from, with at most as many layers")
+    parser.add_argument(
+        "--init", type=Path, help="model folder to start from; --layers must be a multiple of its layers"
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--minutes", type=float, required=True, help="counted time, all runs together")
     parser.add_argument("--decay-minutes", type=float, default=30.0, help="of these, with a falling rate")
