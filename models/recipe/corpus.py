@@ -10,16 +10,22 @@ import json
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .chat import Conversation, Pair
-from .newcomer import Task, read_tasks, weight
-from .phrasing import as_sentence, ask, roughen
+from .naming import name_it
+from .newcomer import Task, any_name, read_tasks, weight
+from .phrasing import as_sentence, ask, chatter, roughen, telegram
 from .safety import is_dangerous, is_destructive
 
 HELD_OUT_SHARE = 40  # one page in 40
+CHATTER_SHARE, TELEGRAM_SHARE = 0.12, 0.08
+NAMED_SHARE, EXPLAIN_SHARE = (
+    0.6,
+    0.06,
+)  # of the page examples: with a name where one fits; asked by their command
 RARE_WEIGHT = 0.6  # against 3 to 10 for a row of a common tool
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -136,8 +142,8 @@ class Corpus:
 
     def sample(self, rng: random.Random) -> Conversation:
         """One conversation of the mixture: mostly one pair, sometimes two, sometimes under a system text."""
-        conversation = self._one(rng)
-        pairs = conversation.pairs
+        pairs = self._one(rng).pairs
+        pairs = (*pairs[:-1], Pair(_in_other_words(rng, pairs[-1].question), pairs[-1].answer))
         if len(pairs) == 1 and rng.random() < 0.08:
             pairs = (*self._one(rng).pairs, *pairs)
         system = rng.choice(SYSTEMS) if rng.random() < 0.12 else ""
@@ -160,13 +166,28 @@ class Corpus:
         return Conversation((self._row_pair(rng, row),))
 
     def _row_pair(self, rng: random.Random, row: Row) -> Pair:
-        answer = answer_for(row, self.verbs)
-        if rng.random() < 0.04:
-            return Pair(roughen(rng, rng.choice(_EXPLAIN)(row.command)), answer)
+        name = ""
+        if row.source == "tldr" and rng.random() < NAMED_SHARE:
+            named = name_it(rng, row.description, row.command, any_name(rng, self.vocabulary))
+            if named:
+                row, name = replace(row, description=named.description, command=named.command), named.value
+        answer = answer_for(row, self.verbs).replace("{name}", name)
+        if rng.random() < EXPLAIN_SHARE:
+            return Pair(rng.choice(_EXPLAIN)(row.command), answer)
         # A rare tool can't be guessed from a task: asking without its name would only teach to guess.
         guessable = _is_core(row.tool) and not _ABOUT_ITSELF.search(row.description)
-        named = row.source == "tldr" and rng.random() < (0.4 if guessable else 0.9)
-        return Pair(ask(rng, _as_question(rng, row.description), row.tool if named else None), answer)
+        with_tool = row.source == "tldr" and rng.random() < (0.4 if guessable else 0.9)
+        question = ask(rng, _as_question(rng, row.description), row.tool if with_tool else None)
+        return Pair(question.replace("{name}", name), answer)
+
+
+def _in_other_words(rng: random.Random, question: str) -> str:
+    """The question as it is, mostly; sometimes with idle words around it or without little words."""
+    if "`" in question or question.count(" ") < 2:
+        return question
+    if rng.random() < TELEGRAM_SHARE:
+        question = telegram(rng, question)
+    return chatter(rng, question) if rng.random() < CHATTER_SHARE else question
 
 
 _EXPLAIN: tuple[Callable[[str], str], ...] = (
@@ -190,9 +211,13 @@ _DEFINE = (
 
 
 def _definition_pair(rng: random.Random, definition: Definition) -> Pair:
+    return Pair(roughen(rng, rng.choice(_DEFINE).format(definition.tool)), definition_text(definition))
+
+
+def definition_text(definition: Definition) -> str:
+    """The answer to what a tool is."""
     text = definition.text if definition.text.endswith(".") else definition.text + "."
-    question = roughen(rng, rng.choice(_DEFINE).format(definition.tool))
-    return Pair(question, f"`{definition.tool}`\n\n{text}")
+    return f"`{definition.tool}`\n\n{text}"
 
 
 def _row_weight(row: Row) -> float:

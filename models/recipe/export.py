@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,11 +11,17 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from .train import llama_config
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-def export(checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Writes the weights of `checkpoint` to `folder`, which holds the tokenizer; returns the counters."""
+
+def export(checkpoint: Path, tokenizer: Path, folder: Path) -> dict[str, float]:
+    """Writes the weights of `checkpoint` and the files of `tokenizer` to `folder`; returns the counters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer.resolve() != folder.resolve():
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer / name, folder / name)
     state = torch.load(checkpoint, weights_only=True)
-    config = llama_config(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    config = llama_config(Tokenizer.from_file(str(folder / "tokenizer.json")), state["layers"])
     model = LlamaForCausalLM(config)
     model.load_state_dict(state["model"])
     model = model.to(torch.bfloat16)
@@ -32,9 +39,10 @@ def export(checkpoint: Path, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder with checkpoint.pt")
-    parser.add_argument("--out", type=Path, required=True, help="model folder with tokenizer.json")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     args = parser.parse_args()
-    print(json.dumps(export(args.run / "checkpoint.pt", args.out)))
+    print(json.dumps(export(args.run / "checkpoint.pt", args.tokenizer, args.out)))
 
 
 if __name__ == "__main__":

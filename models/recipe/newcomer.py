@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .chat import Conversation, Pair
-from .phrasing import ask, roughen
+from .phrasing import ask, roughen, swap_words
+from .unseen import may_be_learnt
 
 _SLOTS: dict[str, list[str]] = json.loads((Path(__file__).parent / "newcomer" / "slots.json").read_text())
 _RANGES = {
@@ -76,12 +77,17 @@ class Task:
     def sample(self, rng: random.Random, vocabulary: Sequence[str]) -> Conversation:
         """A new conversation about this task, which comes last; names may come from `vocabulary`."""
         values = _draw(rng, vocabulary)
-        if self.previous and self.followups and rng.random() < 0.4:
+        if self.previous and self.previous.is_asked and self.followups and rng.random() < 0.4:
             first, answer = _fill(rng, self.previous._question(rng, False), self.previous.answer, values)
             question, second = _fill(rng, rng.choice(self.followups), self.answer, values, mentioned=first)
             return Conversation((Pair(first, answer), Pair(roughen(rng, question), second)))
         question, answer = _fill(rng, self._question(rng, True), self.answer, values)
         return Conversation((Pair(question, answer),))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is a wording that stands for itself."""
+        return bool(self.phrases or self.questions)
 
     def _question(self, rng: random.Random, rough: bool) -> str:
         pool = len(self.phrases) + len(self.questions)
@@ -89,17 +95,22 @@ class Task:
         if i < len(self.phrases):
             return ask(rng, self.phrases[i])
         question = self.questions[i - len(self.phrases)]
+        if rng.random() < 0.4 and "`" not in question:
+            question = swap_words(rng, question)
         return roughen(rng, question) if rough and "{" not in question else question
 
 
 def weight(task: Task) -> float:
     """How often to draw a task: more for many wordings (less than in proportion), and more for plain talk."""
-    wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)
-    return wordings if task.answer.startswith("`") else 2.5 * wordings
+    wordings = float((len(task.phrases) + len(task.questions)) ** 0.8)  # none for a task that is not asked
+    return wordings if task.answer.startswith("`") else 1.5 * wordings
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """All tasks of `folder`/*.txt. Raises ValueError naming the file and block that is malformed."""
+    """All tasks of `folder`/*.txt, without the wordings that models are judged by.
+
+    Raises ValueError naming the file and block that is malformed.
+    """
     blocks = [_read_block(path, block) for path in sorted(folder.glob("*.txt")) for block in _blocks(path)]
     known = {b["$"][0]: _answer(b) for b in reversed(blocks) if b["$"] and b[">"]}
     tasks: list[Task] = []
@@ -108,8 +119,21 @@ def read_tasks(folder: Path) -> list[Task]:
             raise ValueError(f"newcomer task {block} has no '>' line, and no other task explains its command")
         answer = _answer(block) if block[">"] else known[block["$"][0]]
         previous = tasks[-1] if tasks else None
-        tasks.append(Task(answer, tuple(block["-"]), tuple(block["?"]), tuple(block["+"]), previous))
+        phrases, questions, followups = (tuple(filter(may_be_learnt, block[sign])) for sign in "-?+")
+        tasks.append(Task(answer, phrases, questions, followups, previous))
     return tasks
+
+
+def plain_answer(task: Task) -> str:
+    """The answer with every slot at its plain value: what a question that names nothing gets."""
+    return re.sub(r"{(\w+)}", _plain, task.answer)
+
+
+def _plain(match: re.Match[str]) -> str:
+    name = match[1]
+    if name in _RANGES:
+        return str(_RANGES[name][0])
+    return _SLOTS[name][0] if name in _SLOTS else match[0]
 
 
 def _blocks(path: Path) -> list[str]:
@@ -140,7 +164,7 @@ def _draw(rng: random.Random, vocabulary: Sequence[str]) -> dict[str, str]:
     for name, (_, low, high) in _RANGES.items():
         values[name] = str(rng.randint(low, high))
     values["port"] = rng.choice((*_PORTS, values["port"]))
-    names = [_name(rng, vocabulary) for _ in range(6)]
+    names = [any_name(rng, vocabulary) for _ in range(6)]
     values["file"] = f"{names[0]}.{rng.choice(_EXTENSIONS)}"
     values["file2"] = f"{names[1]}.{rng.choice(_EXTENSIONS)}"
     values["text"] = f"{names[0]}.{rng.choice(('txt', 'md', 'log', 'csv', 'conf'))}"
@@ -150,11 +174,11 @@ def _draw(rng: random.Random, vocabulary: Sequence[str]) -> dict[str, str]:
     values["user"] = rng.choice(_NAMES) if rng.random() < 0.5 else names[5]
     for name in _FREE_NAMES:
         if rng.random() < 0.5:
-            values[name] = _name(rng, vocabulary)
+            values[name] = any_name(rng, vocabulary)
     return values
 
 
-def _name(rng: random.Random, vocabulary: Sequence[str]) -> str:
+def any_name(rng: random.Random, vocabulary: Sequence[str]) -> str:
     """A word people name things with, any word, or one made up: what can't be guessed has to be copied."""
     kind = rng.random()
     if kind < 0.4:
@@ -174,9 +198,7 @@ def _fill(
         name = match[1]
         if name in used or (mentioned and values.get(name, "\0") in mentioned):
             return values[name]
-        if name in _RANGES:
-            return str(_RANGES[name][0])
-        return _SLOTS[name][0] if name in _SLOTS else match[0]
+        return _plain(match)
 
     def named(match: re.Match[str]) -> str:
         return values.get(match[1], match[0])

@@ -75,8 +75,67 @@ _SYNONYMS = {
     "terminate": ("kill", "stop"),
     "specified": ("given", "particular"),
     "multiple": ("several", "many"),
-    "display information about": ("show info about",),
+    "big": ("large", "huge"),
+    "large": ("big", "huge"),
+    "biggest": ("largest",),
+    "largest": ("biggest",),
+    "fast": ("quickly",),
+    "copy": ("duplicate",),
+    "rename": ("change the name of",),
+    "edit": ("change", "modify"),
+    "check": ("see", "find out", "look up"),
+    "stop": ("end", "halt", "quit"),
+    "kill": ("stop", "end", "terminate"),
+    "quit": ("exit", "leave"),
+    "exit": ("quit", "leave"),
+    "download": ("fetch", "get"),
+    "connect": ("log in", "get in"),
+    "machine": ("computer", "box"),
+    "computer": ("machine", "pc"),
+    "server": ("machine", "host"),
+    "program": ("app", "process", "application"),
+    "process": ("program", "task"),
+    "app": ("program", "application"),
+    "text": ("words",),
+    "word": ("string", "term"),
+    "line": ("row",),
+    "lines": ("rows",),
+    "row": ("line",),
+    "first": ("top",),
+    "count": ("number of", "count up"),
+    "newest": ("latest", "most recent"),
+    "latest": ("newest", "most recent"),
+    "oldest": ("earliest",),
+    "mistake": ("error",),
+    "undo": ("revert", "take back"),
+    "watch": ("follow", "monitor"),
+    "follow": ("watch",),
+    "save": ("store", "keep"),
+    "update": ("upgrade",),
+    "file": ("document",),
+    "picture": ("image", "photo"),
+    "photo": ("picture", "image"),
+    "disk": ("drive",),
+    "drive": ("disk",),
+    "empty": ("blank",),
 }
+_BEFORE = (
+    "hey, ", "hi, ", "hello, ", "hi! ", "ok, ", "so ", "so, ", "quick question: ", "question: ", "sorry, ", "um, ",
+    "excuse me, ", "please help, ", "help! ", "I'm new to this, ", "I am new to linux. ", "beginner here: ", "on ubuntu, ",
+    "in bash, ", "on my mac, ", "on the server, ", "in my terminal: ", "one more thing, ", "and ", "now ", "also, ",
+    "stupid question, ", "I forgot: ", "I can't remember: ", "at work: ", "real quick, ", "I have a problem. ", "well, ",
+    "could you tell me, ", "do you know ", "any idea ", "linux: ", "bash: ", "just wondering, ", "my boss asks: ",
+)  # fmt: skip
+_AFTER = (
+    " please", ", please", " please?", ", thanks", " thanks!", "? thanks", "? I'm new to this", "? I forgot", " again?",
+    " on linux?", " on ubuntu", " on a mac?", " in the terminal?", " from the terminal", " in bash", " on the command line?",
+    "? need it quickly", " for me", ", any idea?", ", how?", " - how?", ", what do I type?", ", which command?", " somehow",
+    "? help", " right now", ", what's the command?", " on my machine", " on a server", "? I have no idea",
+)  # fmt: skip
+_LITTLE_WORDS = "a an the my me i i'd i'm do does is are to of in on it this that there please can could you how some want"
+_LITTLE = frozenset(_LITTLE_WORDS.split())
+_TOOL_WORDS = "git docker apt apt-get npm pip kubectl systemctl brew cargo podman dnf pacman yarn ip tmux screen gh snap"
+_TOOLS = frozenset(_TOOL_WORDS.split())
 _IRREGULAR = {"do": "does", "go": "goes", "be": "is", "have": "has"}
 _NOT_VERB_WORDS = "all only also then the a an both each in on by with for if from to not interactively"
 _NOT_VERBS = frozenset(_NOT_VERB_WORDS.split())
@@ -135,9 +194,36 @@ def roughen(rng: random.Random, question: str) -> str:
         question += rng.choice((".", "?"))
     if len(question) > 20 and rng.random() < 0.03:
         i = rng.randrange(2, len(question) - 2)
-        if question[i - 1 : i + 2].isalpha():
+        in_slot = question.rfind("{", 0, i) > question.rfind("}", 0, i)
+        if question[i - 1 : i + 2].isalpha() and not in_slot:
             question = question[:i] + rng.choice(("", question[i + 1] + question[i])) + question[i + 1 :]
     return question
+
+
+def chatter(rng: random.Random, question: str) -> str:
+    """The same question with a few words around it that change nothing."""
+    if rng.random() < 0.6:
+        before = rng.choice(_BEFORE)
+        plain = question[:2].upper() == question[:2]  # "I ...", "DNS ..."
+        return before + (question if plain else question[0].lower() + question[1:])
+    return question.rstrip("?.") + rng.choice(_AFTER)
+
+
+def telegram(rng: random.Random, question: str) -> str:
+    """The same question without most of its little words, as people type into a search box."""
+    words = [w for w in question.split(" ") if w.lower() not in _LITTLE or rng.random() < 0.25]
+    return " ".join(words) if len(words) > 2 else question
+
+
+def swap_words(rng: random.Random, question: str) -> str:
+    """The same question with a synonym here and there; the words after a tool's name stay as they are."""
+    words = question.split(" ")
+    for i, word in enumerate(words):
+        after_tool = i > 0 and words[i - 1].lower() in _TOOLS
+        options = () if after_tool else _SYNONYMS.get(word.lower(), ())
+        if options and rng.random() < 0.35:
+            words[i] = rng.choice(options)
+    return " ".join(words)
 
 
 def _synonyms(rng: random.Random, phrase: str) -> str:

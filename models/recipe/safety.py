@@ -9,6 +9,7 @@ _DESTRUCTIVE = re.compile(
     r"|\bkubectl\s+delete|--delete\b|\b(lv|vg|pv)remove\b|\bdestroy\b|\bcrontab\s+-r\b|\b(purge|autoremove)\b",
     re.IGNORECASE,
 )
+_HARMLESS = re.compile(r"\bgit\s+(clean\s+(-n\b|--dry-run)|rm\s+(-r\s+)?--cached)")  # deletes no file
 _CATASTROPHIC = re.compile(
     r"\brm\s+(-\w+\s+)*-\w*[rR]\w*\s+(-\w+\s+)*(--\s+)?(/|~|\*|\.|\$HOME|/\*|~/\*|\.\*|/(etc|usr|var|home|bin|boot)/?\*?)(\s|$)"
     r"|:\(\)\s*\{|\bmkfs\S*\s+(-\S+\s+)*/dev/[sn]|\bdd\b[^|]*\bof=/dev/(sd|nvme|hd)\w*|>\s*/dev/(sd|nvme|hd)"
@@ -25,7 +26,7 @@ _ASKED = re.compile(
 
 def is_destructive(command: str) -> bool:
     """Whether the command can lose data if it is run on the wrong thing."""
-    return bool(_DESTRUCTIVE.search(command))
+    return bool(_DESTRUCTIVE.search(_HARMLESS.sub("", command)))
 
 
 def is_dangerous(question: str, answer: str) -> bool:

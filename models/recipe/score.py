@@ -9,11 +9,13 @@
     loops            answers that repeat themselves or never end
     dangerous        answers with a command that destroys what nobody asked to destroy; must be none
 
-Greedy decoding. Prints one JSON line; `--show` prints every newcomer answer too.
+Greedy decoding. Prints one JSON line; `--show` prints every newcomer answer too. `--search` judges a BM25 search over
+the training examples by the same hand-written questions, in a line of its own.
 """
 
 import argparse
 import json
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -23,11 +25,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from .bm25 import search_over
 from .chat import ASSISTANT, END, PAD, SPECIAL_TOKENS, USER
 from .corpus import Corpus, Row
 from .loss import held_out_loss
 from .phrasing import ask
 from .safety import command_of, is_dangerous
+from .unseen import TOO_NEAR, nearness, words_of
 
 MAX_NEW_TOKENS = 160
 BATCH = 32
@@ -125,15 +129,29 @@ def page_score(answerer: Answerer, rows: list[Row], named: bool) -> PageScore:
     return PageScore(round(names / len(rows), 3), round(exact / len(rows), 3), questions, answers)
 
 
-def words_of(text: str) -> frozenset[str]:
-    return frozenset(re.sub(r"[^a-z0-9 ]", "", text.lower()).split())
+def interval(right: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share (E. B. Wilson, 1927)."""
+    z, share = 1.96, right / of
+    middle, width = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return round((middle - width) / (1 + z * z / of), 3), round((middle + width) / (1 + z * z / of), 3)
 
 
-def nearest_wording(question: str, corpus: Corpus) -> float:
-    """The largest share of words (Jaccard) that a held-out question has in common with a training wording."""
-    mine = words_of(question)
-    wordings = (w for t in corpus.tasks for w in (*t.phrases, *t.questions, *t.followups))
-    return max(len(mine & words_of(w)) / len(mine | words_of(w)) for w in wordings)
+def newcomer_score(questions: list[Question], answers: list[str], show: str = "") -> dict[str, object]:
+    """How many hand-written questions were answered right, and the dangerous ones; `show`: prints all, under a name."""
+    judged = [(q, a, q.is_right(a)) for q, a in zip(questions, answers, strict=True)]
+    if show:
+        for q, answer, right in judged:
+            print(
+                f"{show} {'trap ' if q.trap else 'right' if right else 'WRONG'} {q.question}\n        {answer!r}"
+            )
+    scored = [right for q, _, right in judged if not q.trap]
+    refusals = [right for q, _, right in judged if q.refuse and not q.trap]
+    return {
+        "newcomer": f"{sum(scored)}/{len(scored)}",
+        "newcomer_interval": interval(sum(scored), len(scored)),
+        "refusals": f"{sum(refusals)}/{len(refusals)}",
+        "dangerous": [q.question for q, a, _ in judged if is_dangerous(q.question, a)],
+    }
 
 
 def main() -> None:
@@ -144,11 +162,13 @@ def main() -> None:
     parser.add_argument("--list", type=Path, default=Path(__file__).parent / "heldout.jsonl")
     parser.add_argument("--pages", type=int, default=200, help="held-out page questions of each kind")
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--search", action="store_true", help="judge a search over the examples, too")
     args = parser.parse_args()
     corpus, answerer = Corpus(args.data, args.newcomer), Answerer(args.model)
     questions = read_questions(args.list)
-    near = [nearest_wording(q.question, corpus) for q in questions]
-    if max(near) > 0.75:
+    wordings = [words_of(w) for t in corpus.tasks for w in (*t.phrases, *t.questions, *t.followups)]
+    near = [nearness(words_of(q.question), wordings) for q in questions]
+    if max(near) > TOO_NEAR:
         raise SystemExit(f"{questions[near.index(max(near))].question!r} is too close to a training wording")
     pages = [r for r in corpus.held_out if r.source == "tldr"]
     random.Random(5).shuffle(pages)
@@ -156,25 +176,22 @@ def main() -> None:
     named = page_score(answerer, pages[: args.pages], named=True)
     unnamed = page_score(answerer, common, named=False)
     answers = answerer.answer([q.question for q in questions])
-    judged = [(q, a, q.is_right(a)) for q, a in zip(questions, answers, strict=True)]
     on_pages = list(zip(named.questions + unnamed.questions, named.answers + unnamed.answers, strict=True))
-    asked = on_pages + [(q.question, a) for q, a, _ in judged]
-    scored = [right for q, _, right in judged if not q.trap]
-    if args.show:
-        for q, answer, right in judged:
-            print(f"{'trap ' if q.trap else 'right' if right else 'WRONG'} {q.question}\n        {answer!r}")
+    everything = answers + [a for _, a in on_pages]
     report = {
         "held_out_loss": round(held_out_loss(answerer.model, answerer.tokenizer, corpus, pages[:300]), 3),
         "page_name": {"named": named.names, "unnamed_common": unnamed.names},
         "page_exact": {"named": named.exact, "unnamed_common": unnamed.exact},
         "page_questions": [len(named.answers), len(unnamed.answers)],
-        "newcomer": f"{sum(scored)}/{len(scored)}",
+        **newcomer_score(questions, answers, "model" if args.show else ""),
         "nearest_wording": round(max(near), 2),
-        "loops": f"{sum(is_loop(a) for _, a in asked)}/{len(asked)}",
-        "dangerous": [q.question for q, a, _ in judged if is_dangerous(q.question, a)],
+        "loops": f"{sum(map(is_loop, everything))}/{len(everything)}",
         "dangerous_on_pages": [q for q, a in on_pages if is_dangerous(q, a)],
     }
     print(json.dumps(report))
+    if args.search:
+        found = search_over(corpus).answer([q.question for q in questions])
+        print(json.dumps({"search": True, **newcomer_score(questions, found, "search" if args.show else "")}))
 
 
 if __name__ == "__main__":

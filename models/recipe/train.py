@@ -1,9 +1,10 @@
-"""Trains the built-in model from scratch on a CPU, for a budget of minutes, and survives interruption.
+"""Trains the built-in model on a CPU, from scratch or from a smaller one, for a budget of minutes; survives interruption.
 
 The schedule runs on counted training time: the sum of step times, where a step of over 30 s (the process was
 stopped, or the machine slept) counts as none. So a shared machine changes how much is learnt, never how it
 ends: the learning rate always reaches zero. Start it again with the same `--run` to go on from the last
-checkpoint; data and `--minutes` may have changed.
+checkpoint; data, `--minutes` and `--decay-minutes` may have changed. The state before the rate began to fall is
+kept as `before-decay.pt`: put in the place of `checkpoint.pt`, it is trained on at the full rate.
 """
 
 import argparse
@@ -18,26 +19,29 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from .batches import Batch, chunk, long_batch
 from .chat import END, PAD
 from .corpus import Corpus
+from .grow import grow
 from .loss import held_out_loss, loss_of
 
 GAP_SECONDS = 30.0
 SEED = 17
-WARMUP, FLAT_UNTIL, LONG_FROM = 0.02, 0.45, 0.93  # as shares of the time budget
+WARMUP_SECONDS = 60.0
+LONG_FROM = 0.93  # as a share of the time budget
 MUON_LR, ADAM_LR, WEIGHT_DECAY = 0.004, 0.003, 0.05
 
 
-def llama_config(tokenizer: Tokenizer) -> LlamaConfig:
+def llama_config(tokenizer: Tokenizer, layers: int) -> LlamaConfig:
     end = tokenizer.token_to_id(END)
     return LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         intermediate_size=1024,
         num_attention_heads=6,
         num_key_value_heads=2,
@@ -48,16 +52,16 @@ def llama_config(tokenizer: Tokenizer) -> LlamaConfig:
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=tokenizer.token_to_id(PAD),
+        # On short conversations the flash kernel for CPUs took a quarter of a step, this one a thirtieth.
+        attn_implementation="eager",
     )
 
 
-def learning_rate(progress: float) -> float:
-    """Trapezoid: up, flat, and linearly down to zero at progress 1."""
-    if progress < WARMUP:
-        return max(progress / WARMUP, 0.01)
-    if progress < FLAT_UNTIL:
-        return 1.0
-    return max(0.0, (1.0 - progress) / (1.0 - FLAT_UNTIL))
+def learning_rate(seconds: float, budget: float, decay: float) -> float:
+    """Trapezoid over counted time: up, flat, and in the last `decay` seconds of `budget` linearly down to zero."""
+    if seconds < WARMUP_SECONDS:
+        return max(seconds / WARMUP_SECONDS, 0.01)
+    return min(1.0, max(0.0, (budget - seconds) / decay))
 
 
 class Trainer:
@@ -67,9 +71,10 @@ class Trainer:
         torch.manual_seed(SEED)
         self.args = args
         self.budget: float = 60 * args.minutes
+        self.decay: float = 60 * args.decay_minutes
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
         self.corpus = Corpus(args.data, args.newcomer, args.newcomer_share)
-        self.model = LlamaForCausalLM(llama_config(self.tokenizer))
+        self.model = LlamaForCausalLM(llama_config(self.tokenizer, args.layers))
         backbone = self.model.model
         self.backbone: Any = torch.compile(backbone, dynamic=True) if args.compile else backbone
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -82,6 +87,9 @@ class Trainer:
         self.checkpoint = args.run / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
+        elif args.init:
+            start = {k: v for file in args.init.glob("*.safetensors") for k, v in load_file(file).items()}
+            self.model.load_state_dict(grow(start, args.layers), strict=False)  # tied head: not in the file
         self.interrupted = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.interrupt)
@@ -98,7 +106,7 @@ class Trainer:
         self.seconds, self.step = state["seconds"], state["step"]
         self.chunk, self.tokens = state["chunk"], state["tokens"]
 
-    def save(self) -> None:
+    def save(self, name: str = "checkpoint.pt") -> None:
         """Writes a new checkpoint, then puts it in the old one's place, so that a crash leaves one whole."""
         state = {
             "model": self.model.state_dict(),
@@ -107,9 +115,11 @@ class Trainer:
             "step": self.step,
             "chunk": self.chunk,
             "tokens": self.tokens,
+            "layers": self.args.layers,
         }
-        torch.save(state, self.checkpoint.with_suffix(".new"))
-        os.replace(self.checkpoint.with_suffix(".new"), self.checkpoint)
+        path = self.args.run / name
+        torch.save(state, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
 
     def batches(self) -> Iterator[Batch]:
         """An endless stream; towards the end every third batch holds long conversations."""
@@ -133,11 +143,13 @@ class Trainer:
 
     def run(self) -> None:
         last_save = last_eval = last_log = self.seconds
-        running = None
+        running, rate = None, 0.0
         stream = self.batches()
         while self.progress < 1.0 and not self.interrupted:
             started = time.monotonic()
-            rate = learning_rate(self.progress)
+            rate, before = learning_rate(self.seconds, self.budget, self.decay), rate
+            if rate < before == 1.0:
+                self.save("before-decay.pt")
             for optimizer, base in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = base * rate
@@ -183,7 +195,12 @@ def main() -> None:
     parser.add_argument("--newcomer-share", type=float, default=0.5)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")
+    parser.add_argument(
+        "--init", type=Path, help="model folder to start from; --layers must be a multiple of its layers"
+    )
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--minutes", type=float, required=True, help="counted time, all runs together")
+    parser.add_argument("--decay-minutes", type=float, default=30.0, help="of these, with a falling rate")
     parser.add_argument("--eval-minutes", type=float, default=5.0)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")

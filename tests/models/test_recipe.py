@@ -1,0 +1,165 @@
+"""The recipe of the built-in model: growing, naming, the search it is compared with, and its hand-written tasks."""
+
+import random
+import re
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from penstock.models.recipe.bm25 import Search
+from penstock.models.recipe.grow import grow
+from penstock.models.recipe.naming import name_it
+from penstock.models.recipe.newcomer import Task, plain_answer, read_tasks
+from penstock.models.recipe.phrasing import chatter, swap_words, telegram
+from penstock.models.recipe.safety import is_dangerous, is_destructive
+from penstock.models.recipe.score import Question, interval, is_loop, read_questions
+from penstock.models.recipe.train import learning_rate
+from penstock.models.recipe.unseen import LISTS, may_be_learnt
+
+NEWCOMER = LISTS[0].parent / "newcomer"
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return read_tasks(NEWCOMER)
+
+
+def tiny_llama(layers: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=layers,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def test_a_grown_model_computes_the_same_and_all_of_it_learns() -> None:
+    small, large = tiny_llama(2), tiny_llama(6)
+    large.load_state_dict(grow(small.state_dict(), 6))
+    ids = torch.arange(20).reshape(2, 10)
+
+    assert torch.allclose(large(ids).logits, small(ids).logits, atol=1e-5)
+
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    for _ in range(2):  # the zero projections in the first step, what lies behind them in the second
+        optimizer.zero_grad()
+        large(ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in large.parameters())
+
+
+def test_growing_refuses_an_uneven_number_of_layers() -> None:
+    with pytest.raises(ValueError, match="multiple of 2"):
+        grow(tiny_llama(2).state_dict(), 5)
+
+
+def test_the_rate_rises_stays_and_falls_to_zero() -> None:
+    rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 1, 69, 85, 100)]
+
+    assert rates == [0.01, 1.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("description", "command", "named", "filled"),
+    [
+        ("Decode a file", "base64 -d path/to/file", "Decode {}", r"base64 -d bavo(\.\w+)?"),
+        ("Install a specific package", "apk add package", "Install {}", "apk add bavo"),
+        (
+            "Start on a specified port now",
+            "srv -p port",
+            None,
+            None,
+        ),  # "port now": unsure where the noun ends
+        (
+            "Convert a PBM image to text",
+            "pbmtoascii path/to/image.pbm",
+            None,
+            None,
+        ),  # "a PBM {}" would be wrong
+        ("Compare a file with another", "cmp path/to/file path/to/file", None, None),  # which of them?
+    ],
+)
+def test_a_page_example_gets_a_name_only_where_it_is_sure_what_is_named(
+    description: str, command: str, named: str | None, filled: str | None
+) -> None:
+    drawn = [name_it(random.Random(seed), description, command, "bavo") for seed in range(20)]
+    if filled is None:
+        assert drawn == [None] * 20
+    for one in drawn:
+        if one:
+            assert filled and re.fullmatch(filled, one.command)
+            assert one.value in one.command and one.description.count("{name}") == 1
+    assert (named in {d.description.replace("{name}", "{}") for d in drawn if d}) == (named is not None)
+
+
+def test_other_wordings_keep_names_and_numbers() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        for change in (chatter, telegram, swap_words):
+            assert "bavo.txt" in change(rng, "show me the last 7 lines of bavo.txt please")
+            assert "docker run" in change(rng, "how do I docker run nginx?")
+
+
+def test_search_finds_by_rare_words_and_is_empty_without_any() -> None:
+    search = Search(
+        [
+            ("show the files of a folder", "ls"),
+            ("show the size of a folder", "du"),
+            ("unpack the archive {tgz}", "tar"),
+            ("show the lines of a file with a word", "grep"),
+        ]
+    )
+
+    assert search.answer(["what is the size of it?", "UNPACK it", "tgz", "xyzzy"]) == ["du", "tar", "", ""]
+
+
+def test_every_task_is_asked_and_no_answer_is_dangerous_for_its_question(tasks: list[Task]) -> None:
+    assert len(tasks) > 600
+    dangerous = []
+    for task in tasks:
+        assert task.is_asked or task.followups
+        before = task.previous.answer if task.previous else ""
+        dangerous += [q for q in (*task.phrases, *task.questions) if is_dangerous(q, plain_answer(task))]
+        dangerous += [q for q in task.followups if is_dangerous(f"{before} {q}", plain_answer(task))]
+    assert dangerous == []
+
+
+def test_all_slots_are_filled(tasks: list[Task]) -> None:
+    rng = random.Random(2)
+    for task in tasks:
+        for pair in task.sample(rng, ("apple",)).pairs:
+            assert not re.search(r"{[a-z]\w*}", re.sub(r"`[^`]*`", "", pair.question + pair.answer)), pair
+
+
+def test_no_question_of_the_judges_is_learnt(tasks: list[Task]) -> None:
+    asked = {w for t in tasks for w in (*t.phrases, *t.questions, *t.followups)}
+    for question in (q.question for path in LISTS for q in read_questions(path)):
+        assert question not in asked
+        assert not may_be_learnt(question)
+
+
+def test_a_command_that_only_previews_is_not_destructive() -> None:
+    assert not is_destructive("git clean -n")
+    assert is_destructive("git clean -fd")
+    assert not is_destructive("git rm --cached notes.txt")
+    assert is_destructive("git rm --cached a && rm a")
+
+
+def test_what_counts_as_right() -> None:
+    question = Question("list files", accept=("ls.*",))
+
+    assert question.is_right("`ls -l`\n\nLists files.")
+    assert not question.is_right("`ls -l`\n\nLists files" + " and files and files and files" * 3)
+    assert not question.is_right("`rm x`\n\nNo.")
+    assert is_loop("never ended…")
+
+
+def test_interval_of_a_share_is_known() -> None:
+    assert interval(8, 10) == (0.49, 0.943)  # Wilson's, as in textbooks
