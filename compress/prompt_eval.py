@@ -25,8 +25,9 @@ from ..kernels.span import PROMPT_BLOCK, Span
 from ..models.attention_hook import StepContext
 from ..models.cpu_kv_cache import CpuKVCache
 from ..models.loading import LoadedModel
+from .machine import machine
 from .needles import FactWriter
-from .sparse_eval import BLOCK, CHUNK, evaluated_needles, lengths, machine, standard_library
+from .sparse_eval import BLOCK, CHUNK, evaluated_needles, lengths, standard_library
 
 
 @dataclass(slots=True)

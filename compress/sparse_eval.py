@@ -7,7 +7,6 @@ a decode; and facts found again in contexts as long as the model takes.
 """
 
 import math
-import platform
 import random
 import statistics
 import sysconfig
@@ -32,6 +31,7 @@ from ..kernels.span import Span
 from ..models.attention_hook import StepContext
 from ..models.cpu_kv_cache import CpuKVCache
 from ..models.loading import LoadedModel
+from .machine import machine
 from .needles import VALUE_TOKENS, FactWriter, Needle, hide
 
 SERVED = "int8"
@@ -310,15 +310,3 @@ def _is_found(reader: Reader, needle: Needle, mass: float | None) -> bool:
             answer.append(int(logits.argmax()))
             pending.append(answer[-1])
     return answer == needle.value
-
-
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -7,22 +7,30 @@ from .tokenizer import Tokenizer
 
 
 def refuse_other_vocabulary(draft: Path, target: Path) -> None:
-    """Raises ModelLoadError when the folders' tokenizers give an id another token, special and added ones included.
+    """Raises ModelLoadError when the folders' tokenizers give an id another token."""
+    if difference := vocabulary_difference(draft, target):
+        raise ModelLoadError(
+            f"draft_model {draft.name} has another vocabulary than {target.name}: {difference}. "
+            "Give a draft model made with the same tokenizer, or leave draft_model out.",
+            param="draft_model",
+        )
+
+
+def vocabulary_difference(one: Path, other: Path) -> str | None:
+    """What differs between the folders' tokens, special and added ones included, with one of them by name; None for nothing.
 
     Which of them end a text, and how many more ids the weights are padded to, may differ.
     """
-    files = [folder / "tokenizer.json" for folder in (draft, target)]
+    files = [folder / "tokenizer.json" for folder in (one, other)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
-        return
-    ours, theirs = (Tokenizer.load(str(folder)).vocabulary() for folder in (draft, target))
+        return None
+    ours, theirs = (Tokenizer.load(str(folder)).vocabulary() for folder in (one, other))
     if ours == theirs:
-        return
+        return None
     example = min(ours.items() ^ theirs.items(), key=lambda entry: entry[1])[0]
-    raise ModelLoadError(
-        f"draft_model {draft.name} has another vocabulary than {target.name}: {len(ours)} and {len(theirs)} tokens, "
-        f"{example!r} is {_named(ours.get(example))} in the one and {_named(theirs.get(example))} in the other. "
-        "Give a draft model made with the same tokenizer, or leave draft_model out.",
-        param="draft_model",
+    return (
+        f"{len(ours)} and {len(theirs)} tokens, "
+        f"{example!r} is {_named(ours.get(example))} in the one and {_named(theirs.get(example))} in the other"
     )
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__
 from .cli_cache import add_cache_arguments
+from .cli_eval import add_eval_arguments
 from .cli_keys import add_keys_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
@@ -110,33 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         groups=("model", "cache", "engine"),
         names=("adapters", "embedding_model", "max_body_bytes", "tenants_path", "unsupported"),
     )
-    evaluate = commands.add_parser(
-        "eval", help="measure what a lever saves, and what it costs in accuracy", allow_abbrev=False
+    add_eval_arguments(
+        commands.add_parser("eval", help="measure what models, or levers, save and cost in accuracy")
     )
-    evaluate.add_argument(
-        "lever",
-        choices=["sparse", "sparse-prompts"],
-        help="attention to the keys that matter, of what is decoded or of prompts",
-    )
-    evaluate.add_argument(
-        "--mass",
-        default="0.8,0.9,0.95,0.99",
-        metavar="P,...",
-        help="shares of the attention to keep (%(default)s)",
-    )
-    evaluate.add_argument("--text", metavar="FILE", help="what is read; default: Python's standard library")
-    evaluate.add_argument(
-        "--decoded",
-        type=int,
-        default=256,
-        metavar="N",
-        help="last tokens whose perplexity is taken (%(default)s)",
-    )
-    evaluate.add_argument(
-        "--needles", type=int, default=20, metavar="N", help="facts hidden and asked for (%(default)s)"
-    )
-    evaluate.add_argument("--output", metavar="DIR", help="also write tables, JSON and a plot here")
-    add_arguments(evaluate, groups=("model",))
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")
     )

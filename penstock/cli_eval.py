@@ -1,83 +1,33 @@
-"""`penstock eval`: what a lever costs in accuracy, and what it saves, on one model."""
+"""`penstock eval`: hands over to what measures models, or one lever of one model. Reads no arguments itself."""
 
-import json
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import argparse
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
+from .cli_eval_models import add_models_arguments
+from .cli_eval_sparse import add_sparse_arguments
 from .config import Settings
-from .errors import ConfigError
+
+_WHAT = {"models": ".cli_eval_models", "sparse": ".cli_eval_sparse", "sparse-prompts": ".cli_eval_sparse"}
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=type(parser))
+
+    def what(name: str, about: str) -> argparse.ArgumentParser:
+        return whats.add_parser(name, help=about, description=about, allow_abbrev=False)
+
+    add_models_arguments(
+        what(
+            "models",
+            "several models, or one in several precisions: accuracy, speed and size beside each other",
+        )
+    )
+    add_sparse_arguments(what("sparse", "attention to the keys that matter, of what is decoded"))
+    add_sparse_arguments(what("sparse-prompts", "attention to the keys that matter, of prompts"))
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
-    masses = _masses(arguments["mass"])
-    for name in ("decoded", "needles"):
-        if arguments[name] < 1:
-            raise ConfigError(f"{name} is {arguments[name]}; it must be at least 1.", param=name)
-    if settings.device == "cuda":
-        raise ConfigError("device is 'cuda'; sparse attention is measured on a CPU so far.", param="device")
-    text = None if arguments["text"] is None else _read(Path(arguments["text"]))
-
-    from .compress import prompt_eval, prompt_report, sparse_eval, sparse_report
-    from .models.loading import load_model
-    from .models.tokenizer import Tokenizer
-
-    model = load_model(settings.model, dtype=settings.dtype, quantize=settings.quantize, device="cpu")
-    if arguments["decoded"] >= model.max_model_len:
-        raise ConfigError(
-            f"decoded is {arguments['decoded']}; it must be below the model's context of {model.max_model_len}.",
-            param="decoded",
-        )
-    tokenizer = Tokenizer.load(settings.model)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    asked: dict[str, Any] = {
-        "masses": masses,
-        "decoded": arguments["decoded"],
-        "needles": arguments["needles"],
-        "progress": lambda line: print(line, file=sys.stderr, flush=True),
-    }
-    ids = None if text is None else encode(text)
-    folder = None if arguments["output"] is None else Path(arguments["output"])
-    if arguments["lever"] == "sparse-prompts":
-        prompts = prompt_eval.evaluate_prompts(model, encode, ids, **asked)
-        _write(folder, prompt_report.NAME, prompt_report.as_dict(prompts), prompt_report.tables(prompts))
-        return 0
-    report = sparse_eval.evaluate(model, encode, ids, **asked)
-    _write(folder, sparse_report.NAME, sparse_report.as_dict(report), sparse_report.tables(report))
-    if folder is not None:
-        sparse_report.draw(report, folder / f"{sparse_report.NAME}.png")
-    return 0
-
-
-def _write(folder: Path | None, name: str, report: dict[str, Any], lines: Iterable[str]) -> None:
-    """Prints the tables, and leaves them and the report in `folder`."""
-    text = "\n".join(lines)
-    print(text)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-
-
-def _masses(text: str) -> list[float]:
-    try:
-        masses = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        masses = []
-    if not masses or not all(0 < mass <= 1 for mass in masses):
-        raise ConfigError(
-            f"mass is {text!r}; it must be numbers above 0 and at most 1, separated by commas.", param="mass"
-        )
-    return masses
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"The text {file} cannot be read: {reason}.", param="text") from error
+    """Raises PenstockError for a user's mistake."""
+    return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))

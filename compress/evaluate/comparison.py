@@ -83,9 +83,11 @@ def _sums(candidates: Sequence[Scorer], reference: Scorer, text: Tokens, number:
     sums = torch.zeros(len(candidates), 5, dtype=torch.double)
     if not any(text.learn[1:]):
         return sums
-    read, scorers = text.ids[:-1], [reference, *candidates]
+    # Each computes once: a candidate may be the reference itself.
+    scorers = list({id(scorer): scorer for scorer in (reference, *candidates)}.values())
+    places = [scorers.index(candidate) for candidate in candidates]
     start = 0
-    for runs in zip(*(scorer.logits(read, rows) for scorer in scorers), strict=True):
+    for runs in zip(*(scorer.logits(text.ids[:-1], rows) for scorer in scorers), strict=True):
         for scorer, run in zip(scorers, runs, strict=True):
             _check_numbers(run, scorer, number)
         stop = start + len(runs[0])
@@ -96,8 +98,8 @@ def _sums(candidates: Sequence[Scorer], reference: Scorer, text: Tokens, number:
         if not len(token):
             continue
         theirs = runs[0][counted].log_softmax(-1)
-        for total, run in zip(sums, runs[1:], strict=True):
-            mine = run.to(device)[counted].log_softmax(-1)
+        for total, place in zip(sums, places, strict=True):
+            mine = runs[place].to(device)[counted].log_softmax(-1)
             total[LOSS] -= mine.gather(1, token).double().sum().cpu()
             total[REFERENCE_LOSS] -= theirs.gather(1, token).double().sum().cpu()
             total[DIVERGENCE] += (theirs.exp() * (theirs - mine)).sum(-1).double().sum().cpu()

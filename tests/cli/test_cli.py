@@ -57,7 +57,7 @@ def test_version() -> None:
         (("serve", "--port", "x"), 1, "--port: port is 'x'; it must be a whole number."),
         (("serve", "--model", "./nowhere", "--no-cache", "--port", "0"), 1, "no such folder"),
         (("serve", "--model-aliases", "a=b", "--port", "0"), 1, "not served"),
-        (("eval",), 2, "lever"),
+        (("eval",), 2, "WHAT"),
         (
             ("eval", "sparse", "--mass", "0.9,2"),
             1,

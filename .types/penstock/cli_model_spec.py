@@ -1,0 +1,1 @@
+../../penstock/cli_model_spec.py

@@ -1,0 +1,72 @@
+"""An engine as what measuring needs of it: it answers prompts greedily, and decodes at full speed."""
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .errors import CompressError
+
+if TYPE_CHECKING:
+    from .models.tokenizer import Tokenizer
+    from .scheduler import Engine
+
+PROMPT_TOKENS = 32
+DECODED_TOKENS = 64
+SEED = 3
+
+
+def answering(
+    engine: "Engine", tokenizer: "Tokenizer", name: str, max_tokens: int
+) -> Callable[[list[list[int]]], list[list[int]]]:
+    """From the ids of prompts to those of their greedy answers, without the token that ended them.
+
+    Raises CompressError, when called, where the model gives no finite logits; ContextLengthError for a prompt too long.
+    """
+    from .scheduler import SamplingParams
+
+    def answer(prompts: list[list[int]]) -> list[list[int]]:
+        room = [max(1, engine.max_model_len - len(prompt)) for prompt in prompts]
+        params = [SamplingParams(temperature=0, max_tokens=min(max_tokens, left)) for left in room]
+        answers = []
+        results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
+        for number, result in enumerate(results, 1):
+            (completion,) = result.completions
+            if completion.finish_reason == "error":
+                raise CompressError(
+                    f"{name} gives logits that are not numbers (NaN or infinite) for task {number}; its weights are "
+                    "broken, or its numbers overflow in this dtype (try float32)."
+                )
+            ids = completion.token_ids
+            answers.append(ids[:-1] if ids and ids[-1] in engine.info.eos_token_ids else ids)
+        return answers
+
+    return answer
+
+
+def decoding(engine: "Engine") -> Callable[[int], float]:
+    """From a number of sequences to the tokens per second of decoding them all together, prompts not counted.
+
+    Without drafts: how often they are right depends on the text, and random tokens have none.
+    """
+    from .scheduler import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=DECODED_TOKENS, ignore_eos=True, drafters=())
+
+    def decode(batch: int) -> float:
+        rng = random.Random(SEED)
+        waiting = set()
+        for number in range(batch):
+            prompt = [rng.randrange(engine.info.vocab_size) for _ in range(PROMPT_TOKENS)]
+            waiting.add(f"{number}")
+            engine.add_request(f"{number}", prompt, params)
+        while waiting:
+            waiting -= {delta.request_id for delta in engine.step() if delta.token_ids}
+        tokens = 0
+        start = time.perf_counter()
+        while engine.has_work():
+            tokens += sum(len(delta.token_ids) for delta in engine.step())
+        return tokens / (time.perf_counter() - start)
+
+    return decode

@@ -1,0 +1,278 @@
+"""`penstock eval models`: accuracy, speed and size of several models beside each other.
+
+Reads arguments and loads models; the measures are in `compress/evaluate/`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_model_spec import ModelSpec, model_spec
+from .config import Settings, add_arguments
+from .errors import CompressError, ConfigError
+
+if TYPE_CHECKING:
+    from .compress.evaluate import Comparison, ServedScorer
+    from .compress.evaluate.report import Report
+    from .compress.evaluate.tasks import Answers, Task
+    from .compress.texts import Example
+    from .models.tokenizer import Tokenizer
+    from .scheduler import Engine
+
+# Of a GPU's memory, for the KV of all models together: their weights, and logits, have to fit beside.
+_KV_SHARE = 0.5
+
+
+def add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8; 'none' is as stored",
+    )
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="what texts are compared with (default: the first)"
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}'
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="FILE",
+        help='JSONL of {"question", "accept": [...]} and its like; see docs/eval.md',
+    )
+    parser.add_argument("--speed", action="store_true", help="time decoding at batch 1 and 16")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens read of each text, at most (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="of an answer to a task (%(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="also write the table, JSON, the answers and a plot into this new folder",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the folder if it has something in it")
+    add_arguments(parser, names=("dtype", "device", "threads"))
+
+
+@dataclass(slots=True)
+class _Loaded:
+    spec: ModelSpec
+    engine: "Engine"
+    tokenizer: "Tokenizer"
+    scorer: "ServedScorer"
+
+
+def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
+    """Raises PenstockError for a user's mistake."""
+    try:
+        _run(settings, arguments)
+    except KeyboardInterrupt:
+        print("penstock eval: interrupted; nothing was written.", file=sys.stderr)
+        raise
+    return 0
+
+
+def _run(settings: Settings, arguments: Mapping[str, Any]) -> None:
+    specs = [model_spec(text) for text in arguments["models"]]
+    _check(arguments, specs)
+    output = None if arguments["output"] is None else Path(arguments["output"])
+
+    from .compress.evaluate import plot
+    from .compress.evaluate.report import tables
+    from .compress.evaluate.tasks import read_tasks
+    from .compress.folder import check_target
+    from .compress.texts import read_examples
+
+    if output is not None:
+        check_target(output, force=arguments["force"])
+        plot.require_matplotlib()
+    examples = None if arguments["text"] is None else read_examples(Path(arguments["text"]))
+    tasks = None if arguments["tasks"] is None else read_tasks(Path(arguments["tasks"]))
+    models = [_load(spec, settings, len(specs)) for spec in specs]
+    comparisons = None if examples is None else _compare(models, settings, arguments, examples)
+    answers = None if tasks is None else _answer(models, tasks, arguments["max_tokens"])
+    report = _report(models, arguments, comparisons, answers)
+    print("\n".join(tables(report)))
+    if output is not None:
+        _write(output, report, tasks, answers, force=arguments["force"])
+
+
+def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
+    for name, least in (("context", 2), ("max_tokens", 1)):
+        if arguments[name] < least:
+            raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
+    if not (arguments["text"] or arguments["tasks"] or arguments["speed"]):
+        raise ConfigError(
+            "Say what to measure: --text FILE, --tasks FILE, --speed, or several.", param="text"
+        )
+    if arguments["reference"] is not None and arguments["text"] is None:
+        raise ConfigError(
+            "reference is what texts are compared with; give --text FILE too.", param="reference"
+        )
+    if len({spec.text for spec in specs}) < len(specs):
+        raise ConfigError("A model is named twice; name each once.", param="models")
+
+
+def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
+    from .compress.evaluate import ServedScorer
+    from .models.tokenizer import Tokenizer
+    from .scheduler import Engine, EngineConfig
+    from .scheduler.model_runner import kv_dtype_of
+
+    config = EngineConfig(
+        model=spec.model,
+        quantize=spec.quantize,
+        kv_cache_dtype=spec.kv_cache_dtype,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        gpu_memory_utilization=_KV_SHARE / count,
+        prefix_caching=False,  # so that no round of timing has its prompts computed already
+    )
+    engine = Engine(config)
+    model = engine.runner.model
+    scorer = ServedScorer(model, spec.text, kv_dtype_of(model, config))
+    return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
+
+
+def _compare(
+    models: Sequence[_Loaded], settings: Settings, arguments: Mapping[str, Any], examples: "Sequence[Example]"
+) -> "list[Comparison]":
+    from .compress.evaluate import compare_all
+    from .compress.texts import tokenize
+
+    reference = _reference(models, settings, arguments["reference"])
+    for model in models:
+        _refuse_other_vocabulary(model, reference)
+    context = min(arguments["context"], *(model.scorer.max_tokens for model in (reference, *models)))
+    texts = tokenize(reference.tokenizer, examples, context)
+    with _bar("text") as progress:
+        return compare_all([model.scorer for model in models], reference.scorer, texts, progress=progress)
+
+
+def _reference(models: Sequence[_Loaded], settings: Settings, asked: str | None) -> _Loaded:
+    for model in models:
+        if asked is None or asked == model.spec.text:
+            return model
+    assert asked is not None
+    return _load(model_spec(asked), settings, len(models) + 1)
+
+
+def _refuse_other_vocabulary(model: _Loaded, reference: _Loaded) -> None:
+    """`compare_all` sees to the sizes: where those differ, that is the better thing to say."""
+    from .models.vocabulary import vocabulary_difference
+
+    if model.scorer.vocab_size != reference.scorer.vocab_size:
+        return
+    folders = (Path(loaded.engine.info.path) for loaded in (model, reference))
+    if difference := vocabulary_difference(*folders):
+        raise CompressError(
+            f"{model.spec.text} has another vocabulary than {reference.spec.text}: {difference}. Only models of one "
+            "vocabulary can be compared token by token; leave --text out to compare their answers."
+        )
+
+
+def _answer(models: Sequence[_Loaded], tasks: "Sequence[Task]", max_tokens: int) -> "list[Answers]":
+    from .cli_engine_runs import answering
+    from .compress.evaluate.tasks import answer_tasks
+
+    return [
+        answer_tasks(
+            tasks, model.tokenizer, answering(model.engine, model.tokenizer, model.spec.text, max_tokens)
+        )
+        for model in models
+    ]
+
+
+def _report(
+    models: Sequence[_Loaded],
+    arguments: Mapping[str, Any],
+    comparisons: "list[Comparison] | None",
+    answers: "list[Answers] | None",
+) -> "Report":
+    from .cli_engine_runs import decoding
+    from .compress.evaluate.accuracy import accuracy
+    from .compress.evaluate.report import Report, Row
+    from .compress.evaluate.speed import measure_speeds
+    from .compress.evaluate.weight_bytes import weight_bytes
+    from .compress.machine import machine
+
+    rows = []
+    for number, model in enumerate(models):
+        served = model.engine.runner.model
+        kv = "" if model.spec.kv_cache_dtype == "auto" else f" + {model.spec.kv_cache_dtype} KV"
+        row = Row(model.spec.text, served.precision + kv, weight_bytes(served.module))
+        if comparisons is not None:
+            row.comparison = comparisons[number]
+        if answers is not None:
+            row.accuracy = accuracy(answers[number].right, answers[0].right)
+        rows.append(row)
+    if arguments["speed"]:
+        with _bar("round") as progress:
+            speeds = measure_speeds(
+                {model.spec.text: decoding(model.engine) for model in models}, progress=progress
+            )
+        for row in rows:
+            row.speeds = speeds[row.name]
+    return Report(
+        reference=arguments["reference"] or models[0].spec.text,
+        machine=machine(models[0].engine.info.device),
+        texts=arguments["text"],
+        tasks=arguments["tasks"],
+        rows=rows,
+    )
+
+
+def _write(
+    output: Path,
+    report: "Report",
+    tasks: "Sequence[Task] | None",
+    answers: "list[Answers] | None",
+    *,
+    force: bool,
+) -> None:
+    from .compress.evaluate import plot
+    from .compress.evaluate.report import NAME, as_dict, tables
+    from .compress.folder import new_folder
+
+    with new_folder(output, force=force) as folder:
+        (folder / f"{NAME}.json").write_text(json.dumps(as_dict(report), indent=1) + "\n", encoding="utf-8")
+        (folder / f"{NAME}.md").write_text("\n".join(tables(report)) + "\n", encoding="utf-8")
+        if tasks is not None and answers is not None:
+            with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+                for number, task in enumerate(tasks):
+                    line = {
+                        "asked": task.asked,
+                        "answers": {
+                            row.name: {"text": given.texts[number], "right": given.right[number]}
+                            for row, given in zip(report.rows, answers, strict=True)
+                        },
+                    }
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        plot.draw(report, folder)
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal's stderr; told what is done, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, disable=None) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield progress

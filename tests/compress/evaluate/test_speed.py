@@ -1,0 +1,43 @@
+"""Speeds are compared within a round, whatever the machine does between rounds."""
+
+import math
+import random
+
+import pytest
+
+from penstock.compress.evaluate.speed import measure_speeds, median
+
+
+def test_what_slows_the_machine_slows_all_alike() -> None:
+    clock = random.Random(0)
+    machine = 1.0
+    order: list[str] = []
+
+    def model(name: str, rate: float):
+        def decode(batch: int) -> float:
+            nonlocal machine
+            if len(order) % 2 == 0:  # a round's first
+                machine = clock.uniform(0.2, 1)
+            order.append(name)
+            return machine * rate * batch
+
+        return decode
+
+    speeds = measure_speeds({"a": model("a", 100), "b": model("b", 150)}, batches=[4], rounds=9)
+    (a,), (b,) = speeds["a"], speeds["b"]
+    assert a.batch == 4 and a.ratio.value == a.ratio.low == 1
+    assert b.ratio.low == pytest.approx(1.5) == b.ratio.high
+    assert a.tokens_per_second.high > 1.5 * a.tokens_per_second.low
+    assert len(order) == 20 and order[:4] == ["a", "b", "b", "a"], "each is first in turn"
+    assert b.ratio.count == 9, "the round that warms up is not counted"
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_said() -> None:
+    """Of a skewed distribution, whose median is known."""
+    rng = random.Random(1)
+    held = 0
+    for _ in range(1000):
+        found = median([rng.expovariate(1) for _ in range(9)])
+        held += found.low <= math.log(2) <= found.high
+    assert 945 <= held <= 985  # exactly 96.1 %
+    assert (median([1, 2, 3]).low, median([1, 2, 3]).high) == (1, 3)
