@@ -1,7 +1,9 @@
 """The examples of the documentation run as they stand."""
 
+import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from penstock_command import start
+from penstock_command import PENSTOCK, start
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 def examples(kind: str) -> list[object]:
-    found = re.compile(rf"```python {kind}\n(.*?)```", re.DOTALL)
+    """Blocks that begin with ```KIND."""
+    found = re.compile(rf"```{kind}\n(.*?)```", re.DOTALL)
     return [
         pytest.param(block, id=f"{page.stem}-{number}")
         for page in sorted(DOCS.glob("*.md"))
@@ -23,8 +26,9 @@ def examples(kind: str) -> list[object]:
     ]
 
 
-EXAMPLES = examples("run")
-SERVED = examples("served")
+EXAMPLES = examples("python run")
+SERVED = examples("python served")
+COMMANDS = examples("sh run")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,21 @@ def test_an_example_runs(code: str, tmp_path: Path):
     assert done.stdout.strip(), "an example shows something"
 
 
+@pytest.mark.parametrize("code", COMMANDS)
+def test_commands_run(code: str, tmp_path: Path):
+    """With `penstock` on the path being this one."""
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "penstock"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(PENSTOCK)} "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-e", "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip(), "an example shows something"
+
+
 @pytest.mark.parametrize("code", SERVED)
 def test_an_example_runs_against_a_server(
     code: str,
@@ -56,6 +75,7 @@ def test_an_example_runs_against_a_server(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", address)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "unused")
     example = tmp_path / "example.py"
@@ -65,7 +85,7 @@ def test_an_example_runs_against_a_server(
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 4 and len(SERVED) >= 3
+    assert len(EXAMPLES) >= 4 and len(SERVED) >= 3 and COMMANDS
 
 
 @pytest.mark.parametrize(

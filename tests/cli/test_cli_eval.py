@@ -138,8 +138,11 @@ def test_a_mistake_is_one_line(arguments, says, capsys):
     assert says in failure(capsys, "./no-model", *arguments)
 
 
-def test_models_that_are_not_there_or_named_twice(tiny, capsys):
+def test_models_that_are_not_there_or_unknown_or_named_twice(tiny, tmp_path, capsys):
     assert "no such folder" in failure(capsys, tiny, "./no-model:w8a8", "--speed")
+    (tmp_path / "config.json").write_text('{"model_type": "no-such"}')
+    said = failure(capsys, tmp_path, "--speed")
+    assert f"{tmp_path} cannot be loaded as a causal language model" in said
     assert "named twice" in failure(capsys, tiny, tiny, "--speed")
 
 

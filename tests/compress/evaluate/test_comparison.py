@@ -102,6 +102,16 @@ def test_a_served_model_is_its_transformers_one_and_its_int8_one_nearly(tiny_lla
     assert near == compare(rounded, PlainScorer(module, "original"), texts), "no matter beside whom"
 
 
+def test_int8_kv_is_judged_as_it_is_served(tiny_llama, module):
+    """By the GPU's kernels, here as Python."""
+    model = load_model(str(tiny_llama), device="interpreter")
+    texts = [Tokens(list(range(start, start + 9)), [True] * 9) for start in (3, 40)]
+    stored, eight = ServedScorer(model, "stored"), ServedScorer(model, "kv8", torch.int8)
+    same, near = compare_all([stored, eight], PlainScorer(module, "original"), texts)
+    assert same.kl.value < 1e-4 and same.agreement.value == 1
+    assert same.kl.value < near.kl.value < 0.05
+
+
 def test_a_model_in_training_goes_on_training(tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).train()
     compare(PlainScorer(model, "mine"), PlainScorer(model, "mine too"), some_texts(3))
