@@ -14,8 +14,8 @@ from ..texts import Tokens
 from .estimate import Estimate, interval, resampled_totals
 from .scorers import Scorer
 
-# Of one model's float32 logits at a time; a few times as much is in use for their softmax.
-RUN_BYTES = 64 << 20
+# Of one model's float32 logits at a time. Their softmaxes take some ten times as much (measured, vocabulary of 152k).
+RUN_BYTES = 32 << 20
 # As many rows as a step of the engine takes by default.
 MOST_ROWS = 512
 LEAST_TEXTS = 2

@@ -59,7 +59,7 @@ def tables(report: Report) -> Iterator[str]:
         measured = first.comparison
         yield (
             f"Texts: {report.texts}, {measured.kl.count} tokens that count, beside {report.reference} "
-            f"(perplexity {_number(measured.reference_perplexity, '.4g')})."
+            f"(perplexity {_number(measured.reference_perplexity, '#.4g')})."
         )
     if first.accuracy is not None:
         yield f"Tasks: {report.tasks}, {first.accuracy.share.count} of them, beside {first.name}."
