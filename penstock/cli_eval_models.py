@@ -33,7 +33,7 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8; 'none' is as stored",
+        help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8, MODEL:float32",
     )
     parser.add_argument(
         "--reference", metavar="MODEL", help="what texts are compared with (default: the first)"
@@ -135,7 +135,7 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
         model=spec.model,
         quantize=spec.quantize,
         kv_cache_dtype=spec.kv_cache_dtype,
-        dtype=settings.dtype,
+        dtype=settings.dtype if spec.dtype == "auto" else spec.dtype,
         device=settings.device,
         threads=settings.threads,
         gpu_memory_utilization=_KV_SHARE / count,
@@ -211,9 +211,7 @@ def _report(
 
     rows = []
     for number, model in enumerate(models):
-        served = model.engine.runner.model
-        kv = "" if model.spec.kv_cache_dtype == "auto" else f" + {model.spec.kv_cache_dtype} KV"
-        row = Row(model.spec.text, served.precision + kv, weight_bytes(served.module))
+        row = Row(model.spec.text, _precision(model), weight_bytes(model.engine.runner.model.module))
         if comparisons is not None:
             row.comparison = comparisons[number]
         if answers is not None:
@@ -233,6 +231,12 @@ def _report(
         tasks=arguments["tasks"],
         rows=rows,
     )
+
+
+def _precision(model: _Loaded) -> str:
+    info = model.engine.info
+    weights = info.dtype if info.precision == "none" else info.precision
+    return weights + ("" if model.spec.kv_cache_dtype == "auto" else f" + {model.spec.kv_cache_dtype} KV")
 
 
 def _write(

@@ -9,7 +9,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .scheduler.engine_config import KVCacheDtype, Precision
 
-WEIGHTS = ("none", "w8a8", "w8a16", "w4a16")
+WEIGHTS = ("none", "float32", "w8a8", "w8a16", "w4a16")
 _KV = "kv8"
 
 
@@ -17,17 +17,21 @@ _KV = "kv8"
 class ModelSpec:
     """Attributes:
     text: as it was written.
-    model, quantize, kv_cache_dtype: as `EngineConfig` takes them.
+    model, quantize, dtype, kv_cache_dtype: as `EngineConfig` takes them.
     """
 
     text: str
     model: str
     quantize: "Precision" = "auto"
+    dtype: str = "auto"
     kv_cache_dtype: "KVCacheDtype" = "auto"
 
 
 def model_spec(text: str) -> ModelSpec:
-    """Without a precision a model is as `penstock serve` would serve it. Raises ConfigError for an unknown one."""
+    """Without a precision a model is as `penstock serve` would serve it; "float32" is as stored, computed in that.
+
+    Raises ConfigError for an unknown precision.
+    """
     model, colon, precision = text.rpartition(":")
     if not colon or Path(text).exists():
         return ModelSpec(text, text)
@@ -39,4 +43,5 @@ def model_spec(text: str) -> ModelSpec:
             f"in w8a8+{_KV}.",
             param="models",
         )
-    return ModelSpec(text, model, weights, "int8" if kv else "auto")  # type: ignore[arg-type]  # checked above
+    quantize, dtype = ("none", weights) if weights == "float32" else (weights, "auto")
+    return ModelSpec(text, model, quantize, dtype, "int8" if kv else "auto")  # type: ignore[arg-type]  # checked above

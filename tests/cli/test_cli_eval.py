@@ -82,7 +82,7 @@ def test_one_table_of_everything(tiny, text, tasks, tmp_path, capsys, monkeypatc
 
     report = json.loads((out / "eval.json").read_text())
     stored, eight, four = report["rows"]
-    assert [row["precision"] for row in report["rows"]] == ["none", "w8a8", "w4a16"]
+    assert [row["precision"] for row in report["rows"]] == ["float32", "w8a8", "w4a16"]
     assert report["reference"] == models[0] and stored["comparison"]["kl"]["value"] == 0
     assert 0 < eight["comparison"]["kl"]["value"] < four["comparison"]["kl"]["value"]
     assert stored["weight_bytes"] > eight["weight_bytes"] > four["weight_bytes"]
@@ -102,9 +102,11 @@ def test_one_table_of_everything(tiny, text, tasks, tmp_path, capsys, monkeypatc
 
 
 def test_a_reference_of_its_own_and_only_what_is_asked(tiny, text, capsys):
-    assert main(["eval", "models", f"{tiny}:w8a8", "--reference", str(tiny), "--text", str(text)]) == 0
+    models = [f"{tiny}:none", "--dtype", "bfloat16", "--reference", f"{tiny}:float32"]
+    assert main(["eval", "models", *models, "--text", str(text)]) == 0
     printed = capsys.readouterr().out
-    assert f"beside {tiny} (perplexity" in printed and "tokens/s" not in printed and "right" not in printed
+    assert f"beside {tiny}:float32 (perplexity" in printed and "| bfloat16 " in printed
+    assert "tokens/s" not in printed and "right" not in printed
 
 
 def test_answers_of_models_of_other_vocabularies_compare(tiny, tmp_path, tasks, capsys):
@@ -201,13 +203,17 @@ def test_a_plot_without_matplotlib_is_refused_at_the_start(text, tmp_path, capsy
 def test_a_model_and_its_precision_in_one_word(tmp_path, monkeypatch):
     assert model_spec("builtin") == ModelSpec("builtin", "builtin")
     assert model_spec("a/b:w8a8") == ModelSpec("a/b:w8a8", "a/b", "w8a8")
-    assert model_spec("a:w4a16+kv8") == ModelSpec("a:w4a16+kv8", "a", "w4a16", "int8")
-    assert model_spec("a:kv8") == ModelSpec("a:kv8", "a", "auto", "int8")
+    assert model_spec("a:w4a16+kv8") == ModelSpec("a:w4a16+kv8", "a", "w4a16", "auto", "int8")
+    assert model_spec("a:kv8") == ModelSpec("a:kv8", "a", "auto", "auto", "int8")
+    assert model_spec("a:float32") == ModelSpec("a:float32", "a", "none", "float32")
     monkeypatch.chdir(tmp_path)
     Path("has:w8a8").mkdir()
     assert model_spec("has:w8a8") == ModelSpec("has:w8a8", "has:w8a8"), "a folder of that very name"
     for wrong in ("a:w3", "a:w8a8+kv4", "a:kv8+w8a8", "a:", ":w8a8", "a:w8a8+"):
-        with pytest.raises(ConfigError, match=r"must be one of none, w8a8, w8a16, w4a16, or kv8"):
+        with pytest.raises(ConfigError, match=r"must be one of none, float32, w8a8, w8a16, w4a16, or kv8"):
             model_spec(wrong)
     for known in WEIGHTS:
-        load_settings({"quantize": known}, {})
+        found = model_spec(f"a:{known}")
+        load_settings(
+            {"quantize": found.quantize, "dtype": found.dtype}, {}
+        )  # which refuses what does not exist
