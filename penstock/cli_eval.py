@@ -1,13 +1,11 @@
-"""`penstock eval`: hands over to what measures models, or one lever of one model. Reads no arguments itself."""
+"""`penstock eval`: its arguments; hands over to what measures models, or one lever of one model."""
 
 import argparse
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .cli_eval_models import add_models_arguments
-from .cli_eval_sparse import add_sparse_arguments
-from .config import Settings
+from .config import Settings, add_arguments
 
 _WHAT = {"models": ".cli_eval_models", "sparse": ".cli_eval_sparse", "sparse-prompts": ".cli_eval_sparse"}
 
@@ -18,16 +16,76 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     def what(name: str, about: str) -> argparse.ArgumentParser:
         return whats.add_parser(name, help=about, description=about, allow_abbrev=False)
 
-    add_models_arguments(
+    _add_models_arguments(
         what(
             "models",
             "several models, or one in several precisions: accuracy, speed and size beside each other",
         )
     )
-    add_sparse_arguments(what("sparse", "attention to the keys that matter, of what is decoded"))
-    add_sparse_arguments(what("sparse-prompts", "attention to the keys that matter, of prompts"))
+    _add_sparse_arguments(what("sparse", "attention to the keys that matter, of what is decoded"))
+    _add_sparse_arguments(what("sparse-prompts", "attention to the keys that matter, of prompts"))
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
+
+
+def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8, MODEL:float32",
+    )
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="what texts are compared with (default: the first)"
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}'
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="FILE",
+        help='JSONL of {"question", "accept": [...]} and its like; see docs/eval.md',
+    )
+    parser.add_argument("--speed", action="store_true", help="time decoding at batch 1 and 16")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens read of each text, at most (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="of an answer to a task (%(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="also write the table, JSON, the answers and a plot into this new folder",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the folder if it has something in it")
+    add_arguments(parser, names=("dtype", "device", "threads"))
+
+
+def _add_sparse_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mass",
+        default="0.8,0.9,0.95,0.99",
+        metavar="P,...",
+        help="shares of the attention to keep (%(default)s)",
+    )
+    parser.add_argument("--text", metavar="FILE", help="what is read; default: Python's standard library")
+    parser.add_argument(
+        "--decoded",
+        type=int,
+        default=256,
+        metavar="N",
+        help="last tokens whose perplexity is taken (%(default)s)",
+    )
+    parser.add_argument(
+        "--needles", type=int, default=20, metavar="N", help="facts hidden and asked for (%(default)s)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="also write tables, JSON and a plot here")
+    add_arguments(parser, groups=("model",))

@@ -1,9 +1,8 @@
 """`penstock eval models`: accuracy, speed and size of several models beside each other.
 
-Reads arguments and loads models; the measures are in `compress/evaluate/`.
+Checks what is asked and loads models; the measures are in `compress/evaluate/`.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_model_spec import ModelSpec, model_spec
-from .config import Settings, add_arguments
+from .config import Settings
 from .errors import CompressError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,44 +25,6 @@ if TYPE_CHECKING:
 
 # Of a GPU's memory, for the KV of all models together: their weights, and logits, have to fit beside.
 _KV_SHARE = 0.5
-
-
-def add_models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8, MODEL:float32",
-    )
-    parser.add_argument(
-        "--reference", metavar="MODEL", help="what texts are compared with (default: the first)"
-    )
-    parser.add_argument(
-        "--text", metavar="FILE", help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}'
-    )
-    parser.add_argument(
-        "--tasks",
-        metavar="FILE",
-        help='JSONL of {"question", "accept": [...]} and its like; see docs/eval.md',
-    )
-    parser.add_argument("--speed", action="store_true", help="time decoding at batch 1 and 16")
-    parser.add_argument(
-        "--context",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="tokens read of each text, at most (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="of an answer to a task (%(default)s)"
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="also write the table, JSON, the answers and a plot into this new folder",
-    )
-    parser.add_argument("--force", action="store_true", help="replace the folder if it has something in it")
-    add_arguments(parser, names=("dtype", "device", "threads"))
 
 
 @dataclass(slots=True)

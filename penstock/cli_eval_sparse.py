@@ -1,36 +1,13 @@
 """`penstock eval sparse` and `sparse-prompts`: what attention to the keys that matter saves, and costs, on one model."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import Settings, add_arguments
+from .config import Settings
 from .errors import ConfigError
-
-
-def add_sparse_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mass",
-        default="0.8,0.9,0.95,0.99",
-        metavar="P,...",
-        help="shares of the attention to keep (%(default)s)",
-    )
-    parser.add_argument("--text", metavar="FILE", help="what is read; default: Python's standard library")
-    parser.add_argument(
-        "--decoded",
-        type=int,
-        default=256,
-        metavar="N",
-        help="last tokens whose perplexity is taken (%(default)s)",
-    )
-    parser.add_argument(
-        "--needles", type=int, default=20, metavar="N", help="facts hidden and asked for (%(default)s)"
-    )
-    parser.add_argument("--output", metavar="DIR", help="also write tables, JSON and a plot here")
-    add_arguments(parser, groups=("model",))
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
