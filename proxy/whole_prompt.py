@@ -33,6 +33,8 @@ def _message(given: dict[str, Any]) -> dict[str, Any]:
     role, content = given.get("role"), given.get("content")
     if isinstance(content, list):
         content = "\n".join(_text(part) for part in content)
+    if not isinstance(content, str) and not given.get("tool_calls"):
+        raise TypeError
     # OpenAI's newer name of the same role, which few templates know.
     message = {"role": "system" if role == "developer" else role, "content": content}
     return message | {name: given[name] for name in _KEPT if given.get(name) is not None}

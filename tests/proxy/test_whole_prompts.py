@@ -200,6 +200,7 @@ def prompts_in(path: Path) -> list[Mapping[str, Any] | None]:
         {"prompt": "x", "suffix": "y"},
         {"messages": ["what is this?"]},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "refusal": "no"}]},
         {"messages": 7},
         {},
     ],
