@@ -90,6 +90,10 @@ def test_limits_are_set_and_taken_away(keys):
     assert (shown["limits"]["rpm"], shown["models"], shown["limits"]["window"]) == (None, None, "month")
     assert (shown["cache"], shown["priority"], shown["limits"]["budget"]) == ("draft", 2, 2.5)
     assert "2.5 (month, ends" in keys("show", "acme")
+    for given, kept in (("off", False), ("on", True), ("off", False), ("none", True)):
+        keys("set", "acme", "--prompts", given)
+        assert json.loads(keys("show", "acme", "--json"))["prompts"] is kept
+        assert ("never kept" in keys("show", "acme")) != kept
     assert "already; leave out --rpm" in keys("create", "acme", "--rpm", "5", fails=True)
     keys("create", "acme")
     assert len(json.loads(keys("show", "acme", "--json"))["keys"]) == 2
@@ -103,6 +107,7 @@ def test_limits_are_set_and_taken_away(keys):
         (("set", "acme", "--rpm", "x"), "--rpm is 'x'; it must be a whole number, or 'none'"),
         (("set", "acme", "--budget", "-1"), "budget is -1; it must be an amount above 0"),
         (("set", "acme", "--window", "week"), "must be one of day, month, total"),
+        (("set", "acme", "--prompts", "yes"), "--prompts is 'yes'; it must be one of on, off"),
         (("set", "nobody", "--rpm", "1"), "There is no tenant 'nobody'"),
         (("show", "nobody"), "There is no tenant 'nobody'"),
         (("create", "a b"), "The tenant's name is 'a b'"),
