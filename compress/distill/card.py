@@ -12,9 +12,8 @@ def card(job: DistillJob, done: Distilled, parameters: int, teacher_parameters: 
         ("perplexity", _number(comparison.perplexity)),
         ("perplexity of the teacher", _number(comparison.reference_perplexity)),
         ("KL(teacher, student), nats per token", _number(comparison.kl)),
-        ("same most likely token", _percent(comparison.agreement)),
-        ("as a draft model: greedy tokens that stand", _percent(worth.greedy)),
-        ("as a draft model: sampled tokens that stand, temperature 1", _percent(worth.sampled)),
+        ("as a draft model, tokens that stand: greedy (the same most likely token)", _percent(worth.greedy)),
+        ("as a draft model, tokens that stand: sampled at temperature 1", _percent(worth.sampled)),
     ]
     losses = [(name, training.held_out_before.get(name), value) for name, value in training.held_out.items()]
     return "\n".join(
@@ -37,7 +36,7 @@ def card(job: DistillJob, done: Distilled, parameters: int, teacher_parameters: 
             "",
             f"{job.data}: {data.examples} examples, {data.duplicates} of them the same as another, {data.unusable} with "
             f"nothing to learn within {job.max_tokens} tokens. {len(data.train)} texts to learn from, {len(data.held_out)} "
-            "held out; prompts that differ only in case, numbers, punctuation or the order of words are on one side.",
+            "held out.",
             "",
             "## Training",
             "",

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from penstock.compress.distill.dataset import make_dataset, prompt_hash
+from penstock.compress.distill.dataset import gist, make_dataset, prompt_of
 from penstock.compress.texts import Example
 from penstock.errors import CompressError
 from penstock.models.tokenizer import Tokenizer
@@ -42,9 +42,7 @@ def test_more_examples_move_none_across(tokenizer):
     ["list 7 files in a FOLDER", "List 12 files, in a folder!", "in a folder: list 3 files, 4 files"],
 )
 def test_prompts_that_are_nearly_the_same_go_together(other):
-    one = Example(prompt="list 5 files in a folder", completion="a")
-    assert prompt_hash(one) == prompt_hash(Example(prompt=other, completion="b"))
-    assert prompt_hash(one) != prompt_hash(Example(prompt="list 5 files in a drawer", completion="a"))
+    assert gist("list 5 files in a folder") == gist(other) != gist("list 5 files in a drawer")
 
 
 def test_the_turns_of_a_conversation_go_together():
@@ -54,8 +52,25 @@ def test_the_turns_of_a_conversation_go_together():
             messages=tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))
         )
 
-    assert prompt_hash(talk("how?", "so")) == prompt_hash(talk("how?", "so", "and then?", "thus"))
-    assert prompt_hash(talk("how?", "so")) != prompt_hash(talk("why?", "so"))
+    assert prompt_of(talk("how?", "so", "and then?", "thus")) == prompt_of(talk("how?", "so")) == "how?"
+
+
+def test_nearly_the_same_is_on_one_side(tokenizer):
+    answers = ["first", "second", "third"]
+    examples = [
+        Example(prompt=f"{example.prompt}, {n} of them", completion=answer)
+        for example in questions(100)
+        for n, answer in enumerate(answers)
+    ]
+    data = make_dataset(tokenizer, examples, max_tokens=100, held_out_share=0.1)
+    assert 12 <= len(data.held_out) <= 60 and len(data.held_out) % 3 == 0
+
+
+def test_sums_are_taken_apart(tokenizer):
+    """All that they differ in is numbers."""
+    sums = [Example(prompt=f"{i} + {i * 7}", completion=str(i * 8)) for i in range(200)]
+    data = make_dataset(tokenizer, sums, max_tokens=100, held_out_share=0.1)
+    assert 8 <= len(data.held_out) <= 40
 
 
 def test_few_texts_still_give_two_to_measure_by(tokenizer):
@@ -69,7 +84,7 @@ def test_few_texts_still_give_two_to_measure_by(tokenizer):
         (questions(50), 2, "None of the 50 examples has anything to learn within its first 2 tokens"),
         ([], 100, "None of the 0 examples"),
         ([Example(prompt="unanswered")] * 5, 100, "they hold no answers"),
-        ([Example(prompt="one", completion=str(i)) for i in range(9)], 100, "9 different texts with 1 different"),
+        ([Example(prompt="one", completion=str(i)) for i in range(9)], 100, "9 different texts, with 1 different"),
     ],
 )  # fmt: skip
 def test_too_little_is_told(tokenizer, examples, max_tokens, says):
