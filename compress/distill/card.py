@@ -15,7 +15,11 @@ def card(job: DistillJob, done: Distilled, parameters: int, teacher_parameters: 
         ("as a draft model, tokens that stand: greedy (the same most likely token)", _percent(worth.greedy)),
         ("as a draft model, tokens that stand: sampled at temperature 1", _percent(worth.sampled)),
     ]
-    losses = [(name, training.held_out_before.get(name), value) for name, value in training.held_out.items()]
+    losses = [
+        (name, training.held_out_before[name], value)
+        for name, value in training.held_out.items()
+        if name != "loss"
+    ]
     return "\n".join(
         [
             f"# {job.output.name}",
