@@ -145,8 +145,9 @@ class _Training:
         if self.before is None:
             self.before = self.evaluate()
         latest = self.before
+        done = round(100 * self.progress)
         # disable=None: no line where nobody looks at a terminal
-        with tqdm(total=100, desc=self.label, disable=None, bar_format=_BAR) as bar:
+        with tqdm(total=100, initial=done, desc=self.label, disable=None, bar_format=_BAR) as bar:
             while self.progress < 1.0 and interruption.number is None:
                 began = self.progress
                 told = self.one_step()

@@ -96,7 +96,7 @@ def test_an_empty_file_and_a_folder_in_use(
 
 def test_ctrl_c_and_the_same_command_again(teacher: Path, questions: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "student", tmp_path / ".student.work"
-    command = [*PENSTOCK, *arguments(teacher, questions, output, steps="60")]
+    command = [*PENSTOCK, *arguments(teacher, questions, output, steps="40")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = work / "training.jsonl"
     deadline = time.monotonic() + 60

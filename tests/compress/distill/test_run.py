@@ -28,7 +28,7 @@ def job(tiny_llama, tmp_path) -> DistillJob:
         teacher=str(tiny_llama),
         output=tmp_path / "student",
         data="`questions.jsonl`",
-        training=TrainingSettings(Budget(steps=30), batch_tokens=256, learning_rate=0.01),
+        training=TrainingSettings(Budget(steps=20), batch_tokens=256, learning_rate=0.01),
         layers=1,
         device="cpu",
     )
@@ -64,7 +64,7 @@ def test_a_student_of_layers_comes_nearer_to_its_teacher(job):
     assert f"| KL(teacher, student), nats per token | {done.measured.comparison.kl.value:.4g} [" in card
     assert "1 of the teacher's layers" in card and "forward-kl" in card
     lines = [json.loads(line) for line in (job.output / "training.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 30
+    assert lines[-1]["step"] == 20
 
 
 def test_a_job_that_was_interrupted_gives_the_same_student(job, monkeypatch):
@@ -115,5 +115,5 @@ def test_a_disk_that_is_full_when_the_student_is_written_costs_no_step(job, monk
         distill(job, EXAMPLES)
     assert [path.name for path in job.output.parent.iterdir()] == [".student.work"]
     monkeypatch.setattr(Batches, "at", None)  # another step would fail
-    assert distill(job, EXAMPLES).training.steps == 30
+    assert distill(job, EXAMPLES).training.steps == 20
     assert [path.name for path in job.output.parent.iterdir()] == ["student"]
