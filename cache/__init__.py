@@ -10,7 +10,7 @@ from .completion_cache import CompletionCache
 from .embedder import Embedder
 from .key import CacheKey, completion_key, family_key, partition_key
 from .near import Near, NearHits
-from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats, Neighbour, Question
+from .values import CachedChoice, CachedCompletion, CacheHit, CacheStats, Neighbour, Question, WholePrompt
 
 __all__ = [
     "CacheHit",
@@ -24,6 +24,7 @@ __all__ = [
     "NearHits",
     "Neighbour",
     "Question",
+    "WholePrompt",
     "completion_key",
     "family_key",
     "partition_key",

@@ -22,7 +22,7 @@ from .key import CacheKey
 from .ledger import Ledger
 from .record import Record, decode_body, decode_question, encode_body, new_record, stamp
 from .trust.label_log import LabelLog
-from .values import CachedCompletion, CacheHit, CacheStats, Neighbour, Question
+from .values import CachedCompletion, CacheHit, CacheStats, Neighbour, Question, WholePrompt
 from .writer import Pending, Writer
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class CompletionCache:
         ttl: float | None = None,
         question: Question | None = None,
         embedding: "ArrayLike | None" = None,
+        prompt: WholePrompt | None = None,
     ) -> None:
         """Queues a completion and returns; this process finds it at once, others after the commit.
 
@@ -189,14 +190,18 @@ class CompletionCache:
         an eighth of the cap. `ttl` in seconds overrides the cache's; 0 or less stores nothing.
 
         With a `question` and its `embedding` (after `open_index`) it is found by meaning, too, once it is committed.
+        A `prompt` is kept beside it, unless the entry were too large with it.
         Raises PenstockError when the embedding is none of this index.
         """
         self._check_usable()
         ttl = self._ttl if ttl is None else ttl
         if ttl is not None and not ttl > 0:
             return
-        body = encode_body(completion, question)
-        if len(body) > self._max_bytes // _ENTRY_SHARE:
+        most = self._max_bytes // _ENTRY_SHARE
+        body = encode_body(completion, question, prompt)
+        if len(body) > most and prompt is not None:
+            body = encode_body(completion, question)
+        if len(body) > most:
             self._too_large += 1
             return
         record = new_record(body, key.digest, self._clock(), ttl)

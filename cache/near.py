@@ -16,7 +16,7 @@ from .completion_cache import CompletionCache
 from .embedder import Embedder
 from .key import CacheKey
 from .trust.same_answer import SameAnswer, same_answer
-from .values import CachedCompletion, Neighbour, Question
+from .values import CachedCompletion, Neighbour, Question, WholePrompt
 
 if TYPE_CHECKING:
     from .semantic.codes import Floats
@@ -174,7 +174,15 @@ class NearHits:
         return ruling.reason, same
 
     def store(
-        self, key: CacheKey, near: Near, completion: CachedCompletion, *, ttl: float | None = None
+        self,
+        key: CacheKey,
+        near: Near,
+        completion: CachedCompletion,
+        *,
+        ttl: float | None = None,
+        prompt: WholePrompt | None = None,
     ) -> None:
         """Keeps a completion so that it is found by the meaning of its question."""
-        self._cache.store(key, completion, ttl=ttl, question=near.question, embedding=near.embedding)
+        self._cache.store(
+            key, completion, ttl=ttl, question=near.question, embedding=near.embedding, prompt=prompt
+        )

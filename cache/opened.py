@@ -16,9 +16,9 @@ import msgspec
 from ..errors import ConfigError, PenstockError
 from .environment import INDEX_DATABASE, CacheEnvironment, ReadTransaction, Transaction
 from .ledger import Ledger
-from .record import Record, body_key, decode_body, decode_question, split_line, unpack_record
+from .record import Record, body_key, decode_body, decode_prompt, decode_question, split_line, unpack_record
 from .trust.label_log import LabelLog
-from .values import CachedCompletion, Question
+from .values import CachedCompletion, Question, WholePrompt
 
 if TYPE_CHECKING:
     from .semantic import SemanticIndex, Stored
@@ -46,6 +46,11 @@ class Entry(msgspec.Struct, frozen=True):
     def question(self) -> Question | None:
         """None when it was kept without, and so is found by its key only."""
         return decode_question(self.body)
+
+    @property
+    def prompt(self) -> WholePrompt | None:
+        """None when it was kept without."""
+        return decode_prompt(self.body)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         used_bytes: pages of live data, index included: what the cap limits.
-        with_question: entries that were kept with the question they answer.
+        with_question, with_prompt: entries that were kept with the question they answer, and with the whole prompt.
         expiring, over: entries that have a time to live, and those of them whose time is over already.
         damaged: entries whose bytes do not match their checksum: they are never served.
         engine_seconds: what computing all that is kept took.
@@ -52,6 +52,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
     max_bytes: int
     with_question: int
+    with_prompt: int
     expiring: int
     over: int
     damaged: int
@@ -66,7 +67,7 @@ def overview(cache: OpenedCache, now: float) -> Overview:
     """Entries are read in chunks (`OpenedCache.entries`): on a busy cache figures are off by what changed meanwhile."""
     ages, sizes = array("d"), array("d")
     entries, num_bytes = Counter[bytes](), Counter[bytes]()
-    with_question = expiring = over = damaged = 0
+    with_question = with_prompt = expiring = over = damaged = 0
     engine_seconds = 0.0
     for entry in cache.entries():
         record, completion = entry.record, entry.completion
@@ -75,6 +76,7 @@ def overview(cache: OpenedCache, now: float) -> Overview:
         entries[entry.place[:SCOPE_BYTES]] += 1
         num_bytes[entry.place[:SCOPE_BYTES]] += len(entry.body)
         with_question += entry.question is not None
+        with_prompt += entry.prompt is not None
         expiring += record.expires != math.inf
         over += record.expires <= now
         damaged += completion is None
@@ -86,6 +88,7 @@ def overview(cache: OpenedCache, now: float) -> Overview:
         file_bytes=file_bytes,
         max_bytes=cache.max_bytes,
         with_question=with_question,
+        with_prompt=with_prompt,
         expiring=expiring,
         over=over,
         damaged=damaged,

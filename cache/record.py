@@ -7,22 +7,31 @@ import msgspec
 import xxhash
 
 from .key import DIGEST_BYTES
-from .values import CachedCompletion, Question
+from .values import CachedCompletion, Question, WholePrompt
 
 _RECORD = struct.Struct(f"<ddQQQ{DIGEST_BYTES}s")
 _STAMP = struct.Struct(">Q")  # big-endian: LMDB sorts by bytes, so time order is key order
 _LAST_STAMP = float(2**63)
 
 
-class _Body(CachedCompletion, array_like=True):
+class _Asked(CachedCompletion, array_like=True):
     """A completion and, behind it, where a reader of the completion alone does not look, what was asked."""
 
     question: Question | None = None
 
 
+class _Whole(_Asked, array_like=True):
+    """And behind that the whole prompt, in JSON: the others step over it as over one value, whatever its length."""
+
+    prompt: bytes | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(CachedCompletion)
-_whole_decoder = msgspec.msgpack.Decoder(_Body)
+_asked_decoder = msgspec.msgpack.Decoder(_Asked)
+_whole_decoder = msgspec.msgpack.Decoder(_Whole)
+_prompt_encoder = msgspec.json.Encoder()
+_prompt_decoder = msgspec.json.Decoder(WholePrompt)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -61,10 +70,13 @@ def unpack_record(data: bytes) -> Record | None:
     return Record(*_RECORD.unpack(data)) if len(data) == _RECORD.size else None
 
 
-def encode_body(completion: CachedCompletion, question: Question | None) -> bytes:
-    return _encoder.encode(
-        _Body(completion.choices, completion.prompt_tokens, completion.engine_seconds, question)
-    )
+def encode_body(
+    completion: CachedCompletion, question: Question | None, prompt: WholePrompt | None = None
+) -> bytes:
+    values = (completion.choices, completion.prompt_tokens, completion.engine_seconds, question)
+    if prompt is None:
+        return _encoder.encode(_Asked(*values))
+    return _encoder.encode(_Whole(*values, _prompt_encoder.encode(prompt)))
 
 
 def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
@@ -80,7 +92,16 @@ def decode_body(body: bytes, checksum: int) -> CachedCompletion | None:
 def decode_question(body: bytes) -> Question | None:
     """What was asked; None when that was not kept, or the bytes are no body."""
     try:
-        return _whole_decoder.decode(body).question
+        return _asked_decoder.decode(body).question
+    except msgspec.DecodeError:
+        return None
+
+
+def decode_prompt(body: bytes) -> WholePrompt | None:
+    """All that was asked; None when that was not kept, or the bytes are no body."""
+    try:
+        prompt = _whole_decoder.decode(body).prompt
+        return None if prompt is None else _prompt_decoder.decode(prompt)
     except msgspec.DecodeError:
         return None
 

@@ -1,10 +1,12 @@
 """Which entries an operation is about. Knows entries, not what is done with them."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import msgspec
 
 from .key import SCOPE_BYTES, TENANT_BYTES
 from .opened import Entry
-from .record import decode_question
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,7 +16,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         tenant, namespace: their hashes, as places begin with them.
         place: exactly this entry.
         created_before: seconds of the cache's clock.
-        matching: stands in the question or an answer, whatever the case of its letters.
+        matching: stands in the question, the whole prompt or an answer, as far as they are kept, whatever the case of its
+            letters.
     """
 
     tenant: bytes | None = None
@@ -53,11 +56,27 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in what JSON can hold, but for the names of fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from texts_in(item)
+
+
 def contains(text: str, part: str) -> bool:
     return part.casefold() in text.casefold()
 
 
 def _texts(entry: Entry) -> list[str]:
-    question, completion = decode_question(entry.body), entry.completion
-    answers = [] if completion is None else [choice.text for choice in completion.choices]
-    return answers if question is None else [question.text, *answers]
+    question, completion, prompt = entry.question, entry.completion, entry.prompt
+    texts = [] if completion is None else [choice.text for choice in completion.choices]
+    if question is not None:
+        texts.append(question.text)
+    if prompt is not None:
+        texts += texts_in([prompt.messages, prompt.text, prompt.tools])
+    return texts

@@ -2,10 +2,11 @@
 
 {"place": hex, "digest": hex, "created": s, "expires": s or null, "accessed": µs, "completion": {...},
  "question": {"partition": hex, "family": hex, "text", "before", "after"} or null,
- "embedding": {"scale", "int8": base64} or null}
+ "embedding": {"scale", "int8": base64} or null, "prompt": {"model", "messages", "text", "tools", "begun"}, if it was kept}
 """
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from .opened import Entry
 from .record import Record, encode_body
 from .semantic import Stored
 from .trust.label_log import FAMILY_BYTES
-from .values import CachedChoice, CachedCompletion, Question
+from .values import CachedChoice, CachedCompletion, Question, WholePrompt
 
 FORMAT = "penstock completions"
 VERSION = 1
@@ -65,6 +66,14 @@ class _Embedding(_Line):
     int8: bytes
 
 
+class _Prompt(_Line):
+    model: str
+    messages: list[dict[str, Any]] | None
+    text: str
+    tools: list[dict[str, Any]] | None
+    begun: str
+
+
 class _EntryLine(_Line):
     place: str
     digest: str
@@ -74,6 +83,7 @@ class _EntryLine(_Line):
     completion: _Completion
     question: _Question | None
     embedding: _Embedding | None
+    prompt: _Prompt | None = None
 
 
 _decoder = msgspec.json.Decoder(_EntryLine)
@@ -103,6 +113,8 @@ def line_of(entry: Entry) -> bytes | None:
         line["question"] = msgspec.structs.asdict(question) | hexed
     if entry.embedding is not None:
         line["embedding"] = {"scale": entry.embedding.scale, "int8": entry.embedding.vector.tobytes()}
+    if (prompt := entry.prompt) is not None:
+        line["prompt"] = msgspec.structs.asdict(prompt)
     return msgspec.json.encode(line)
 
 
@@ -119,7 +131,8 @@ def entry_of(line: bytes) -> Entry:
         raise ValueError(
             f"created {found.created}, expires {found.expires}, accessed {found.accessed} are no times in their order"
         )
-    body = encode_body(_completion(found.completion), question)
+    prompt = None if found.prompt is None else WholePrompt(**msgspec.structs.asdict(found.prompt))
+    body = encode_body(_completion(found.completion), question, prompt)
     # Queued for eviction by its last use.
     record = Record(
         found.created,

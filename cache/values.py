@@ -1,5 +1,7 @@
 """What goes into the cache and what comes out. Knows nothing of keys, files or time."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -47,6 +49,19 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     def excerpt(self) -> str:
         """Of the prompt, as much as is kept."""
         return self.before + self.text + self.after
+
+
+class WholePrompt(msgspec.Struct, frozen=True, array_like=True):
+    """All that was asked, where an operator keeps it: for models to learn from; no request is answered by it."""
+
+    model: str
+    """Who answered, by its name."""
+    messages: list[dict[str, Any]] | None = None
+    """Of a conversation, as chat templates read them; None of a text."""
+    text: str = ""
+    tools: list[dict[str, Any]] | None = None
+    begun: str = ""
+    """What the chat template had written of the answer already: what opens its thoughts."""
 
 
 class CacheHit(msgspec.Struct, frozen=True):

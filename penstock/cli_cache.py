@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_cache_examples import add_whose_arguments
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -67,6 +68,12 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     export = action("export", "write entries to a file of JSON lines")
     export.add_argument("file", metavar="FILE", help="a new file; it holds what was asked and answered")
     _add_selection(export)
+    examples = action(
+        "examples",
+        "write what was asked and answered as data for `penstock distill` and the like",
+    )
+    examples.add_argument("file", metavar="FILE", help="a new file of JSON lines")
+    add_whose_arguments(examples)
     import_ = action("import", "restore what `export` wrote; of two versions of an entry the newer one stays")
     import_.add_argument("file", metavar="FILE", help="what `export` wrote")
     import_.add_argument(
@@ -213,6 +220,13 @@ def _export(cache: "OpenedCache", _settings: Settings, arguments: Mapping[str, A
     return 0
 
 
+def _examples(cache: "OpenedCache", _settings: Settings, arguments: Mapping[str, Any]) -> int:
+    from .cli_cache_examples import write_examples
+
+    print(f"{write_examples(cache, Path(arguments['file']), arguments)}.")
+    return 0
+
+
 def _import(cache: "OpenedCache", _settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .cache.export import import_
     from .cli_cache_show import entries
@@ -248,6 +262,7 @@ _ACTIONS = {
     "trust": _trust,
     "purge": _purge,
     "export": _export,
+    "examples": _examples,
     "import": _import,
     "backup": _backup,
 }
@@ -274,17 +289,10 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 def _selection(arguments: Mapping[str, Any]) -> "Selection":
     from .cache.key import namespace_hash, tenant_hash
     from .cache.selection import Selection
-    from .proxy.controls import tenant_of
-    from .proxy.tenants.api_key import ApiKey
 
     tenant, namespace, age = arguments["tenant"], arguments["namespace"], arguments.get("older_than")
     if arguments["api_key"] is not None:
-        if ApiKey.parse(arguments["api_key"]) is not None:
-            raise ConfigError(
-                "This is a key of `penstock keys`; give the name of its tenant with --tenant.",
-                param="api_key",
-            )
-        tenant = tenant_of(arguments["api_key"])
+        tenant = tenant_of_key(arguments["api_key"])
     return Selection(
         tenant=None if tenant is None else tenant_hash(tenant),
         namespace=None if namespace is None else namespace_hash(namespace),
@@ -292,6 +300,18 @@ def _selection(arguments: Mapping[str, Any]) -> "Selection":
         created_before=None if age is None else time.time() - _seconds(age),
         matching=arguments.get("matching"),
     )
+
+
+def tenant_of_key(api_key: str) -> str:
+    """The tenant of a static key. Raises ConfigError for one of `penstock keys`, whose tenant has a name."""
+    from .proxy.controls import tenant_of
+    from .proxy.tenants.api_key import ApiKey
+
+    if ApiKey.parse(api_key) is not None:
+        raise ConfigError(
+            "This is a key of `penstock keys`; give the name of its tenant with --tenant.", param="api_key"
+        )
+    return tenant_of(api_key)
 
 
 def _known_tenants(settings: Settings) -> dict[bytes, str]:

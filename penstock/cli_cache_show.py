@@ -8,6 +8,7 @@ from typing import Any
 from .cache.key import SCOPE_BYTES, TENANT_BYTES, namespace_hash
 from .cache.opened import Entry
 from .cache.overview import Overview, Spread
+from .cache.values import WholePrompt
 
 _SHORT = 8  # hexadecimal digits of a hash
 _SHOWN_SCOPES = 20
@@ -17,7 +18,10 @@ def show_overview(found: Overview, tenants: Mapping[bytes, str], *, as_json: boo
     if as_json:
         print_json(_overview_json(found, tenants))
         return
-    print(f"entries     {found.entries}, {found.with_question} of them with their question")
+    print(
+        f"entries     {found.entries}, {found.with_question} of them with their question, "
+        f"{found.with_prompt} with the whole prompt"
+    )
     share = 100 * found.used_bytes / found.max_bytes
     print(
         f"size        {size(found.used_bytes)} live, {share:.0f} % of the cap of {size(found.max_bytes)}; "
@@ -77,11 +81,13 @@ def show_entry(entry: Entry, now: float, *, as_json: bool) -> None:
         print("damaged  its bytes do not match their checksum: it is never served")
         return
     print(f"cost     {duration(completion.engine_seconds)}, {completion.prompt_tokens} prompt tokens")
-    print(
-        "prompt   (not kept)"
-        if question is None
-        else f"prompt, around the question\n{harmless(question.excerpt)}"
-    )
+    prompt = entry.prompt
+    if question is not None:
+        print(f"prompt, around the question\n{harmless(question.excerpt)}")
+    if prompt is not None:
+        print(f"prompt, whole\n{harmless(json.dumps(_prompt_json(prompt), ensure_ascii=False, indent=1))}")
+    if question is None and prompt is None:
+        print("prompt   (not kept)")
     for number, choice in enumerate(completion.choices, 1):
         print(
             f"answer {number}  {len(choice.token_ids)} tokens, finish_reason {choice.finish_reason}\n{harmless(choice.text)}"
@@ -155,6 +161,7 @@ def _entry_json(entry: Entry, now: float) -> dict[str, Any]:
         "bytes": len(entry.body),
         "question": None if question is None else question.text,
         "prompt_excerpt": None if question is None else question.excerpt,
+        "prompt": None if (prompt := entry.prompt) is None else _prompt_json(prompt),
         "choices": None
         if completion is None
         else [
@@ -164,6 +171,13 @@ def _entry_json(entry: Entry, now: float) -> dict[str, Any]:
         "prompt_tokens": None if completion is None else completion.prompt_tokens,
         "engine_seconds": None if completion is None else completion.engine_seconds,
     }
+
+
+def _prompt_json(prompt: WholePrompt) -> dict[str, Any]:
+    """What of it is there."""
+    import msgspec
+
+    return {name: value for name, value in msgspec.structs.asdict(prompt).items() if value}
 
 
 def _overview_json(found: Overview, tenants: Mapping[bytes, str]) -> dict[str, Any]:

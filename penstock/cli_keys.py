@@ -18,9 +18,13 @@ _WHERE = ("tenants_path",)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Of `create` and `set`: a limit of the tenant's, or a field; "none" takes away what was set.
 _LIMITS = ("rpm", "tpm", "concurrency", "budget", "window")
-_FIELDS = ("models", "cache", "priority", "weight")
+_FIELDS = ("models", "cache", "prompts", "priority", "weight")
 _KINDS = {"rpm": int, "tpm": int, "concurrency": int, "budget": float, "priority": int, "weight": float}
-_CHOICES = {"window": ("day", "month", "total"), "cache": ("off", "draft", "trusted")}
+_CHOICES = {
+    "window": ("day", "month", "total"),
+    "cache": ("off", "draft", "trusted"),
+    "prompts": ("on", "off"),
+}
 _PREFIX = "tenant_"
 
 
@@ -169,6 +173,7 @@ def _add_tenant_arguments(parser: argparse.ArgumentParser) -> None:
     limit("window", "{day,month,total}", "of the budget, as UTC has them (default: month)")
     limit("models", "NAME,...", "models it may use, by the names of /v1/models (default: all)")
     limit("cache", "{off,draft,trusted}", "the most that is made of questions that mean the same")
+    limit("prompts", "{on,off}", "keep its whole prompts, where the server keeps any (default: on)")
     limit("priority", "N", "the best it may ask for, -9 (first) to 9 (default: 0)")
     limit("weight", "W", "its share of the engine beside others' of 1 (default: 1)")
 
@@ -187,7 +192,7 @@ def _changed(tenant: "Tenant", arguments: Mapping[str, Any]) -> "Tenant":
     limits, fields = msgspec.to_builtins(tenant.limits), msgspec.to_builtins(tenant)
     for name, text in _given(arguments).items():
         (limits if name in _LIMITS else fields)[name] = _value(name, text)
-    defaults = {"window": Limits().window, "priority": 0, "weight": 1.0}
+    defaults = {"window": Limits().window, "prompts": True, "priority": 0, "weight": 1.0}
     for name, value in defaults.items():
         into = limits if name in _LIMITS else fields
         into[name] = value if into[name] is None else into[name]
@@ -203,7 +208,7 @@ def _value(name: str, text: str) -> Any:
         if text not in _CHOICES[name]:
             known = ", ".join(_CHOICES[name])
             raise ConfigError(f"--{name} is {text!r}; it must be one of {known}, or 'none'.", param=name)
-        return text
+        return text == "on" if name == "prompts" else text
     kind = _KINDS[name]
     try:
         return kind(text)

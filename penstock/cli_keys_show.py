@@ -71,6 +71,7 @@ def show_tenant(store: "TenantStore", tenant: "Tenant", *, as_json: bool) -> Non
         )
     print(f"models       {'all' if tenant.models is None else ', '.join(tenant.models)}")
     print(f"cache        {tenant.cache or 'as the server'}")
+    print(f"prompts      {'kept as the server keeps them' if tenant.prompts else 'never kept'}")
     print(f"priority     {tenant.priority} at best; weight {tenant.weight:g}")
     now = time.time()
     live = [key for key in store.directory.keys(tenant.name) if key.ends is None or key.ends > now]

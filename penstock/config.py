@@ -202,6 +202,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ()
 
+    cache_prompts: Annotated[
+        bool,
+        About(
+            "cache", "keep whole prompts beside their answers, as data for `penstock distill` and `quantize`"
+        ),
+    ] = False
+
     max_model_len: Annotated[int | None, About("engine", "longest prompt + completion, in tokens")] = None
     max_num_seqs: Annotated[int, About("engine", "most sequences computed in one step")] = 64
     max_num_batched_tokens: Annotated[int, About("engine", "most tokens computed in one step")] = 512

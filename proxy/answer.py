@@ -33,6 +33,12 @@ class Layout:
     thoughts: Thoughts = "closed"
     calls: ToolFormat | None = None
 
+    def begun_in(self, prompt: str) -> str:
+        """What stands at the prompt's end of the answer already: what opens its thoughts."""
+        if self.thinking is None or self.thoughts != "open":
+            return ""
+        return prompt[prompt.rindex(self.thinking.open) :]
+
     @property
     def is_plain(self) -> bool:
         """Nothing but text."""

@@ -12,6 +12,7 @@ from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
 from .endpoints import ENDPOINTS
+from .keeping import Keeping
 from .local_account import LocalAccount
 from .metrics import Metrics
 from .observe.journal import Journal
@@ -48,6 +49,7 @@ def create_app(
     recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
     edge = Edge(recorder, tenants)
     pool = UpstreamPool(settings.upstreams, figures.upstream)
+    keeping = Keeping.of(settings)
     local = None
     if backend is not None:
         service = CompletionService(
@@ -56,7 +58,7 @@ def create_app(
             near,
             figures,
             LocalAccount(backend, settings.local_hour_price),
-            no_store=settings.cache_no_store_patterns,
+            keeping=keeping,
             speculation=settings.speculation,
         )
         local = Local(backend, service)
@@ -66,7 +68,7 @@ def create_app(
         router=router_of(settings, backend, pool),
         local=local,
         upstreams=pool,
-        relay=Relay(pool, cache, no_store=settings.cache_no_store_patterns),
+        relay=Relay(pool, cache, keeping),
         cache=cache,
         metrics=figures,
         edge=edge,

@@ -7,6 +7,7 @@ import asyncio
 
 import msgspec
 
+from ..cache import WholePrompt
 from .answer import Layout
 from .answer_layout import constrained, layout_of
 from .backend import Backend, Served
@@ -57,6 +58,12 @@ async def chat_job(
         nothing=nothing,
         default_limit=backend.defaults.max_tokens,
         thoughts=ThoughtTokens.of(layout, tokenizer),
+        whole=WholePrompt(
+            served.name,
+            messages=messages,
+            tools=None if tools is None else tools.shown,
+            begun=layout.begun_in(text),
+        ),
     )
     return job, layout
 

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..cache import CachedCompletion, CacheKey, Neighbour, Question
+from ..cache import CachedCompletion, CacheKey, Neighbour, Question, WholePrompt
 from ..cache.near import NearHits
 from ..errors import PenstockError
 from .metrics import Metrics
@@ -63,14 +63,19 @@ class NearSearch:
             provenance.becomes_draft(neighbour)
 
     async def settle(
-        self, key: CacheKey | None, completion: CachedCompletion | None, ttl: float | None, metrics: Metrics
+        self,
+        key: CacheKey | None,
+        completion: CachedCompletion | None,
+        ttl: float | None,
+        metrics: Metrics,
+        prompt: WholePrompt | None,
     ) -> None:
         """Keep what the model answered, unless `key` is None, and learn from it. `completion` None: it did not end by
-        itself, as every kept one did."""
+        itself, as every kept one did. `prompt`: to be kept beside it."""
         near = await self._task
         with suppress(PenstockError):  # the cache was closed meanwhile
             if key is not None and completion is not None:
-                self._hits.store(key, near, completion, ttl=ttl)
+                self._hits.store(key, near, completion, ttl=ttl, prompt=prompt)
             learnt = await self._hits.learn(near, self._ruling, completion, exact=self._exact)
             if learnt is not None:
                 metrics.verified(*learnt)

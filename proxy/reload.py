@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Settings, SettingsSource
 from ..errors import ConfigError, PenstockError
+from .keeping import Keeping
 from .log import set_level
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ RELOADABLE = frozenset(
     {
         "api_keys",
         "cache_no_store_patterns",
+        "cache_prompts",
         "drain_timeout",
         "local_hour_price",
         "log_level",
@@ -60,10 +62,10 @@ def apply(context: "Context", settings: Settings) -> None:
     context.upstreams.replace(settings.upstreams)
     context.router = router
     context.settings = settings
-    context.relay.exclude(settings.cache_no_store_patterns)
+    context.relay.keeping = keeping = Keeping.of(settings)
     if context.local is not None:
         context.local.service.account.set_price(settings.local_hour_price)
-        context.local.service.exclude(settings.cache_no_store_patterns)
+        context.local.service.keeping = keeping
     context.tenants.take_keys(settings.api_keys)
     set_level(settings.log_level)
     log.info("settings taken anew: %s", ", ".join(names))

@@ -7,15 +7,14 @@ Knows no wire format.
 """
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from ..cache import CacheKey, CompletionCache
+from ..cache import CacheKey, CompletionCache, WholePrompt
 from ..cache.near import MODES, Mode, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
@@ -25,6 +24,7 @@ from .backend import Backend
 from .cache_scope import CacheScope
 from .controls import CacheControls
 from .flight import Flights, Source, at_once
+from .keeping import Keeping
 from .local_account import LocalAccount
 from .merge import merged
 from .metrics import Metrics
@@ -61,6 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
     `params` names no limit, cut to what the context has room for; None for all it has. `cut_limit`: that of `params` is
     cut so too, instead of being refused. `thoughts`: what their tokens are counted by; None where they are not.
+    `whole`: what may be kept of the prompt; None where it is not one text or conversation.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     default_limit: int | None = None
     cut_limit: bool = False
     thoughts: ThoughtTokens | None = None
+    whole: WholePrompt | None = None
 
     @property
     def tenant(self) -> str:
@@ -155,7 +157,7 @@ class CompletionService:
         account: of what generations take.
         metrics: told of every job's times and outcome.
         speculation: as the engine's: where near hits are drafts.
-        no_store: regular expressions; a question that one of them matches is neither looked up nor kept.
+        keeping: what the operator lets the cache keep; replaced when the settings file is read anew.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class CompletionService:
         metrics: Metrics,
         account: LocalAccount,
         *,
-        no_store: Sequence[str] = (),
+        keeping: Keeping,
         speculation: Literal["auto", "on", "off"] = "auto",
     ) -> None:
         self._backend = backend
@@ -177,11 +179,7 @@ class CompletionService:
         self.account = account
         self._speculation = speculation
         self._flights: Flights[Head, list[Chunk]] = Flights(_size)
-        self.exclude(no_store)
-
-    def exclude(self, patterns: Sequence[str]) -> None:
-        """What they match is neither looked up nor kept."""
-        self._no_store = [re.compile(pattern) for pattern in patterns]
+        self.keeping = keeping
 
     async def start(self, job: Job, record: RequestRecord) -> Generation:
         """A generation whose first chunks are there. `record`: of the request; what becomes of it is filled in.
@@ -329,14 +327,17 @@ class CompletionService:
                 transcript.add(batch)
                 yield batch
         completion = transcript.cacheable(engine_seconds=time.perf_counter() - started)
+        prompt = None
+        if key is not None and completion is not None:
+            prompt = self.keeping.prompt(job.admission.tenant, lambda: job.whole)
         if search is not None:
             # The reply's end does not wait for it.
-            settling = search.settle(key, completion, job.controls.ttl, self._metrics)
+            settling = search.settle(key, completion, job.controls.ttl, self._metrics, prompt)
             task = asyncio.create_task(settling)
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
         elif key is not None and completion is not None and self._cache is not None:
-            self._cache.store(key, completion, ttl=job.controls.ttl)
+            self._cache.store(key, completion, ttl=job.controls.ttl, prompt=prompt)
 
     def _compute(self, job: Job, name: str, encoded: list[list[int]], draft: Draft) -> Batches:
         n, engine = job.params.n, self._backend.engine
@@ -403,7 +404,7 @@ class CompletionService:
             return None
         if not (params.is_greedy or params.seed is not None or controls.sampled):
             return None
-        if any(pattern.search(text) for pattern in self._no_store for text in _asked(job)):
+        if self.keeping.excludes(_asked(job)):
             return None
         return CacheScope(job, self._backend)
 

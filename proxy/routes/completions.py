@@ -5,6 +5,7 @@ import uuid
 import msgspec
 from aiohttp import web
 
+from ...cache import WholePrompt
 from ...errors import InvalidRequestError
 from ..answering import Asked, Dialect, answer
 from ..backend import Served
@@ -30,16 +31,19 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
     asked = convert(policy.completions(given.fields), CompletionRequest)
     await context.backend.ready()
     params, nothing = asked.sampling_params(context.backend.defaults.sampling)
+    prompts = _prompts(asked)
+    text = prompts[0].text if len(prompts) == 1 else None
     job = Job(
         id=f"cmpl-{uuid.uuid4().hex}",
         admission=given.admission,
-        prompts=_prompts(asked),
+        prompts=prompts,
         params=msgspec.structs.replace(params, adapter=served.adapter),
         urgency=asked.urgency,
         question=asked.prompt if isinstance(asked.prompt, str) else None,
         controls=given.controls,
         nothing=nothing,
         default_limit=COMPLETION_MAX_TOKENS,
+        whole=None if text is None else WholePrompt(served.name, text=text),
     )
     generation = await context.service.start(job, given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)

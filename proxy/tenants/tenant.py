@@ -62,6 +62,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name: of its entries in the cache, its share of the engine, and its accounts.
         models: names it may use, as /v1/models lists them; None for all.
         cache: the most that is made for it of questions that mean the same; None for what the server makes.
+        prompts: whether its whole prompts are kept beside answers, where the server keeps any (`cache_prompts`).
         priority: the best (lowest) it may ask for; a request may ask for less.
         weight: its share of the engine, where several tenants want more than there is.
 
@@ -72,6 +73,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     models: tuple[str, ...] | None = None
     cache: Mode | None = None
+    prompts: bool = True
     priority: int = 0
     weight: float = 1.0
 

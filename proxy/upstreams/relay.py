@@ -4,15 +4,15 @@ What is deterministic is looked up before and kept after, as the engine's answer
 time share one reply.
 """
 
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import orjson
 
 from ...cache import CacheKey, CompletionCache, completion_key
+from ...cache.selection import texts_in
 from ...errors import (
     PenstockError,
     UnsupportedParameterError,
@@ -21,9 +21,11 @@ from ...errors import (
     UpstreamTimeoutError,
 )
 from ..flight import Flights, Source, at_once
+from ..keeping import Keeping
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
 from ..tenants.admission import Call
+from ..whole_prompt import whole_prompt
 from .events import split
 from .pool import UpstreamPool
 from .reading import Reading, TokenCounts, tokens_in
@@ -60,17 +62,14 @@ class RelayHead(msgspec.Struct):
 class Relay:
     """Args:
     cache: None when caching is off.
+    keeping: what the operator lets it keep; replaced when the settings file is read anew.
     """
 
-    def __init__(self, pool: UpstreamPool, cache: CompletionCache | None, *, no_store: Sequence[str]) -> None:
+    def __init__(self, pool: UpstreamPool, cache: CompletionCache | None, keeping: Keeping) -> None:
         self._pool = pool
         self._cache = cache
         self._flights: Flights[RelayHead, bytes] = Flights(len)
-        self.exclude(no_store)
-
-    def exclude(self, patterns: Sequence[str]) -> None:
-        """What they match is neither looked up nor kept."""
-        self._no_store = [re.compile(pattern) for pattern in patterns]
+        self.keeping = keeping
 
     async def start(self, asked: "Asked", target: RemoteTarget, api: RemoteApi) -> tuple[RelayHead, Bytes]:
         """What to send; its first bytes are there. Raises UpstreamError."""
@@ -153,7 +152,10 @@ class Relay:
             if keep is not None and self._cache is not None:
                 completion = reading.completion(seconds=time.perf_counter() - started)
                 if completion is not None:
-                    self._cache.store(keep, completion, ttl=asked.controls.ttl)
+                    prompt = self.keeping.prompt(
+                        asked.caller.account, lambda: whole_prompt(_fields(asked, api), target.name)
+                    )
+                    self._cache.store(keep, completion, ttl=asked.controls.ttl, prompt=prompt)
 
         if reply.is_stream != asked.stream:
             reply.close()
@@ -181,9 +183,7 @@ class Relay:
             return None
         if fields.get("store") or fields.get("background"):
             return None
-        if self._no_store and any(
-            pattern.search(text) for text in _texts(fields) for pattern in self._no_store
-        ):
+        if self.keeping.excludes(texts_in(fields)):
             return None
         return completion_key(
             tenant=asked.caller.tenant,
@@ -260,12 +260,17 @@ def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bo
     same = api.fields is None and target.model == asked.model and EXTENSION not in asked.fields
     if same and not ask_usage and not asked.caller.account.is_limited:
         return asked.body
-    fields = asked.fields if api.fields is None else api.fields(asked)
+    fields = _fields(asked, api)
     changed: dict[str, Any] = {**fields, "model": target.model}
     changed.pop(EXTENSION, None)
     if ask_usage:
         changed["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return orjson.dumps(changed)
+
+
+def _fields(asked: "Asked", api: RemoteApi) -> dict[str, Any]:
+    """Of the request, in the upstream's API."""
+    return asked.fields if api.fields is None else api.fields(asked)
 
 
 def _check_extension(asked: "Asked") -> None:
@@ -292,15 +297,3 @@ def _headers(asked: "Asked", api: RemoteApi) -> dict[str, str]:
 def _passed_on(asked: "Asked", api: RemoteApi) -> dict[str, str]:
     given = asked.request.headers
     return {name: given[name] for name in api.headers if name in given}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a request."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)

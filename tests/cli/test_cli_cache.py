@@ -18,12 +18,17 @@ from tiny_model import write_tiny_model
 from penstock.cache.key import tenant_hash
 from penstock.cache.opened import opened_cache
 from penstock.cli import main
+from penstock.cli_cache_examples import examples_from_cache
+from penstock.compress.texts import read_examples
+from penstock.config import load_settings
 from penstock.proxy.controls import tenant_of
 
 CLI = [sys.executable, "-m", "penstock"]
 DOCS = Path(__file__).parents[2] / "docs" / "cache.md"
 # The random model ends its answers at once under this bias.
 ENDS: dict[str, Any] = {"logit_bias": {"256": 100}, "max_tokens": 9}
+# And this way it says something before.
+SPEAKS: dict[str, Any] = {"logit_bias": None, "max_tokens": 30, "guided_regex": "(yes|no), [a-e]{4}"}
 
 
 class Place:
@@ -43,10 +48,10 @@ class Place:
             reply.read()
             return str(reply.headers["x-penstock-cache"])
 
-    def keep(self, question: str, key: str = "") -> None:
+    def keep(self, question: str, key: str = "", **change: Any) -> None:
         """Asks, and waits until the answer is committed."""
         tenant, deadline = tenant_hash(tenant_of(key)), time.monotonic() + 20
-        self.ask(question, key)
+        self.ask(question, key, **change)
         with opened_cache(self.cache, max_bytes=1 << 30) as cache:
             while not any(
                 entry.question is not None and entry.question.text == question
@@ -83,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "--threads",
         "1",
     ]
-    settings += ["--cache-no-store-patterns", "(?i)what time"]
+    settings += ["--cache-no-store-patterns", "(?i)what time", "--cache-prompts"]
     serve = [*CLI, "serve", "--port", "0", *map(str, settings)]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -219,6 +224,34 @@ def test_what_is_imported_is_served(place: Place, cli: Any, tmp_path: Path) -> N
     assert "here already: 1" in cli("import", file)
 
 
+def test_examples_are_one_tenants_and_what_every_command_reads(
+    place: Place, cli: Any, tmp_path: Path
+) -> None:
+    for name in ("carol", "dave"):
+        place.keep(f"asked by {name}", name, **SPEAKS)
+        place.keep(f"asked by {name}, answered with nothing", name)
+    file = tmp_path / "carol.jsonl"
+    printed = cli("examples", str(file), "--api-key", "carol")
+    assert printed == "1 example of the tenant of that API key from the cache; left out: 1 empty.\n"
+    (example,) = read_examples(file)
+    question, answer = example.messages
+    assert question == {"role": "user", "content": "asked by carol"}
+    assert answer["role"] == "assistant" and re.fullmatch(SPEAKS["guided_regex"], answer["content"])
+    settings = load_settings({"cache_path": str(place.cache)}, {})
+    whose = {"tenant": None, "api_key": ["carol", "dave"], "namespace": None}
+    found = examples_from_cache(settings, whose)
+    assert example in found.examples and len(found.examples) == 2 and "2 empty" in found.summary
+
+    (entry,) = json.loads(cli("get", "asked by carol", "--limit", "1", "--json"))
+    assert entry["prompt"]["messages"] == [{"role": "user", "content": entry["question"]}]
+    assert "prompt, whole" in cli("get", "--place", entry["place"])
+    stats = json.loads(cli("stats", "--json"))
+    assert f"{stats['with_prompt']} with the whole prompt" in cli("stats") and stats["with_prompt"] >= 4
+    assert "2 entries removed" in cli("purge", "--api-key", "carol")
+    assert "holds nothing of" in cli("examples", str(tmp_path / "gone"), "--api-key", "carol", fails=True)
+    assert len(examples_from_cache(settings, whose | {"api_key": ["dave"]}).examples) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -235,6 +268,10 @@ def test_what_is_imported_is_served(place: Place, cli: Any, tmp_path: Path) -> N
         (("purge", "--namespace", "", "--tenant", ""), "namespace is empty, and would select far more"),
         (("purge", "--older-than", "7 days"), "older-than is '7 days'; it must be seconds, or 30m"),
         (("export", "/no/such/file"), "cannot be written: No such file"),
+        (("examples", "/dev/null"), "/dev/null exists already"),
+        (("examples", "x", "--tenant", "nobody"), "holds nothing of tenant 'nobody'"),
+        (("examples", "x", "--api-key", ""), "api_key is empty"),
+        (("examples", "x", "--api-key", "psk-0123456789ab-x"), "give the name of its tenant with --tenant"),
         (("import", "/no/such/file"), "cannot be read: there is no such file"),
         (("backup", "/"), "/ is not empty"),
         (("explain", " "), "TEXT has 0 characters"),
@@ -270,6 +307,7 @@ def test_the_commands_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     Path("requests.jsonl").write_text(json.dumps(chat("how do I extract a tar.gz archive?")) + "\n")
     place.keep("how do I extract a tar.gz archive?")
+    place.keep("and how do I make one?", **SPEAKS)
     seen = set()
     for command in commands():
         arguments = shlex.split(command)[2:]
@@ -278,4 +316,15 @@ def test_the_commands_of_the_page_run(
             found = json.loads(cli("get", "tar.gz", "--json"))
             arguments[arguments.index("PLACE")] = found[0]["place"]
         assert cli(*(argument.replace("http://localhost:8000", place.url) for argument in arguments)), command
-    assert seen == {"stats", "get", "explain", "purge", "export", "import", "warm", "backup", "trust"}
+    assert seen == {
+        "stats",
+        "get",
+        "explain",
+        "purge",
+        "export",
+        "examples",
+        "import",
+        "warm",
+        "backup",
+        "trust",
+    }

@@ -1,14 +1,17 @@
 """Thoughts over HTTP: apart from the answer, streamed and not, whether the model or the prompt opens them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 import pytest_asyncio
 from running_server import RunningServer, running_server
 from tool_templates import FAMILIES
 
+from penstock.cache import WholePrompt
 from penstock.proxy.thought_tokens import ThoughtTokens
 from penstock.scheduler import EngineConfig
 from penstock.scheduler.engine_process import EngineThread
@@ -22,7 +25,9 @@ async def thinker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     folder = FAMILIES["thinking"].write(root / "thinking")
     engine = EngineThread(EngineConfig(model=str(folder)))
     engine.start()
-    async with running_server(engine.address, folder, cache_path=root / "completions") as running:
+    async with running_server(
+        engine.address, folder, cache_path=root / "completions", cache_prompts=True
+    ) as running:
         yield running
     engine.stop()
 
@@ -87,6 +92,21 @@ async def test_thoughts_that_the_prompt_closed_are_none(thinker: RunningServer) 
     thoughts, content, _ = await whole(thinker, **request)
     assert thoughts is None and content
     assert await streamed(thinker, **request) == (thoughts, content, "length")
+
+
+async def test_a_kept_prompt_says_what_it_opened(thinker: RunningServer) -> None:
+    """So that an answer read back has its thoughts between both marks."""
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
+    assert thinker.cache is not None and thinker.settings.cache_path is not None
+    for thoughts, begun in (("open", "<think>\n"), ("closed", "")):
+        messages = [{"role": "user", "content": f"thoughts are {thoughts}"}]
+        request = asked(thinker, thoughts, messages=messages, response_format=schema, max_tokens=400)
+        assert (await whole(thinker, **request))[2] == "stop"
+        await asyncio.to_thread(thinker.cache.flush)
+        kept = (thinker.settings.cache_path / "data.mdb").read_bytes()
+        for opened in ("<think>\n", ""):
+            prompt = WholePrompt("thinking", messages=messages, begun=opened)
+            assert (msgspec.json.encode(prompt) in kept) == (opened == begun)
 
 
 async def test_what_must_be_json_follows_the_thoughts(thinker: RunningServer) -> None:
