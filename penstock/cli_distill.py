@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_cache_examples import add_whose_arguments, examples_from_cache
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -37,6 +39,10 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--generate", type=Path, metavar="FILE", help="JSONL of the same, whose prompts the teacher answers"
     )
+    data.add_argument(
+        "--from-cache", action="store_true", help="what the cache at --cache-path was asked, and answered"
+    )
+    add_whose_arguments(parser.add_argument_group("of the cache"))
     loss = parser.add_argument_group("loss")
     loss.add_argument(
         "--loss", choices=_LOSSES, default="forward-kl", help="how far from the teacher (%(default)s)"
@@ -86,7 +92,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the student's folder")
     parser.add_argument("--force", action="store_true", help="replace what is in it")
-    add_arguments(parser, names=("device", "quantize", "dtype"))
+    add_arguments(parser, names=("device", "quantize", "dtype", "cache_path", "cache_max_bytes"))
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
@@ -98,7 +104,12 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     job = _job(settings, arguments)
     check_job(job)
     try:
-        if arguments["data"] is not None:
+        if arguments["from_cache"]:
+            found = examples_from_cache(settings, arguments)
+            print(found.summary, file=sys.stderr)
+            job = replace(job, data=found.summary)
+            done = distill(job, found.examples)
+        elif arguments["data"] is not None:
             done = distill(job, read_examples(arguments["data"]))
         else:
             from .cli_distill_answers import teachers_answers
@@ -126,6 +137,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("held_out", "beta"):
         if not 0 < arguments[name] < 1:
             raise ConfigError(f"{name} is {arguments[name]}; it must be between 0 and 1.", param=name)
+    for name in ("tenant", "api_key", "namespace"):
+        if arguments[name] is not None and not arguments["from_cache"]:
+            raise ConfigError(f"{name} is of the cache; give --from-cache with it.", param=name)
     if arguments["hidden"] < 0:
         raise ConfigError(f"hidden is {arguments['hidden']}; it must be at least 0.", param="hidden")
 
@@ -137,10 +151,13 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "DistillJob":
     from .compress.training.schedule import Budget
 
     file = arguments["data"] or arguments["generate"]
+    data = "the cache" if file is None else f"`{file.name}`"
+    if arguments["generate"] is not None:
+        data += ", answered by the teacher"
     return DistillJob(
         teacher=arguments["teacher"],
         output=arguments["output"],
-        data=f"`{file.name}`" + (", answered by the teacher" if arguments["data"] is None else ""),
+        data=data,
         training=TrainingSettings(
             Budget(arguments["steps"], arguments["minutes"]),
             batch_tokens=arguments["batch_tokens"],

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from cache_worker import make_completion, make_key
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
+from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 
 
@@ -59,6 +61,7 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"max-tokens": "3"}, "None of the 60 examples has anything to learn within its first 3 tokens"),
         ({"steps": "0"}, "steps is 0; it must be above 0."),
         ({"on-policy": "1.5"}, "on_policy is 1.5; it is a share, from 0 to 1."),
+        ({"tenant": "acme"}, "tenant is of the cache; give --from-cache with it."),
         ({"beta": "1"}, "beta is 1.0; it must be between 0 and 1."),
         ({"device": "cuda"}, "torch finds no CUDA device"),
         ({"learning-rate": "1e30"}, "at step 1, where the learning rate was 1e+30. Run the same command with"),
@@ -92,6 +95,25 @@ def test_an_empty_file_and_a_folder_in_use(
     assert "empty.jsonl is empty" in capsys.readouterr().err
     assert main(arguments(teacher, questions, tmp_path)) == 1
     assert "has something in it; name another folder, or give --force" in capsys.readouterr().err
+
+
+def test_one_tenants_answers_in_the_cache_are_data(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CompletionCache(tmp_path / "cache") as cache:
+        for tenant in ("acme", "other"):
+            for number in range(30 if tenant == "acme" else 5):
+                asked = [{"role": "user", "content": f"{tenant} {chr(97 + number)}"}]
+                key = make_key(number, tenant)
+                cache.store(key, make_completion(number, 20), prompt=WholePrompt("m", messages=asked))
+        cache.flush()
+    output = tmp_path / "student"
+    command = arguments(teacher, output, output, data=None)
+    command += ["--from-cache", "--cache-path", str(tmp_path / "cache")]
+    assert main(command) == 1
+    assert "holds nothing of tenant 'default'" in capsys.readouterr().err
+    assert main([*command, "--tenant", "acme"]) == 0
+    assert "30 examples of tenant 'acme' from the cache" in (output / "README.md").read_text()
 
 
 def test_ctrl_c_and_the_same_command_again(teacher: Path, questions: Path, tmp_path: Path) -> None:
