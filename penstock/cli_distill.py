@@ -92,7 +92,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the student's folder")
     parser.add_argument("--force", action="store_true", help="replace what is in it")
-    add_arguments(parser, names=("device", "quantize", "dtype", "cache_path", "cache_max_bytes"))
+    add_arguments(parser, names=("device", "quantize", "cache_path", "cache_max_bytes"))
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
     teacher did not end are left out. Raises PenstockError where none is left, or the engine fails.
     """
     import uvloop
+    import xxhash
 
     from .compress.folder import WorkFolder
     from .compress.texts import read_examples
@@ -38,8 +39,8 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
     examples = [_prompt(example) for example in read_examples(prompts)]
     teacher = msgspec.structs.replace(settings, model=job.teacher)
     identity = {
-        "teacher": fingerprint(resolve_model(job.teacher), settings.quantize, settings.dtype),
-        "prompts": prompts.read_text(encoding="utf-8"),
+        "teacher": fingerprint(resolve_model(job.teacher), settings.quantize),
+        "prompts": xxhash.xxh3_128_hexdigest(prompts.read_bytes()),
         "max_tokens": job.max_tokens,
     }
     work = WorkFolder(job.output.with_name(f"{job.output.name}.answers"), identity)
