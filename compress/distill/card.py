@@ -46,7 +46,7 @@ def card(job: DistillJob, done: Distilled, parameters: int, teacher_parameters: 
             "",
             f"{_loss(job)}; {training.steps} steps, {training.tokens:,} tokens (padding included), "
             f"{training.seconds / 60:.1f} minutes; highest learning rate "
-            f"{job.training.learning_rate:g} ({job.training.optimizer}). Every step is in `training.jsonl`.",
+            f"{job.training.learning_rate:g}. Every step is in `training.jsonl`.",
             "",
             "| held-out, mean per token | before | after |",
             "|---|---|---|",

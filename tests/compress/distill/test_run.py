@@ -41,7 +41,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 def test_a_student_of_layers_comes_nearer_to_its_teacher(job):
     done = distill(job, EXAMPLES)
     before, after = done.training.held_out_before, done.training.held_out
-    assert after["forward-kl"] < before["forward-kl"] / 2
+    assert after["forward-kl"] < 0.7 * before["forward-kl"]
     # As written, of weights read back, text by text and without autocast: the same but for bfloat16's rounding.
     assert done.measured.comparison.kl.value == pytest.approx(after["forward-kl"], rel=0.05)
     assert done.measured.acceptance.greedy.value == pytest.approx(done.measured.comparison.agreement.value)
