@@ -1,8 +1,8 @@
 """AdamW, and which weights it lets decay.
 
 Muon for the matrices, which trained the built-in model from scratch, lost here: a student of 2 of its 4 layers, after 60
-steps of 2,048 tokens, was at a KL of 0.68 from its teacher with Muon's best rate (of 0.0003, 0.001, 0.003, 0.01), and at 0.61
-with AdamW's (of 0.0005, 0.001, 0.002, 0.003); one seed each.
+steps of 2,048 tokens, was at a KL of 0.68 from its teacher with Muon's best rate (of 0.0003, 0.001, 0.003, 0.01), and at
+0.61 with AdamW's (of 0.0005, 0.001, 0.002, 0.003); one seed each.
 """
 
 from collections.abc import Iterable
