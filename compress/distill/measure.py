@@ -10,6 +10,7 @@ from ..evaluate import Comparison, PlainScorer, Scorer, compare
 from ..plain_model import PlainModel, load_plain
 from ..texts import Tokens
 from .acceptance import Acceptance, acceptance
+from .vocabulary import size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Measured:
 def measure(folder: Path, teacher: PlainModel, texts: Sequence[Tokens], device: str) -> Measured:
     """The model in `folder` beside `teacher`, on at least two texts."""
     student = load_plain(str(folder), device=device)
-    vocab = len(teacher.tokenizer.vocabulary())
+    vocab = size_of(teacher.tokenizer)
     comparison = compare(
         Narrowed(PlainScorer(student.module, "student"), vocab),
         Narrowed(PlainScorer(teacher.module, "teacher"), vocab),

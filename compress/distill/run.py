@@ -27,7 +27,7 @@ from .measure import measure
 from .objective import Distillation
 from .on_policy import OnPolicy
 from .students import from_config, take_layers
-from .vocabulary import check_same_vocabulary
+from .vocabulary import check_rows, check_same_vocabulary, size_of
 
 # Of the held-out texts: so many for the losses on the way, and for the figures at the end.
 WATCHED, MEASURED = 64, 400
@@ -52,6 +52,8 @@ def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
     device = training_device(job.device)
     teacher = load_plain(job.teacher, device=device)
     student, origin = _student(job, teacher, device)
+    check_rows(teacher.module, tokenizer, "The teacher")
+    check_rows(student, tokenizer, "The student")
     dtype = student.dtype if job.config is None else teacher.module.dtype
     dataset = make_dataset(
         tokenizer,
@@ -119,7 +121,7 @@ def _student(job: DistillJob, teacher: PlainModel, device: str) -> tuple[Any, st
     if job.layers is not None:
         return take_layers(teacher.module, job.layers), f"{job.layers} layers"
     assert job.config is not None
-    student = from_config(job.config, len(teacher.tokenizer.vocabulary()), job.training.seed)
+    student = from_config(job.config, job.training.seed)
     student.generation_config = teacher.module.generation_config
     return student.to(device), job.config.read_text(encoding="utf-8")
 
@@ -138,7 +140,7 @@ def _source(job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenize
         batch_tokens=settings.batch_tokens,
         seed=settings.seed,
         ends=frozenset([*ends, *own]),
-        vocab_size=len(tokenizer.vocabulary()),
+        vocab_size=size_of(tokenizer),
     )
 
 

@@ -49,10 +49,10 @@ def evenly_spaced(count: int, depth: int) -> list[int]:
     return [round(i * (depth - 1) / (count - 1)) for i in range(count)]
 
 
-def from_config(file: Path, vocab_size: int, seed: int) -> Any:
+def from_config(file: Path, seed: int) -> Any:
     """A model of fresh weights, float32, as `file` (a config.json) describes it.
 
-    Raises CompressError where it cannot be read or made, or has no room for the vocabulary.
+    Raises CompressError where it cannot be read or made.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -66,10 +66,4 @@ def from_config(file: Path, vocab_size: int, seed: int) -> Any:
         raise CompressError(
             f"{file} describes no causal language model that can be made: {reason}", param="student_config"
         ) from error
-    rows = student.get_output_embeddings().weight.shape[0]
-    if rows < vocab_size:
-        raise CompressError(
-            f"{file} has a vocab_size of {rows}, and the teacher's tokenizer {vocab_size} tokens; set it to at least that.",
-            param="student_config",
-        )
     return student

@@ -1,5 +1,7 @@
 """Whether two models mean the same by a token id: what they must, for one to learn from the other's distributions."""
 
+from typing import Any
+
 from ...errors import CompressError
 from ...models.tokenizer import Tokenizer
 
@@ -9,18 +11,28 @@ def check_same_vocabulary(teacher: Tokenizer, student: Tokenizer) -> None:
     theirs, own = teacher.vocabulary(), student.vocabulary()
     if theirs == own:
         return
-    by_id = sorted((token_id, token) for token, token_id in theirs.items() if own.get(token) != token_id)
-    if not by_id:
-        token, token_id = min(
-            ((token, token_id) for token, token_id in own.items() if token not in theirs), key=lambda p: p[1]
-        )
-        differs = f"{token!r} is token {token_id} of the student and none of the teacher"
-    else:
-        token_id, token = by_id[0]
-        place = f"token {own[token]}" if token in own else "none"
-        differs = f"{token!r} is token {token_id} of the teacher and {place} of the student"
+    token = min(theirs.items() ^ own.items(), key=lambda entry: entry[1])[0]
     raise CompressError(
-        f"The student has another vocabulary ({len(own)} tokens, the teacher {len(theirs)}): {differs}. A student learns "
-        "the teacher's probabilities token by token; take one with the teacher's tokenizer, or make one with --layers.",
+        f"The student has another vocabulary ({len(own)} tokens, the teacher {len(theirs)}): {token!r} is "
+        f"{_named(theirs.get(token))} of the teacher and {_named(own.get(token))} of the student. A student learns the "
+        "teacher's probabilities token by token; take one with the teacher's tokenizer, or make one with --layers.",
         param="student",
     )
+
+
+def _named(token_id: int | None) -> str:
+    return "none" if token_id is None else f"token {token_id}"
+
+
+def size_of(tokenizer: Tokenizer) -> int:
+    """Rows that a model's matrices need for all of its ids."""
+    return max(tokenizer.vocabulary().values()) + 1
+
+
+def check_rows(module: Any, tokenizer: Tokenizer, name: str) -> None:
+    """Whether a model has a row for every token; more are padding. Raises CompressError."""
+    rows, needed = module.get_output_embeddings().weight.shape[0], size_of(tokenizer)
+    if rows < needed:
+        raise CompressError(
+            f"{name} has a vocab_size of {rows}, and the teacher's tokenizer {needed} tokens; it must have at least as many."
+        )
