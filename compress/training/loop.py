@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 
 from ...errors import CompressError
-from ..folder import is_disk_full
 from ..texts import Tokens
 from .batches import Batch, in_order
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -123,16 +122,9 @@ class _Training:
         return self.settings.budget.progress(self.step, self.seconds)
 
     def run(self) -> TrainingReport:
-        try:
-            with Interruption() as interruption:
-                self.restore()
-                return self.steps(interruption)
-        except OSError as error:  # of the log; the checkpoint's are told already
-            if is_disk_full(error):
-                raise CompressError(
-                    f"The disk of {self.log.file} is full; make room and run the same command again to go on."
-                ) from error
-            raise
+        with Interruption() as interruption:
+            self.restore()
+            return self.steps(interruption)
 
     def steps(self, interruption: Interruption) -> TrainingReport:
         from tqdm import tqdm
