@@ -48,7 +48,11 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss", choices=_LOSSES, default="forward-kl", help="how far from the teacher (%(default)s)"
     )
     loss.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="divides both logits (%(default)s)"
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="divides both models' logits (%(default)s)",
     )
     loss.add_argument(
         "--beta", type=float, default=0.5, metavar="B", help="of jsd, between 0 and 1 (%(default)s)"
@@ -78,7 +82,13 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     budget = training.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, metavar="N", help="how long; or")
     budget.add_argument("--minutes", type=float, metavar="M", help="of training time")
-    training.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help="a step (%(default)s)")
+    training.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="of a step, padding included (%(default)s)",
+    )
     training.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="taken of each example (%(default)s)"
     )
@@ -89,7 +99,9 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--held-out", type=float, default=0.05, metavar="SHARE", help="of the prompts (%(default)s)"
     )
-    training.add_argument("--seed", type=int, default=0, metavar="N")
+    training.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the student's folder")
     parser.add_argument("--force", action="store_true", help="replace what is in it")
     add_arguments(parser, names=("device", "quantize", "cache_path", "cache_max_bytes"))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cache_worker import make_completion, make_key
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
@@ -63,7 +64,11 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"on-policy": "1.5"}, "on_policy is 1.5; it is a share, from 0 to 1."),
         ({"tenant": "acme"}, "tenant is of the cache; give --from-cache with it."),
         ({"beta": "1"}, "beta is 1.0; it must be between 0 and 1."),
-        ({"device": "cuda"}, "torch finds no CUDA device"),
+        pytest.param(
+            {"device": "cuda"},
+            "torch finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         ({"learning-rate": "1e30"}, "at step 1, where the learning rate was 1e+30. Run the same command with"),
     ],
 )  # fmt: skip
@@ -75,10 +80,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     others: dict[str, str | None],
     says: str,
 ) -> None:
-    if others.get("device") == "cuda":
-        torch = pytest.importorskip("torch")
-        if torch.cuda.is_available():
-            pytest.skip("there is one")
     output = tmp_path / "student"
     assert main(arguments(teacher, questions, output, **others)) == 1
     error = capsys.readouterr().err.splitlines()
