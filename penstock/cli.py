@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__
 from .cli_cache import add_cache_arguments
+from .cli_distill import add_distill_arguments
 from .cli_eval import add_eval_arguments
 from .cli_keys import add_keys_arguments
 from .config import add_arguments, load_settings
@@ -29,6 +30,7 @@ _COMMANDS = {
     "eval": ".cli_eval",
     "cache": ".cli_cache",
     "keys": ".cli_keys",
+    "distill": ".cli_distill",
     "top": ".cli_top",
 }
 
@@ -113,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_eval_arguments(
         commands.add_parser("eval", help="measure what models, or levers, save and cost in accuracy")
+    )
+    add_distill_arguments(
+        commands.add_parser(
+            "distill", help="train a small model to do as a large one does", allow_abbrev=False
+        )
     )
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")

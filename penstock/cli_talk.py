@@ -80,6 +80,11 @@ class LocalModel:
         await starting
         self._defaults = GenerationDefaults.load(Path(self._engine.info.path))
 
+    @property
+    def max_model_len(self) -> int:
+        """Of prompt and answer together; once it has started."""
+        return self._engine.info.max_model_len
+
     async def answer(
         self, request: Mapping[str, Any], params: Mapping[str, Any]
     ) -> AsyncGenerator[Piece, None]:

@@ -29,12 +29,15 @@ def recover(
     """Distils `teacher` into `student`, in place, for `steps` or `minutes`.
 
     Args:
-        student, teacher: transformers causal language models of one vocabulary, on one device. The student becomes float32.
+        student, teacher: transformers causal language models of one vocabulary, on one device, without a weight in
+            common. The student becomes float32.
         texts, held_out: at least one text each; what is learnt goes by their `learn`.
         work: keeps checkpoint.pt and training.jsonl; a run that was interrupted goes on from there.
 
     Raises CompressError as `train` does.
     """
+    theirs = {id(weight) for weight in teacher.parameters()}
+    assert not any(id(weight) in theirs for weight in student.parameters()), "a teacher does not learn"
     settings = TrainingSettings(
         Budget(steps, minutes),
         batch_tokens,

@@ -45,22 +45,23 @@ class _Summed(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        wanted = [argument for argument in ctx.needs_input_grad[3:] if argument]
-        leaves = [None if t is None else t.detach() for t in (weight, bias)]
-        for leaf, wants in zip(leaves, ctx.needs_input_grad[4:], strict=True):
-            if leaf is not None:
-                leaf.requires_grad_(wants)
-        grads: list[Tensor | None] = [
-            torch.zeros_like(t) if t is not None and wants else None
-            for t, wants in zip((hidden, weight, bias), ctx.needs_input_grad[3:], strict=True)
+        given: list[Any] = [hidden, weight, bias]
+        grads = {i: torch.zeros_like(given[i]) for i in range(3) if ctx.needs_input_grad[3 + i]}
+        head: list[Any] = [
+            t if t is None else t.detach().requires_grad_(i in grads) for i, t in ((1, weight), (2, bias))
         ]
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            chunk = hidden[part].detach().requires_grad_(ctx.needs_input_grad[3])
-            with torch.set_grad_enabled(bool(wanted)):
-                value, others = loss(chunk, leaves[0], leaves[1], part)  # type: ignore[arg-type]
-            _accumulate(value, (chunk, *leaves), grads, part)
+            chunk = hidden[part].detach().requires_grad_(0 in grads)
+            with torch.set_grad_enabled(bool(grads)):
+                value, others = loss(chunk, head[0], head[1], part)
+            found = torch.autograd.grad(value, [(chunk, *head)[i] for i in grads]) if grads else ()
+            for i, grad in zip(grads, found, strict=True):
+                if i == 0:
+                    grads[i][part] = grad
+                else:
+                    grads[i] += grad
             total += value.detach()
             for name, other in others.items():
                 told[name] = told.get(name, 0) + other.detach()
@@ -69,25 +70,6 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        grads = [None if grad is None else grad.mul_(outer[0]) for grad in ctx.grads]
+        grads = [ctx.grads[i].mul_(outer[0]) if i in ctx.grads else None for i in range(3)]
         del ctx.grads
         return (None, None, None, *grads)
-
-
-def _accumulate(
-    value: Tensor, leaves: tuple[Tensor | None, ...], grads: list[Tensor | None], part: slice
-) -> None:
-    wanted = [i for i, grad in enumerate(grads) if grad is not None]
-    if not wanted:
-        return
-    found = torch.autograd.grad(
-        value,
-        [leaf for leaf, grad in zip(leaves, grads, strict=True) if leaf is not None and grad is not None],
-    )
-    for i, grad in zip(wanted, found, strict=True):
-        held = grads[i]
-        assert held is not None
-        if i == 0:
-            held[part] = grad
-        else:
-            held += grad

@@ -1,6 +1,6 @@
 """Trains a transformers causal language model for a budget, on one device, and goes on where it was interrupted.
 
-A step is a pure function of the weights, the optimizers' states and (seed, step): a run that was interrupted ends with the
+A step is a pure function of the weights, the optimizer's state and (seed, step): a run that was interrupted ends with the
 same bits as one that was not, on the same machine. Knows no loss and no command.
 """
 
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 
 from ...errors import CompressError
-from ..folder import is_disk_full
 from ..texts import Tokens
 from .batches import Batch, in_order
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -22,7 +21,7 @@ from .halves import Halves, split
 from .interruption import Interruption
 from .log import TrainingLog
 from .objective import Objective
-from .optimizers import make_optimizers, set_rate
+from .optimizer import make_optimizer, set_rate
 from .schedule import GAP_SECONDS, Budget, rate_at
 
 SAVE_EVERY_SECONDS = 120.0
@@ -33,8 +32,7 @@ CLIP = 1.0
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """Attributes:
-    learning_rate: the highest, of either optimizer.
-    optimizer: of OPTIMIZERS.
+    learning_rate: the highest.
     gradient_checkpointing: compute each layer twice, and keep only its input: a third slower, a fraction of the memory.
     bf16: matrix products in bfloat16 (autocast); weights and optimizer stay float32.
     """
@@ -42,7 +40,6 @@ class TrainingSettings:
     budget: Budget
     batch_tokens: int = 4096
     learning_rate: float = 1e-3
-    optimizer: str = "muon"
     gradient_checkpointing: bool = False
     bf16: bool = True
     seed: int = 0
@@ -112,9 +109,8 @@ class _Training:
         self.objective, self.settings, self.label = objective, settings, label
         self.device: torch.device = student.device
         self.halves: Halves = split(student)
-        self.optimizers = make_optimizers(
-            student, objective.parameters(), settings.optimizer, settings.learning_rate
-        )
+        self.learning = [*student.parameters(), *objective.parameters()]
+        self.optimizer = make_optimizer(self.learning, settings.learning_rate)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.before: dict[str, float] | None = None
         self.checkpoint = work / "checkpoint.pt"
@@ -126,16 +122,9 @@ class _Training:
         return self.settings.budget.progress(self.step, self.seconds)
 
     def run(self) -> TrainingReport:
-        try:
-            with Interruption() as interruption:
-                self.restore()
-                return self.steps(interruption)
-        except OSError as error:  # of the log; the checkpoint's are told already
-            if is_disk_full(error):
-                raise CompressError(
-                    f"The disk of {self.log.file} is full; make room and run the same command again to go on."
-                ) from error
-            raise
+        with Interruption() as interruption:
+            self.restore()
+            return self.steps(interruption)
 
     def steps(self, interruption: Interruption) -> TrainingReport:
         from tqdm import tqdm
@@ -145,8 +134,9 @@ class _Training:
         if self.before is None:
             self.before = self.evaluate()
         latest = self.before
+        done = round(100 * self.progress)
         # disable=None: no line where nobody looks at a terminal
-        with tqdm(total=100, desc=self.label, disable=None, bar_format=_BAR) as bar:
+        with tqdm(total=100, initial=done, desc=self.label, disable=None, bar_format=_BAR) as bar:
             while self.progress < 1.0 and interruption.number is None:
                 began = self.progress
                 told = self.one_step()
@@ -168,22 +158,19 @@ class _Training:
         started = time.monotonic()
         torch.manual_seed(_seed(self.settings.seed, self.step))
         rate = self.settings.learning_rate * rate_at(self.progress)
-        set_rate(self.optimizers, rate)
+        set_rate(self.optimizer, rate)
         batch = self.source.at(self.step).to(self.device)
         self.student.train()
         with self.autocast():
             loss = self.objective(self.halves, batch)
         loss.value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            [*self.student.parameters(), *self.objective.parameters()], CLIP
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.learning, CLIP)
         value, size = loss.value.item(), norm.item()
         for what, number in (("loss", value), ("gradient", size)):
             if not math.isfinite(number):
                 raise self.diverged(f"The {what} is {number}")
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         spent = time.monotonic() - started
         self.seconds += spent if spent < GAP_SECONDS else 0.0
         self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
@@ -229,14 +216,14 @@ class _Training:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     def save(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.student.parameters()):
+        if not all(bool(p.isfinite().all()) for p in self.learning):
             raise self.diverged("A weight is no number any more")
         save_checkpoint(
             self.checkpoint,
             {
                 "student": self.student.state_dict(),
                 "objective": self.objective.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "optimizer": self.optimizer.state_dict(),
                 "source": self.source.state(),
                 "step": self.step,
                 "tokens": self.tokens,
@@ -253,8 +240,7 @@ class _Training:
             return
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.source.restore(state["source"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.saved_step = self.step

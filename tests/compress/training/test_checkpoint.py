@@ -1,4 +1,4 @@
-"""A checkpoint is whole, or the one before it."""
+"""A checkpoint is whole, or the one before it; a disk that is full is told in a line."""
 
 import resource
 import signal
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from penstock.compress.training.checkpoint import load_checkpoint, save_checkpoint
+from penstock.compress.training.log import TrainingLog
 from penstock.errors import CompressError
 
 
@@ -28,6 +29,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, fil
         save_checkpoint(file, {"step": 2, "weights": torch.zeros(1_000_000)})
     assert load_checkpoint(file)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_log_on_a_full_disk_is_told(tmp_path):
+    (tmp_path / "training.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CompressError, match=r"training\.jsonl cannot be written: No space left on device\."):
+        TrainingLog(tmp_path / "training.jsonl").write(step=1)
 
 
 def test_a_broken_checkpoint_is_told(tmp_path):

@@ -1,0 +1,164 @@
+"""`penstock distill`: models and texts checked, the student trained, measured, and written as a folder.
+
+Knows no command line, and neither engine nor cache: examples are handed in.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import CompressError
+from ...models.fingerprint import fingerprint
+from ...models.location import TOKENIZER_FILES, resolve_model
+from ...models.tokenizer import Tokenizer
+from ..folder import WorkFolder, check_target, new_folder
+from ..plain_model import PlainModel, load_plain
+from ..texts import Example
+from ..training.batches import Batches
+from ..training.loop import BatchSource, train
+from .card import card
+from .dataset import Dataset, make_dataset
+from .job import Distilled, DistillJob
+from .measure import measure
+from .objective import Distillation
+from .on_policy import OnPolicy
+from .students import from_config, take_layers
+from .vocabulary import check_rows, check_same_vocabulary, size_of
+
+# Of the held-out texts: so many for the losses on the way, and for the figures at the end.
+WATCHED, MEASURED = 64, 400
+
+
+def check_job(job: DistillJob) -> Tokenizer:
+    """Refuses what can be refused without loading weights; the teacher's tokenizer. Raises PenstockError."""
+    check_target(job.output, force=job.force)
+    training_device(job.device)
+    tokenizer = Tokenizer.load(job.teacher)
+    if job.student is not None:
+        check_same_vocabulary(tokenizer, Tokenizer.load(job.student))
+    return tokenizer
+
+
+def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
+    """Writes the student's folder. An interrupted job goes on where it was when it is run again with the same examples.
+
+    Raises PenstockError naming what is wrong; KeyboardInterrupt after Ctrl-C. The folder appears whole or not at all.
+    """
+    tokenizer = check_job(job)
+    device = training_device(job.device)
+    teacher = load_plain(job.teacher, device=device)
+    student, origin = _student(job, teacher, device)
+    check_rows(teacher.module, tokenizer, "The teacher")
+    check_rows(student, tokenizer, "The student")
+    dtype = student.dtype if job.config is None else teacher.module.dtype
+    dataset = make_dataset(
+        tokenizer,
+        examples,
+        max_tokens=min(job.max_tokens, _context(teacher.module), _context(student)),
+        held_out_share=job.held_out_share,
+    )
+    work = WorkFolder(job.output, _identity(job, teacher, origin, dataset))
+    try:
+        objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
+        source = _source(job, dataset, student, tokenizer)
+        report = train(
+            student,
+            source,
+            dataset.held_out[:WATCHED],
+            objective,
+            job.training,
+            work.path,
+            label="distilling",
+        )
+        parameters = sum(p.numel() for p in student.parameters())
+        with new_folder(job.output, force=job.force, expected_bytes=parameters * dtype.itemsize) as staging:
+            student.to(dtype).save_pretrained(staging)
+            copy_tokenizer(teacher.path, staging)
+            shutil.copy(report.log, staging / "training.jsonl")
+            measured = measure(staging, teacher, dataset.held_out[:MEASURED], device)
+            done = Distilled(measured, report, dataset)
+            text = card(job, done, parameters, sum(p.numel() for p in teacher.module.parameters()))
+            (staging / "README.md").write_text(text, encoding="utf-8")
+    except BaseException:
+        work.close()
+        raise
+    work.done()
+    return done
+
+
+def training_device(setting: str) -> str:
+    """Of "auto", "cpu", "cuda". Raises CompressError where there is no such device."""
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise CompressError(
+            "device is 'cuda', but torch finds no CUDA device; install a CUDA build of torch and the driver, or use "
+            "'cpu'.",
+            param="device",
+        )
+    return "cuda"
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The files that turn text into ids and conversations into text."""
+    wanted = {file for pattern in TOKENIZER_FILES for file in source.glob(pattern)}
+    for file in sorted(file for file in wanted if file.is_file()):
+        if file.suffix != ".json" or not file.stem.endswith("config") or file.stem.startswith("tokenizer"):
+            shutil.copy(file, target)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name)
+
+
+def _student(job: DistillJob, teacher: PlainModel, device: str) -> tuple[Any, str]:
+    """The module, and what it was made of, as a digest."""
+    if job.student is not None:
+        return load_plain(job.student, device=device).module, fingerprint(resolve_model(job.student))
+    if job.layers is not None:
+        return take_layers(teacher.module, job.layers), f"{job.layers} layers"
+    assert job.config is not None
+    student = from_config(job.config, job.training.seed)
+    student.generation_config = teacher.module.generation_config
+    return student.to(device), job.config.read_text(encoding="utf-8")
+
+
+def _source(job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenizer) -> BatchSource:
+    settings = job.training
+    if not job.on_policy:
+        return Batches(dataset.train, settings.batch_tokens, settings.seed)
+    ends = student.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else ends or []
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return OnPolicy(
+        dataset.train,
+        student,
+        share=job.on_policy,
+        batch_tokens=settings.batch_tokens,
+        seed=settings.seed,
+        ends=frozenset([*ends, *own]),
+        vocab_size=size_of(tokenizer),
+    )
+
+
+def _identity(job: DistillJob, teacher: PlainModel, origin: str, dataset: Dataset) -> dict[str, Any]:
+    """What makes it the same job. Not the learning rate: one that was too high is lowered on the way."""
+    training = asdict(job.training)
+    del training["learning_rate"]
+    return {
+        "teacher": teacher.fingerprint,
+        "student": origin,
+        "data": dataset.fingerprint,
+        "loss": asdict(job.loss),
+        "on_policy": job.on_policy,
+        "training": training,
+    }
+
+
+def _context(module: Any) -> int:
+    """Tokens that the model takes, and one more, which is only predicted."""
+    found: int | None = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    return (found or 1 << 30) + 1
