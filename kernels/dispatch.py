@@ -53,6 +53,11 @@ class QuantizedWeight(Protocol):
     def quantize(cls, weight: Tensor) -> Self:
         """From a float matrix [N, K], on its device."""
 
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> Self:
+        """From [N, K] int8, in 4 bits from -8 to 7, and the float32 scales of whole groups, [N, 1] or, in 4 bits, [N, K / 32],
+        [N, K / 64] or [N, K / 128]; on their device. What is multiplied with are these very numbers."""
+
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] -> [M, N] in x's dtype."""
 
