@@ -53,6 +53,11 @@ class QuantizedWeight(Protocol):
     def quantize(cls, weight: Tensor) -> Self:
         """From a float matrix [N, K], on its device."""
 
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> Self:
+        """From [N, K] int8, in 4 bits from -8 to 7, and the float32 scales of whole groups: [N, 1], in 4 bits [N, K / 32],
+        [N, K / 64] or [N, K / 128]. All are on their device. What is multiplied with are these very numbers."""
+
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] -> [M, N] in x's dtype."""
 
@@ -123,21 +128,24 @@ def sampler_of(backend: Backend) -> Callable[[Tensor, Sequence[Draw]], tuple[Ten
 
 
 def describe(
-    backend: Backend, precision: str, fused: Mapping[str, int], experts: Mapping[str, int] | None = None
+    backend: Backend,
+    precision: str,
+    fused: Mapping[str, int],
+    experts: Mapping[str, int] | None = None,
+    linears: Mapping[str, int] | None = None,
 ) -> str:
     """Which kernels serve what, in one line, for whoever starts an engine.
 
     `fused`: parts served by each fused kernel. `experts`: layers whose experts each kernel computes, "torch" as stored.
+    `linears`: how many linear layers are in each precision, "none" as stored; all in `precision` where it is empty.
     """
-    linears = f"linears {WEIGHTS[precision][0]} ({precision})" if precision in WEIGHTS else "linears torch"
+    said = _linears(linears) if linears else _linears({precision: 0})
     for kernel, layers in (experts or {}).items():
-        linears += (
-            f", experts of {layers} layers {kernel} ({'as stored' if kernel == 'torch' else precision})"
-        )
+        said += f", experts of {layers} layers {kernel} ({'as stored' if kernel == 'torch' else precision})"
     if backend.kind == "cpu":
         by = "torch's operators" if library() is None else "C"
         whole = f", {fused['layers']} whole layers" if "layers" in fused else ""
-        return f"CPU kernels in {by}: attention paged_attention, {linears}{whole}"
+        return f"CPU kernels in {by}: attention paged_attention, {said}{whole}"
     import triton
 
     where = "the interpreter"
@@ -145,7 +153,18 @@ def describe(
         tuned = "measured" if load_configurations(backend.device) else "default"
         where = f"{torch.cuda.get_device_name(backend.device)} ({tuned} configurations)"
     parts = "".join(f", {count} {kernel}" for kernel, count in fused.items())
-    return f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {linears}{parts}"
+    return f"Triton {triton.__version__} kernels on {where}: attention paged_attention over store_kv, {said}{parts}"
+
+
+def _linears(counts: Mapping[str, int]) -> str:
+    parts = []
+    for precision, count in counts.items():
+        what = f"{count} linear{'s' if count > 1 else ''}" if count else "linears"
+        if precision in WEIGHTS:
+            parts.append(f"{what} {WEIGHTS[precision][0]} ({precision})")
+        else:
+            parts.append(f"{what} torch{' (as stored)' if count else ''}")
+    return ", ".join(parts)
 
 
 def _interpreter() -> Backend:

@@ -7,7 +7,9 @@ takes bf16 scales multiplies with exactly the ones the integers were rounded by.
 import torch
 from torch import Tensor
 
-# Elements of one output channel that share a scale in 4 bits. Reductions are padded by zeros to whole groups.
+# Elements of one output channel that may share a scale in 4 bits.
+GROUPS = (32, 64, 128)
+# How many do where nobody says otherwise. Reductions are padded by zeros to whole multiples of it.
 GROUP = 128
 # A slice at a time: float32 copies of a whole vocabulary head would be the peak of the process's memory.
 SLICE_ELEMENTS = 1 << 20
@@ -35,11 +37,20 @@ def quantize_weight(weight: Tensor, bits: int, group: int | None) -> tuple[Tenso
     return quantized, scales
 
 
-def pack_int4(quantized: Tensor) -> Tensor:
+def whole_groups(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K] int8 with [N, G] scales of K / G elements each -> [N, K'] and [N, G'], as `quantize_weight` makes them."""
+    width, groups = values.shape[1], scales.shape[1]
+    beyond = -width % GROUP
+    values = torch.nn.functional.pad(values, (0, beyond))
+    # One scale for all of a row goes for its zeros too.
+    return values, scales if groups == 1 else torch.nn.functional.pad(scales, (0, beyond * groups // width))
+
+
+def pack_int4(quantized: Tensor, group: int = GROUP) -> Tensor:
     """[N, K'] int8 in -8 .. 7 -> [N, K' / 2] uint8, offset by 8.
 
-    Byte j of a group of 128 holds element j in its low bits and element j + 64 in its high ones: either half of the bytes'
-    bits is then 64 consecutive elements, without shuffling.
+    Byte j of a group holds element j in its low bits and, of a group of 128, element j + 64 in its high ones: either half of
+    the bytes' bits is then consecutive elements, without shuffling.
     """
-    halves = (quantized + 8).to(torch.uint8).view(quantized.shape[0], -1, 2, GROUP // 2)
+    halves = (quantized + 8).to(torch.uint8).view(quantized.shape[0], -1, 2, group // 2)
     return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)

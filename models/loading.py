@@ -1,6 +1,7 @@
 """From a folder or hub id to a model that the engine can run: checked, hooked, quantized."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,21 +11,24 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelLoadError
 from ..kernels.cpu.native.library import library
 from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
+from .compressed_tensors import check_values, extension, stored_linears
 from .fingerprint import fingerprint
 from .fusion import fuse
 from .inline_attention import attend_inline
+from .json_file import read_json_object
 from .kv_cache import LayerShape
 from .location import resolve_model
 from .lora import Adapters
 from .model_call import feed_positions, keep_logits
 from .native_forward import forward_of
 from .native_layers import stack_layers
+from .quantization_config import QuantizationConfig, quantization_config
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
 from .steady_linear import make_steady
@@ -49,10 +53,12 @@ class LoadedModel:
         layers: what each attention layer stores per token, by layer index.
         dtype: of activations and KV.
         max_model_len: positions the model was made for.
-        precision: "w8a8", "w8a16", "w4a16" or "none".
+        precision: "w8a8", "w8a16", "w4a16", "none", or "mixed" where a folder's layers are stored in several.
+        kv_cache_dtype: "int8" where KV is kept so, or "auto", as computed.
         backend: the kernels it computes with, and their device.
         fused: how many of the model's own parts each fused kernel stands in for.
         adapters: what may be added to it, row by row.
+        linears: how many linear layers are served in each precision; "none" counts those left as stored.
         experts: of how many layers each kernel computes the experts, "torch" those left as stored; empty if not quantized.
     """
 
@@ -67,11 +73,13 @@ class LoadedModel:
     vocab_size: int
     eos_token_ids: list[int]
     precision: str
+    kv_cache_dtype: str
     num_parameters: int
     backend: Backend
     fused: dict[str, int]
     experts: dict[str, int]
     adapters: Adapters
+    linears: dict[str, int]
 
 
 def load_model(
@@ -82,8 +90,11 @@ def load_model(
     kv_cache_dtype: str = "auto",
     device: str = "auto",
     adapters: Mapping[str, str] = MappingProxyType({}),
+    default_precision: str | None = None,
 ) -> LoadedModel:
     """Load `model` ("builtin", a local folder or a hub id) for serving; see `EngineConfig` for the settings.
+
+    `default_precision`: what `quantize` = "auto" means for a folder of floats; None: "w8a8" for "builtin", else "none".
 
     Raises ModelLoadError naming the model, the reason and the remedy.
     """
@@ -92,21 +103,40 @@ def load_model(
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
     path = resolve_model(model)
-    precision = ("w8a8" if model == "builtin" else "none") if quantize == "auto" else quantize
+    config_file = read_json_object(path / "config.json")
+    stored = quantization_config(config_file, path)
+    if stored is not None:
+        precision = _stored_precision(path, stored, quantize)
+        kv_cache_dtype = _stored_kv_cache_dtype(path, stored, kv_cache_dtype, backend)
+    elif quantize == "auto":
+        precision = default_precision or ("w8a8" if model == "builtin" else "none")
+    else:
+        precision = quantize
+    kv_cache_dtype = "auto" if kv_cache_dtype == "none" else kv_cache_dtype
     with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
         # What changes answers by rounding is part of what a cached one is filed under.
         rounding = [backend.kind, kv_cache_dtype] if backend.kind != "cpu" else ["c"] if library() else []
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
-        module = _from_pretrained(path, dtype)
+        module = _from_pretrained(path, dtype, stored)
     config = module.config.get_text_config()
     _refuse_other_layers(type(module).__name__, config)
-    num_parameters = module.num_parameters()
+    num_parameters = _num_parameters(module)
     experts: dict[str, int] = {}
+    linears: Counter[str] = Counter()
     if precision != "none":
-        experts = quantize_experts(module, backend, precision)
-        swapped = quantize_linears(module, backend, precision)
-        if not swapped:
+        experts_to = precision if stored is None else stored.own.experts
+        if experts_to is not None:
+            experts = quantize_experts(module, backend, experts_to)
+        rounded_to = (precision, None) if stored is None else (None, stored.own.output_layer)
+        linears = quantize_linears(module, backend, *rounded_to)
+        if not linears:
             raise ModelLoadError(f"{path} has no linear layers to quantize; serve it with quantize = 'none'.")
+        if unserved := list(stored_linears(module)):
+            raise ModelLoadError(
+                f"{path} stores {unserved[0]} quantized, which picks experts or has a single input or output, and is served "
+                "in floats only; quantize the original model anew with `penstock quantize`."
+            )
+        linears["none"] = sum(isinstance(part, nn.Linear) for part in module.modules())
         pack_linears(module)
         make_steady(module)
     module.to(backend.device).eval()
@@ -115,7 +145,7 @@ def load_model(
     added = _load_adapters(module, adapters)
     forward: LogitsOf | None = None
     # What an adapter adds is added to single products, which the library keeps to itself.
-    may_stack = precision == "w8a8" and backend.kind == "cpu" and not adapters
+    may_stack = linears["w8a8"] and backend.kind == "cpu" and not adapters
     if may_stack and (stacked := stack_layers(module, probe.arguments, probe.layers)):
         fused["layers"] = stacked
         forward = forward_of(module, probe.layers)
@@ -132,12 +162,44 @@ def load_model(
         vocab_size=config.vocab_size,
         eos_token_ids=_eos_token_ids(module),
         precision=precision,
+        kv_cache_dtype=kv_cache_dtype,
         num_parameters=num_parameters,
         backend=backend,
         fused=fused,
         experts=experts,
         adapters=added,
+        linears={name: count for name, count in linears.items() if count},
     )
+
+
+def _stored_precision(path: Path, stored: QuantizationConfig, quantize: str) -> str:
+    if quantize not in ("auto", stored.precision):
+        raise ModelLoadError(
+            f"quantize is {quantize!r}, but {path} is stored in {' and '.join(stored.precisions)}, and is served so; "
+            "leave quantize at 'auto', or give the original model.",
+            param="quantize",
+        )
+    return stored.precision
+
+
+def _stored_kv_cache_dtype(path: Path, stored: QuantizationConfig, asked: str, backend: Backend) -> str:
+    if asked != "auto" or stored.own.kv_cache_dtype is None:
+        return asked
+    if backend.kind == "cpu":
+        log.warning(
+            "%s was measured with INT8 KV, which is for GPUs; on this CPU its KV is kept as computed", path
+        )
+        return "none"
+    return "int8"
+
+
+def _num_parameters(module: Any) -> int:
+    """Of the model, however many numbers share a word in its file."""
+    stored = stored_linears(module).values()
+    belonging = {id(parameter) for linear in stored for parameter in linear.parameters()}
+    plain: int = sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in belonging)
+    biases = sum(linear.out_features for linear in stored if linear.bias is not None)
+    return plain + biases + sum(linear.out_features * linear.in_features for linear in stored)
 
 
 def _compute(
@@ -153,19 +215,18 @@ def _compute(
     return logits[0]
 
 
-def _from_pretrained(path: Path, dtype: str) -> Any:
+def _from_pretrained(path: Path, dtype: str, stored: QuantizationConfig | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     attention_hook.register()
     try:
-        config = AutoConfig.from_pretrained(path)
-        if getattr(config, "quantization_config", None):
-            raise ModelLoadError(
-                f"{path} is stored quantized, which Penstock cannot load yet; give the original and quantize = 'w8a8'."
-            )
         settings = {"dtype": "auto" if dtype == "auto" else DTYPES[dtype], "output_loading_info": True}
+        if stored is not None:
+            config = AutoConfig.from_pretrained(path)
+            config.quantization_config = extension(stored, path)
+            settings["config"] = config
         try:
             module, report = AutoModelForCausalLM.from_pretrained(
                 path, attn_implementation=attention_hook.NAME, **settings
@@ -190,6 +251,8 @@ def _from_pretrained(path: Path, dtype: str) -> Any:
             f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
             "download or export it again."
         )
+    if stored is not None:
+        check_values(module, path)
     return module
 
 

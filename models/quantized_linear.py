@@ -1,5 +1,7 @@
 """Replaces a loaded model's linear layers by quantized ones, layer by layer, so that both copies never stand side by side.
 
+What is stored as floats is rounded here; what is stored as integers is served as those.
+
 Linears that read the same input (q, k and v; gate and up) share one matrix: a third of the quantizations and calls.
 """
 
@@ -8,6 +10,7 @@ import mmap
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from ..kernels.cpu.grouped_int8_matmul import GroupedInt8Weight
 from ..kernels.cpu.int8_matmul import Int8Weight
 from ..kernels.dispatch import Backend, QuantizedWeight, weight_class
+from .compressed_tensors import StoredLinear
+from .quantization_config import StoredScheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,51 +110,60 @@ class SharedLinearPart(nn.Module):
         return self.shared.take(self._index, x)
 
 
-def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str) -> int:
-    """Swap every linear layer (`nn.Linear`, GPT-2's `Conv1D`) but routers; returns how many were swapped.
+def quantize_linears(
+    model: "PreTrainedModel", backend: Backend, precision: str | None, output: str | None = None
+) -> Counter[str]:
+    """Swap every linear layer (`nn.Linear`, GPT-2's `Conv1D`) but routers; returns how many were swapped to each precision.
 
-    On a CPU what is left (norms, biases, routers) becomes float32; the embedding keeps its dtype and gives float32.
+    Integers as stored keep the precision that they are stored in. On a CPU what is left (norms, biases, routers) becomes
+    float32; the embedding keeps its dtype and gives float32.
+
+    Args:
+        precision: to round to what is stored in floats; None leaves it so.
+        output: the same for the output layer alone, where it is another.
     """
     from transformers.pytorch_utils import Conv1D
 
-    kinds = (nn.Linear, Conv1D)
-    weight_type = weight_class(backend, precision)
-    embedding = model.get_input_embeddings()
+    embedding, output_layer = model.get_input_embeddings(), model.get_output_embeddings()
     # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    swapped = 0
+    swapped: Counter[str] = Counter()
     inside_routers = {id(inside) for router in routers(model) for inside in router.modules()}
+
+    def scheme_of(name: str, module: nn.Module) -> StoredScheme | str | None:
+        # A single input or output is not worth it, and the product of a single input comes out wrong (`Int8Weight`).
+        if not isinstance(module, StoredLinear | nn.Linear | Conv1D) or min(_sizes(module)) < 2:
+            return None
+        if name in ROUTER_NAMES:
+            return None
+        if isinstance(module, StoredLinear):
+            return module.scheme
+        return output or precision if module is output_layer else precision
+
     for parent in list(model.modules()):
         if id(parent) in inside_routers:
             continue
-        linears = {
-            name: child
-            for name, child in parent.named_children()
-            # A single input or output is not worth it, and the product of a single input comes out wrong (`Int8Weight`).
-            if isinstance(child, kinds) and name not in ROUTER_NAMES and min(child.weight.shape) > 1
+        children = dict(parent.named_children())
+        schemes = {
+            name: own for name, child in children.items() if (own := scheme_of(name, child)) is not None
         }
         for names in SHARED_INPUTS:
-            siblings = [linear for name in names if isinstance(linear := linears.get(name), nn.Linear)]
-            if len(siblings) == len(names):
-                weights = [linear.weight.detach().to(backend.device) for linear in siblings]
-                sizes = [weight.shape[0] for weight in weights]
-                shared = SharedLinear(
-                    weight_type.quantize(torch.cat(weights)), _shared_bias(siblings, backend), sizes
-                )
-                for index, name in enumerate(names):
-                    setattr(parent, name, SharedLinearPart(shared, index))
-                    del linears[name]
-                swapped += len(names)
-                for linear in siblings:
-                    if users[id(linear.weight)] == 1:
-                        let_go(linear.weight)
-        for name, linear in linears.items():
-            weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
-            quantized = weight_type.quantize(weight.detach().to(backend.device))
-            setattr(parent, name, QuantizedLinear(quantized, _bias(linear, backend)))
-            swapped += 1
-            if users[id(linear.weight)] == 1:
-                let_go(linear.weight)
+            own = schemes.get(names[0])
+            siblings = [children[name] for name in names if own is not None and schemes.get(name) == own]
+            if own is None or len(siblings) < len(names) or any(isinstance(one, Conv1D) for one in siblings):
+                continue
+            sizes = [_sizes(one)[0] for one in siblings]
+            shared = SharedLinear(_weight(siblings, backend, own), _shared_bias(siblings, backend), sizes)
+            for index, name in enumerate(names):
+                setattr(parent, name, SharedLinearPart(shared, index))
+                del schemes[name]
+            swapped[_precision(own)] += len(names)
+            _let_go_of(siblings, users)
+        for name, own in schemes.items():
+            linear = children[name]
+            setattr(parent, name, QuantizedLinear(_weight([linear], backend, own), _bias(linear, backend)))
+            swapped[_precision(own)] += 1
+            _let_go_of([linear], users)
     if backend.kind == "cpu":
         for module in model.modules():
             if module is not embedding:
@@ -157,6 +171,43 @@ def quantize_linears(model: "PreTrainedModel", backend: Backend, precision: str)
                     parameter.data = parameter.data.float()
         embedding.register_forward_hook(_to_float32)
     return swapped
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs."""
+    if isinstance(linear, nn.Linear | StoredLinear):
+        return linear.out_features, linear.in_features
+    inputs, outputs = linear.weight.shape  # type: ignore[misc]
+    return outputs, inputs
+
+
+def _precision(scheme: StoredScheme | str) -> str:
+    return scheme if isinstance(scheme, str) else scheme.precision
+
+
+def _weight(linears: Sequence[nn.Module], backend: Backend, scheme: StoredScheme | str) -> QuantizedWeight:
+    """One matrix of linears that have the same scheme: integers as stored, or floats to be rounded."""
+    kind = weight_class(backend, _precision(scheme))
+    stored = [linear.integers() for linear in linears if isinstance(linear, StoredLinear)]
+    if stored:
+        values, scales = zip(*stored, strict=True)
+        # `cat` copies a single one, too: its own memory is let go.
+        return kind.from_integers(torch.cat(values).to(backend.device), torch.cat(scales).to(backend.device))
+    floats = [_matrix(linear).to(backend.device) for linear in linears]
+    return kind.quantize(floats[0] if len(floats) == 1 else torch.cat(floats))
+
+
+def _matrix(linear: Any) -> Tensor:
+    """[N, K], a view."""
+    weight: Tensor = linear.weight.detach()
+    return weight if isinstance(linear, nn.Linear) else weight.t()
+
+
+def _let_go_of(linears: Sequence[nn.Module], users: Counter[int]) -> None:
+    for linear in linears:
+        for parameter in linear.parameters():
+            if parameter.dim() == 2 and users[id(parameter)] == 1:
+                let_go(parameter)
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
@@ -200,13 +251,13 @@ def let_go(weight: Tensor) -> None:
         )
 
 
-def _shared_bias(linears: list[nn.Linear], backend: Backend) -> Tensor | None:
+def _shared_bias(linears: Sequence[nn.Module], backend: Backend) -> Tensor | None:
     biases = [_bias(linear, backend) for linear in linears]
     if all(bias is None for bias in biases):
         return None
     return torch.cat(
         [
-            torch.zeros(linear.weight.shape[0], device=backend.device) if bias is None else bias
+            torch.zeros(_sizes(linear)[0], device=backend.device) if bias is None else bias
             for bias, linear in zip(biases, linears, strict=True)
         ]
     )

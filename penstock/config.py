@@ -84,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = {}
     quantize: Annotated[
         Literal["auto", "none", "w8a8", "w8a16", "w4a16"],
-        About("model", "bits of weights and activations; auto: w8a8 for the built-in model only"),
+        About("model", "bits of weights and activations; auto: as stored, w8a8 for the built-in model"),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], About("model", "computing type; auto: as stored")
@@ -218,7 +218,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = False
     kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
     kv_cache_dtype: Annotated[
-        Literal["auto", "int8"], About("engine", "KV as computed, or INT8 (on a GPU)")
+        Literal["auto", "none", "int8"],
+        About("engine", "none: KV as computed; int8 (on a GPU); auto: as the model's folder says, else none"),
     ] = "auto"
     gpu_memory_utilization: Annotated[
         float, About("engine", "share of the GPU memory left by the weights that KV may take")

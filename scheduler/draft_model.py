@@ -50,7 +50,8 @@ def load_draft_model(config: EngineConfig, target: LoadedModel) -> LoadedModel |
         draft = load_model(
             config.draft_model,
             dtype=config.dtype,
-            quantize=target.precision if config.draft_quantize == "auto" else config.draft_quantize,
+            quantize=config.draft_quantize,
+            default_precision="w8a8" if target.precision == "mixed" else target.precision,
             kv_cache_dtype=config.kv_cache_dtype,
             device=config.device,
         )

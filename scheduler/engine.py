@@ -97,7 +97,7 @@ class Engine:
                 model,
                 num_blocks=self.runner.num_blocks,
                 block_size=self.runner.block_size,
-                kv_dtype=kv_dtype_of(beside, config),
+                kv_dtype=kv_dtype_of(beside),
                 config=config,
             )
             planner = DraftPlanner(
@@ -130,7 +130,7 @@ class Engine:
             kv_blocks_total=self.block_manager.num_usable_blocks,
             block_size=self.runner.block_size,
             device=model.backend.device.type,
-            kernels=describe(model.backend, model.precision, model.fused, model.experts),
+            kernels=describe(model.backend, model.precision, model.fused, model.experts, model.linears),
             draft_model=""
             if self.draft_model is None
             else self.draft_model.describe(self.runner.kv_bytes_per_token),

@@ -9,7 +9,7 @@ from ..errors import ConfigError, InvalidRequestError
 from ..kernels.span import PROMPT_BLOCK
 
 Precision = Literal["auto", "none", "w8a8", "w8a16", "w4a16"]
-KVCacheDtype = Literal["auto", "int8"]
+KVCacheDtype = Literal["auto", "none", "int8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: a local folder, a hub id, or "builtin".
         quantize: "w8a8" for INT8 linears and experts, "w8a16" and "w4a16" for weights alone in 8 or 4 bits,
-            "none" for as stored, "auto": w8a8 for the built-in model, else none.
+            "none" for as stored, "auto": as a folder of quantized weights is stored, w8a8 for the built-in model, else none.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         adapters: LoRA adapters by the name that requests choose them by: folders as PEFT saves them.
         max_model_len: longest prompt + completion in tokens; None takes the model's own.
@@ -29,7 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             for all of it is sure to be there, and (drafts apart) none is preempted. Else as many are as have room now.
         tenant_weights: shares of the engine by tenant, where several want more than there is; 1 for who is not named.
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
-        kv_cache_dtype: "auto" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU).
+        kv_cache_dtype: "none" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU), "auto": as the
+            model's folder says, else as computed.
         gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
         block_size: tokens per KV block; None takes what the machine's attention is made for.
         sparse_attention: None attends to all keys.
@@ -38,7 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             verified in any case.
         draft_model: a smaller model with the same vocabulary, named as `model` is, that guesses tokens too, as far as it
             pays. None for none.
-        draft_quantize: `quantize` of the draft model; "auto": the precision of the model it guesses for.
+        draft_quantize: `quantize` of the draft model; "auto": as its folder is stored, else the precision of the model it
+            guesses for.
         decode_graphs: whether steps that only decode are replayed as CUDA graphs, which are recorded as they are needed;
             "auto": on a GPU.
         overlap: whether the next step is scheduled while one is computed, where its tokens need not be known for that: none

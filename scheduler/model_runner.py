@@ -41,10 +41,10 @@ class ModelRunner:
         threaded = config.overlap == "on" and self.backend.device.type != "cuda"
         self._start = _in_thread() if threaded else _at_once
         self.block_size = config.block_size or default_block_size(self.backend)
-        kv_dtype = kv_dtype_of(model, config)
+        kv_dtype = kv_dtype_of(model)
         per_token = bytes_per_token(model.layers, kv_dtype)
         if beside is not None:
-            per_token += bytes_per_token(beside.layers, kv_dtype_of(beside, config))
+            per_token += bytes_per_token(beside.layers, kv_dtype_of(beside))
         num_tokens = config.kv_cache_tokens or _default_kv_tokens(model, config, max_model_len, per_token)
         if num_tokens < max_model_len:
             raise ModelLoadError(
@@ -131,8 +131,8 @@ def _in_thread() -> Callable[[Callable[[], Drawn]], Callable[[], Drawn]]:
     return lambda compute: thread.submit(compute).result
 
 
-def kv_dtype_of(model: LoadedModel, config: EngineConfig) -> torch.dtype:
-    return torch.int8 if config.kv_cache_dtype == "int8" else model.dtype
+def kv_dtype_of(model: LoadedModel) -> torch.dtype:
+    return torch.int8 if model.kv_cache_dtype == "int8" else model.dtype
 
 
 def _default_kv_tokens(model: LoadedModel, config: EngineConfig, max_model_len: int, per_token: int) -> int:

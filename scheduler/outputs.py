@@ -139,7 +139,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos_token_ids: list[int]
     dtype: str
     precision: str
-    """'w8a8', 'w8a16', 'w4a16' or 'none' (served as stored)."""
+    """'w8a8', 'w8a16', 'w4a16', 'none' (floats as stored) or 'mixed' (`kernels` says how many layers have which)."""
     num_parameters: int
     kv_blocks_total: int
     block_size: int

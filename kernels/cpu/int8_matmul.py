@@ -22,8 +22,8 @@ SMALL_WEIGHT = 1 << 20
 # From this many weights few rows are bound by memory, and the packed form is the faster one for a single row too.
 LARGE_WEIGHT = 1 << 25
 QUANTIZE_ELEMENTS = 1 << 20
-# |acc| <= K * 127 * 127 must stay inside int32.
-MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * INT8_MAX)
+# |acc| <= K * 127 * 128 must stay inside int32: weights that others rounded may be -128.
+MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * (INT8_MAX + 1))
 
 
 @dataclass(slots=True)
@@ -49,6 +49,11 @@ class Int8Weight:
     def quantize(cls, weight: Tensor) -> "Int8Weight":
         """From a float matrix [N, K]. Raises ValueError when K is too large for exact int32 accumulation."""
         return cls.of(*quantize_weight(weight))
+
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8Weight":
+        """From [N, K] int8 and [N, 1] float32. Raises ValueError as `of` does."""
+        return cls.of(values, scales[:, 0].contiguous())
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..quantize_weight import GROUP, quantize_weight
+from ..quantize_weight import GROUP, quantize_weight, whole_groups
 
 # torch's kernels take whole blocks of output channels.
 CHANNELS = 64
@@ -19,7 +19,7 @@ CHANNELS = 64
 
 @dataclass(slots=True)
 class Int8WeightOnly:
-    """[N', K'] int8 and a bf16 scale for each output channel; N' and K' are padded by zeros."""
+    """[N', K'] int8 and a float32 scale for each output channel; N' and K' are padded by zeros."""
 
     plain: Tensor
     weight_scale: Tensor
@@ -29,23 +29,40 @@ class Int8WeightOnly:
     @classmethod
     def quantize(cls, weight: Tensor) -> "Int8WeightOnly":
         """From a float matrix [N, K]."""
-        quantized, scales = quantize_weight(_whole_channels(weight), 8, None)
-        return cls(quantized, scales[:, 0].bfloat16(), *weight.shape)
+        return cls._of(*quantize_weight(weight, 8, None), *weight.shape)
+
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8WeightOnly":
+        """From [N, K] int8 and [N, 1] float32."""
+        return cls._of(*whole_groups(values, scales), *values.shape)
+
+    @classmethod
+    def _of(cls, values: Tensor, scales: Tensor, out_features: int, in_features: int) -> "Int8WeightOnly":
+        return cls(_whole_channels(values), scales[:, 0].contiguous(), out_features, in_features)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""
         if not x.shape[0]:
             return x.new_empty(0, self.out_features, dtype=torch.float32)
-        out = torch._weight_int8pack_mm(_activations(x, self.plain.shape[1]), self.plain, self.weight_scale)
-        return _finished(out, self.out_features, bias)
+        # torch would multiply with bf16 scales, which not every stored one is.
+        units = torch.ones(self.plain.shape[0], dtype=torch.bfloat16)
+        rows = _activations(x, self.plain.shape[1])
+        out = torch._weight_int8pack_mm(rows, self.plain, units)[:, : self.out_features]
+        return _finished(out.float().mul_(self.weight_scale), bias)
 
 
 @dataclass(slots=True)
 class Int4Weight:
-    """torch's blocks of [N', K'] in 4 bits, and [K' / 128, N', 2] bf16 scales and zeros of each group of 128."""
+    """torch's blocks of [N', K'] in 4 bits, and [K' / group, N', 2] bf16 scales and zeros of each group.
+
+    Attributes:
+        scales_and_zeros: one for scales that are bf16 numbers; others are the sum of several, and so is the product.
+        group: 32, 64 or 128.
+    """
 
     packed: Tensor
-    scales_and_zeros: Tensor
+    scales_and_zeros: list[Tensor]
+    group: int
     width: int
     out_features: int
     in_features: int
@@ -53,23 +70,51 @@ class Int4Weight:
     @classmethod
     def quantize(cls, weight: Tensor) -> "Int4Weight":
         """From a float matrix [N, K]."""
-        quantized, scales = quantize_weight(_whole_channels(weight), 4, GROUP)
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu((quantized + 8).int(), 1)
-        pairs = torch.stack([scales.t(), torch.zeros_like(scales.t())], dim=-1)
-        return cls(packed, pairs.contiguous().bfloat16(), quantized.shape[1], *weight.shape)
+        return cls._of(*quantize_weight(weight, 4, GROUP), *weight.shape)
+
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int4Weight":
+        """From [N, K] int8 in -8 .. 7 and [N, K / group] float32."""
+        return cls._of(*whole_groups(values, scales), *values.shape)
+
+    @classmethod
+    def _of(cls, values: Tensor, scales: Tensor, out_features: int, in_features: int) -> "Int4Weight":
+        width = values.shape[1]
+        whole = (_whole_channels(values) + 8).int()
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        terms = [_whole_channels(term).t() for term in _as_bf16_sum(scales)]
+        pairs = [torch.stack([term, torch.zeros_like(term)], dim=-1).contiguous() for term in terms]
+        return cls(packed, pairs, width // scales.shape[1], width, out_features, in_features)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""
         if not x.shape[0]:
             return x.new_empty(0, self.out_features, dtype=torch.float32)
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            _activations(x, self.width), self.packed, GROUP, self.scales_and_zeros
-        )
-        return _finished(out, self.out_features, bias)
+        rows = _activations(x, self.width)
+        products = [
+            torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, pairs)
+            for pairs in self.scales_and_zeros
+        ]
+        out = products[0][:, : self.out_features].float()
+        for product in products[1:]:
+            out += product[:, : self.out_features]
+        return _finished(out, bias)
 
 
-def _whole_channels(weight: Tensor) -> Tensor:
-    return torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % CHANNELS))
+def _as_bf16_sum(scales: Tensor) -> list[Tensor]:
+    """Two bf16 tensors for float16 scales, at most three for float32 ones. With scales in those types torch takes a hundred
+    times as long as in bf16 (measured, 4096x4096)."""
+    terms = [scales.bfloat16()]
+    for _ in range(2):
+        rest = scales - torch.stack(terms).float().sum(dim=0)
+        if not rest.any():
+            break
+        terms.append(rest.bfloat16())
+    return terms
+
+
+def _whole_channels(rows: Tensor) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % CHANNELS))
 
 
 def _activations(x: Tensor, width: int) -> Tensor:
@@ -77,6 +122,6 @@ def _activations(x: Tensor, width: int) -> Tensor:
     return x if x.shape[1] == width else torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
-def _finished(out: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-    out = out[:, :out_features].float()
+def _finished(out: Tensor, bias: Tensor | None) -> Tensor:
+    """`out`, which is ours to change."""
     return out if bias is None else out.add_(bias)

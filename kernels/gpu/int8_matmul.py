@@ -23,8 +23,8 @@ from .variant import Variant
 from .workspace import Workspace
 
 INT8_MAX = 127
-# |acc| <= K * 127 * 127 must stay inside int32.
-MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * INT8_MAX)
+# |acc| <= K * 127 * 128 must stay inside int32: weights that others rounded may be -128.
+MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * (INT8_MAX + 1))
 # Up to this many rows a step is bound by the weights' bytes.
 DECODE_ROWS = 64
 # Rows are padded to whole 16-byte vectors.
@@ -68,6 +68,12 @@ class Int8Weight:
         """
         quantized, scale = quantize_activation(weight.contiguous(), pad_to=ALIGNMENT)
         return cls(quantized, scale[:, 0], *weight.shape)
+
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8Weight":
+        """From [N, K] int8 and [N, 1] float32. The product refuses a K too large for exact int32 accumulation."""
+        padded = torch.nn.functional.pad(values, (0, -values.shape[1] % ALIGNMENT))
+        return cls(padded, scales[:, 0].contiguous(), *values.shape)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""

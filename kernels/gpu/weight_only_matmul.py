@@ -2,7 +2,7 @@
 
     y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) x[m, k] * wq[n, k]  (+ bias[n]) (+ residual[m, n])
 
-W8A16 has one group for each output channel, W4A16 one for each 128 of its elements.
+W8A16 has one group for each output channel, W4A16 one for each 32, 64 or 128 of its elements.
 
 The product is computed as W x^T: the weights, made floats in registers, are the operand that a matrix instruction may take
 from there, and a few tokens cost no more rows of it than they are.
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..quantize_weight import GROUP, pack_int4, quantize_weight
+from ..quantize_weight import GROUP, GROUPS, pack_int4, quantize_weight, whole_groups
 from .arguments import FLOATS, require
 from .config import Config, arch_of, choose
 from .variant import Variant
@@ -31,7 +31,7 @@ DECODE_TOKENS = 64
 # What parts of K are counted by; tiles may be larger.
 PART_CHANNELS = 64
 DECODE_PROGRAMS = 264
-# K advances by one group.
+# K advances by one group, of W8A16 by so much.
 STEP = GROUP
 
 DECODE = {
@@ -57,6 +57,11 @@ class Int8WeightOnly:
         """From a float matrix [N, K]."""
         return cls(*quantize_weight(weight, 8, None), *weight.shape)
 
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8WeightOnly":
+        """From [N, K] int8 and [N, 1] float32."""
+        return cls(*whole_groups(values, scales), *values.shape)
+
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
         return weight_only_matmul(x, self.plain, self.scales, bias)
@@ -64,7 +69,7 @@ class Int8WeightOnly:
 
 @dataclass(slots=True)
 class Int4Weight:
-    """[N, K' / 2] uint8 as `pack_int4` makes it, and the scales of groups of 128, [N, K' / 128] float32."""
+    """[N, K' / 2] uint8 as `pack_int4` makes it, and the scales of groups of 32, 64 or 128, [N, K' / group] float32."""
 
     packed: Tensor
     scales: Tensor
@@ -76,6 +81,13 @@ class Int4Weight:
         """From a float matrix [N, K]."""
         quantized, scales = quantize_weight(weight, 4, GROUP)
         return cls(pack_int4(quantized), scales, *weight.shape)
+
+    @classmethod
+    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int4Weight":
+        """From [N, K] int8 in -8 .. 7 and [N, K / group] float32."""
+        whole, whole_scales = whole_groups(values, scales)
+        packed = pack_int4(whole, whole.shape[1] // whole_scales.shape[1])
+        return cls(packed, whole_scales, *values.shape)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
@@ -93,16 +105,18 @@ def weight_only_matmul(
 
     Args:
         x: [M, K] float.
-        weight: [N, K'] int8 with scales [N, 1], or [N, K' / 2] uint8 with scales [N, K' / 128]; K' is K rounded up to 128.
+        weight: [N, K'] int8 with scales [N, 1], or [N, K' / 2] uint8 with scales [N, K' / group]; K' is K rounded up to 128.
         bias: [N] float32; residual: [M, N] float.
 
     Returns [M, N] in x's dtype. Raises ValueError naming an argument that does not fit.
     """
     require("x", x, (None, None), FLOATS)
     (m, k), n = x.shape, weight.shape[0]
-    steps = triton.cdiv(k, STEP)
+    width = triton.cdiv(k, GROUP) * GROUP
     bits = 4 if weight.dtype is torch.uint8 else 8
-    require("weight", weight, (n, steps * STEP * bits // 8), ("int8", "uint8"), x)
+    require("weight", weight, (n, width * bits // 8), ("int8", "uint8"), x)
+    step = STEP if bits == 8 else _group_of(width, scales)
+    steps = width // step
     require("scales", scales, (n, steps if bits == 4 else 1), ("float32",), x)
     if bias is not None:
         require("bias", bias, (n,), ("float32",), x)
@@ -140,14 +154,19 @@ def weight_only_matmul(
         0 if residual is None else residual.stride(0),
         BITS=bits,
         PARTS=parts,
-        EVEN_K=k % STEP == 0,
-        STEP=STEP,
+        EVEN_K=k == width,
+        STEP=step,
         **config.tiles,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         enable_fp_fusion=False,
     )
     return out
+
+
+def _group_of(width: int, scales: Tensor) -> int:
+    """The one of GROUPS that so many scales are of; the default one where they are of none, for the message of it."""
+    return next((group for group in GROUPS if scales.shape[-1] * group == width), GROUP)
 
 
 def _prefill(arch: str, bits: int) -> Config:
@@ -323,7 +342,7 @@ def variants(arch: str) -> Iterator[Variant]:
         "out": "*bf16",
     }
     sizes = dict.fromkeys(("M", "N", "K", "steps", "stride_x", "stride_residual"), "i32")
-    for bits, weight in ((8, "*i8"), (4, "*u8")):
+    for bits, weight, step in ((8, "*i8", STEP), *((4, "*u8", group) for group in reversed(GROUPS))):
         cases = [(f"prefill_{bits}", _prefill(arch, bits), 2)]
         cases += [(f"decode_{bits}_{tokens}", config, 4) for tokens, config in DECODE.items()]
         for case, default, parts in cases:
@@ -333,11 +352,12 @@ def variants(arch: str) -> Iterator[Variant]:
             missing = {} if is_shared else {"sums": None, "arrived": None}
             for even in (True, False):
                 tile = "x".join(str(config.tiles[f"BLOCK_{axis}"]) for axis in "NM")
+                group = "" if step == STEP else f" group {step}"
                 yield Variant(
-                    f"weight_only_matmul W{bits}A16 {case.split('_')[0]} {tile}{'' if even else ' ragged K'}",
+                    f"weight_only_matmul W{bits}A16{group} {case.split('_')[0]} {tile}{'' if even else ' ragged K'}",
                     _kernel,
                     {**tensors, "weight": weight, **workspace, **sizes},
-                    {**config.tiles, **missing, "BITS": bits, "PARTS": parts, "EVEN_K": even, "STEP": STEP},
+                    {**config.tiles, **missing, "BITS": bits, "PARTS": parts, "EVEN_K": even, "STEP": step},
                     config.num_warps,
                     config.num_stages,
                     mma="bf16",

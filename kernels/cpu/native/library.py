@@ -273,7 +273,7 @@ class PackedWeight:
 def _is_exact(found: ctypes.CDLL) -> bool:
     """Tried once, on rows that need every part of a product."""
     generator = torch.Generator().manual_seed(0)
-    plain = torch.randint(-127, 128, (70, 201), generator=generator, dtype=torch.int8)
+    plain = torch.randint(-128, 128, (70, 201), generator=generator, dtype=torch.int8)
     x, scale, bias = (torch.randn(size, generator=generator) for size in ((7, 201), (70,), (70,)))
     act_scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12).div_(127)
     sums = torch._int_mm(torch.div(x, act_scale).round_().to(torch.int8), plain.t())

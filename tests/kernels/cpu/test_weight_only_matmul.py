@@ -23,6 +23,33 @@ def test_is_near_float64_of_the_same_integers(kind, shape, rows):
     assert float((found.double() - expected).norm() / expected.norm()) < 4e-3
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("group", [None, 32, 64, 128])
+def test_stored_integers_and_scales_are_multiplied_with_as_they_are(group, scale_dtype):
+    """Rows of a single 1 show every element of the weight that the product is of."""
+    torch.manual_seed(0)
+    kind, lowest = (Int8WeightOnly, -128) if group is None else (Int4Weight, -8)
+    values = torch.randint(lowest, -lowest, (70, 384), dtype=torch.int8)
+    scales = torch.rand(70, 384 // (group or 384)).to(scale_dtype).float()
+    weight = kind.from_integers(values, scales)
+    expected = weight_only_matmul_reference(torch.eye(384), values, scales)
+    found = weight.matmul(torch.eye(384)).double()
+    # What torch gives is rounded to bf16; nothing else is.
+    assert ((found - expected).abs() <= 2.0**-8 * expected.abs()).all()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_other_groups_are_near_float64_in_any_batch(group):
+    torch.manual_seed(0)
+    quantized, scales = quantize_weight(torch.randn(100, 384), 4, group)
+    weight = Int4Weight.from_integers(quantized, scales)
+    x = torch.randn(40, 384)
+    whole = weight.matmul(x)
+    expected = weight_only_matmul_reference(x.bfloat16(), quantized, scales)
+    assert float((whole.double() - expected).norm() / expected.norm()) < 4e-3
+    assert torch.equal(weight.matmul(x[3:5]), whole[3:5])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_the_same_in_any_batch(kind):
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from penstock.kernels.cpu import weight_only_matmul as cpu
 from penstock.kernels.gpu import weight_only_matmul as gpu
 from penstock.kernels.gpu.weight_only_matmul import weight_only_matmul
-from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
+from penstock.kernels.quantize_weight import GROUP, GROUPS, pack_int4, quantize_weight
 from penstock.kernels.reference.weight_only_matmul import weight_only_matmul_reference
 
 # (M, N, K): one row, odd everything, group edges, several parts, several tiles
@@ -43,6 +43,26 @@ def test_is_near_float64(size, bits, device):
         relative(weight_only_matmul(x, weight, scales), weight_only_matmul_reference(x, quantized, scales))
         < 1e-5
     )
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("m", "n", "groups"), [(3, 65, 3), (17, 40, 5), (70, 66, 7)])
+def test_groups_of_every_size_are_near_float64(m, n, groups, group, device):
+    k = groups * group
+    values = torch.randint(-8, 8, (n, k), dtype=torch.int8, device=device)
+    scales = torch.rand(n, groups, device=device)
+    weight = gpu.Int4Weight.from_integers(values, scales)
+    x = torch.randn(m, k, device=device)
+    whole = weight.matmul(x)
+    assert relative(whole, weight_only_matmul_reference(x, values, scales)) < 1e-5
+    assert torch.equal(weight.matmul(x[1:2]), whole[1:2])
+
+
+def test_stored_channels_are_near_float64(device):
+    values = torch.randint(-128, 128, (33, 70), dtype=torch.int8, device=device)
+    scales, x = torch.rand(33, 1, device=device), torch.randn(5, 70, device=device)
+    found = gpu.Int8WeightOnly.from_integers(values, scales).matmul(x)
+    assert relative(found, weight_only_matmul_reference(x, values, scales)) < 1e-5
 
 
 @pytest.mark.parametrize("bits", BITS)

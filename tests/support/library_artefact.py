@@ -1,0 +1,53 @@
+"""Folders of quantized weights as the compressed-tensors library itself writes them, and the models that it reads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from transformers import AutoModelForCausalLM
+
+
+def write_as_the_library_does(
+    source: Path,
+    target: Path,
+    groups: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    ignore: Sequence[str] = ("lm_head",),
+) -> Path:
+    """`groups`: of `QuantizationConfig`, a preset's name and targets or a whole scheme. The largest value of each group (or
+    row) becomes the largest integer and a half, as the library's own observers have it."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    config = QuantizationConfig(config_groups=dict(groups), ignore=list(ignore), quantization_status="frozen")
+    apply_quantization_config(model, config, show_progress=False)
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None:
+            largest = module.weight.float().view(*module.weight_scale.shape, -1).abs().amax(dim=-1)
+            half_range = (2**scheme.weights.num_bits - 1) / 2
+            module.weight_scale.data = (largest / half_range).to(module.weight_scale.dtype)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(target)
+    compressor.update_config(str(target))
+    return target
+
+
+def read_by_the_library(folder: Path, *, own_activations: bool = False) -> Any:
+    """A transformers model. Activations are rounded by the library to steps of the largest one / 127.5, or, with
+    `own_activations`, to steps of it / 127, which is how vLLM and Penstock do."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if own_activations and scheme is not None and scheme.input_activations is not None:
+            module.quantization_enabled = False
+            module.register_forward_pre_hook(lambda _module, inputs: (_rounded(inputs[0]),))
+    return model
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+    return (x / scale).round() * scale
