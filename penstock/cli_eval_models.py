@@ -104,7 +104,7 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
     )
     engine = Engine(config)
     model = engine.runner.model
-    scorer = ServedScorer(model, spec.text, kv_dtype_of(model, config))
+    scorer = ServedScorer(model, spec.text, kv_dtype_of(model))
     return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
 
 

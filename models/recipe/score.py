@@ -35,7 +35,7 @@ from .unseen import TOO_NEAR, nearness, words_of
 
 MAX_NEW_TOKENS = 160
 BATCH = 32
-_REFUSALS = ("I only know command-line", "I can't help", "I give no command", "Never run")
+REFUSALS = ("I only know command-line", "I can't help", "I give no command", "Never run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Question:
 
     def is_right(self, answer: str) -> bool:
         if self.refuse:
-            return any(refusal in answer for refusal in _REFUSALS)
+            return any(refusal in answer for refusal in REFUSALS)
         accepted = any(re.fullmatch(pattern, command_of(answer)) for pattern in self.accept)
         return accepted and not is_loop(answer)
 

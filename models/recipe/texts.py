@@ -1,0 +1,78 @@
+"""The recipe's conversations as files that `penstock quantize`, `prune`, `distill` and `eval` read.
+
+train.jsonl         conversations of the training mixture
+pages.jsonl         questions and answers of pages that are never trained on: held-out pages
+page_tasks.jsonl    the same, to be answered: right is a command that does what the page's does
+tasks.jsonl         questions written by hand, in wordings that are never trained on: held-out phrasings
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .chat import Conversation
+from .corpus import Corpus, answer_for
+from .phrasing import ask
+from .score import REFUSALS, Question, read_questions
+from .unseen import LISTS
+
+SEED = 23
+
+
+def messages(conversation: Conversation) -> dict[str, Any]:
+    found = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for pair in conversation.pairs:
+        found.append({"role": "user", "content": pair.question})
+        found.append({"role": "assistant", "content": pair.answer})
+    return {"messages": found}
+
+
+def task(question: Question) -> dict[str, Any]:
+    if question.refuse:
+        return {"question": question.question, "accept": list(REFUSALS), "match": "refusal"}
+    return {"question": question.question, "accept": list(question.accept)}
+
+
+def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
+    parser.add_argument("--newcomer", type=Path, default=Path(__file__).parent / "newcomer")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--train", type=int, default=20_000, help="conversations of train.jsonl")
+    parser.add_argument("--pages", type=int, default=400, help="questions about held-out pages")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    corpus, rng = Corpus(args.data, args.newcomer), random.Random(SEED)
+    write(args.out / "train.jsonl", (messages(corpus.sample(rng)) for _ in range(args.train)))
+    rows = [row for row in corpus.held_out if row.source == "tldr"]
+    rows = rng.sample(rows, min(args.pages, len(rows)))
+    asked = [(ask(rng, row.description.replace("`", ""), row.tool), row) for row in rows]
+    write(
+        args.out / "pages.jsonl",
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": q},
+                    {"role": "assistant", "content": answer_for(row, corpus.verbs)},
+                ]
+            }
+            for q, row in asked
+        ),
+    )
+    write(
+        args.out / "page_tasks.jsonl",
+        ({"question": q, "accept": [row.command], "match": "command"} for q, row in asked),
+    )
+    questions = [question for path in LISTS for question in read_questions(path)]
+    write(args.out / "tasks.jsonl", (task(question) for question in questions if not question.trap))
+
+
+if __name__ == "__main__":
+    main()
