@@ -124,7 +124,8 @@ def quantize_linears(
     """
     from transformers.pytorch_utils import Conv1D
 
-    embedding, output_layer = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    output_layer = model.get_output_embeddings() if output else None
     # A weight may have several users (the embedding and the head, a layer used twice); it goes with none of them.
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     swapped: Counter[str] = Counter()
@@ -138,7 +139,7 @@ def quantize_linears(
             return None
         if isinstance(module, StoredLinear):
             return module.scheme
-        return output or precision if module is output_layer else precision
+        return output if module is output_layer else precision
 
     for parent in list(model.modules()):
         if id(parent) in inside_routers:

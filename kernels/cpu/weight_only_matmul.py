@@ -19,10 +19,15 @@ CHANNELS = 64
 
 @dataclass(slots=True)
 class Int8WeightOnly:
-    """[N', K'] int8 and a float32 scale for each output channel; N' and K' are padded by zeros."""
+    """[N', K'] int8 and a float32 scale for each output channel; N' and K' are padded by zeros.
+
+    Attributes:
+        units: [N'] bf16, the scales that torch is told of: it takes no others than bf16, which not every stored one is.
+    """
 
     plain: Tensor
     weight_scale: Tensor
+    units: Tensor
     out_features: int
     in_features: int
 
@@ -38,17 +43,16 @@ class Int8WeightOnly:
 
     @classmethod
     def _of(cls, values: Tensor, scales: Tensor, out_features: int, in_features: int) -> "Int8WeightOnly":
-        return cls(_whole_channels(values), scales[:, 0].contiguous(), out_features, in_features)
+        plain = _whole_channels(values)
+        units = torch.ones(plain.shape[0], dtype=torch.bfloat16)
+        return cls(plain, scales[:, 0].contiguous(), units, out_features, in_features)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""
         if not x.shape[0]:
             return x.new_empty(0, self.out_features, dtype=torch.float32)
-        # torch would multiply with bf16 scales, which not every stored one is.
-        units = torch.ones(self.plain.shape[0], dtype=torch.bfloat16)
-        rows = _activations(x, self.plain.shape[1])
-        out = torch._weight_int8pack_mm(rows, self.plain, units)[:, : self.out_features]
-        return _finished(out.float().mul_(self.weight_scale), bias)
+        out = torch._weight_int8pack_mm(_activations(x, self.plain.shape[1]), self.plain, self.units)
+        return _finished(out[:, : self.out_features].float().mul_(self.weight_scale), bias)
 
 
 @dataclass(slots=True)
