@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable
 
-from aiohttp import ClientError, ClientResponse
-
 from ...errors import UpstreamError, UpstreamTimeoutError, UpstreamUnfitError
 from ..patience import Patience
+from .connection import HttpError, Response
 from .events import EventSplitter, data_of, split
 from .refusal import error_in
 
@@ -29,7 +28,7 @@ class UpstreamReply:
     def __init__(
         self,
         upstream: str,
-        response: ClientResponse,
+        response: Response,
         *,
         idle_timeout: float,
         total_timeout: float,
@@ -86,7 +85,7 @@ class UpstreamReply:
                     raise UpstreamUnfitError(
                         f"The upstream {self.upstream} sent more than {MAX_BODY_BYTES} bytes."
                     )
-        except ClientError as error:
+        except HttpError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its reply.") from error
         self.body = b"".join(parts)
         self._response.release()
@@ -109,8 +108,7 @@ class UpstreamReply:
             if self._patience is not None:
                 self._patience.close()
             self.on_close()
-        if not self._response.closed:
-            self._response.close()
+        self._response.close()
 
     async def _next_block(self) -> bytes:
         """Empty at the end."""
@@ -143,5 +141,5 @@ class UpstreamReply:
             if left < self._idle_timeout:
                 what = f"not ended its reply within {self._total_timeout:g}"
             raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
-        except ClientError as error:
+        except HttpError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error
