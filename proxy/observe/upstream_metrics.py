@@ -27,15 +27,14 @@ class UpstreamMetrics:
     def __init__(self, family: "UpstreamFamily", name: str) -> None:
         self._family = family
         self._name = name
-        self._state: BreakerState | None = None
+        self._breaker: BreakerState | None = None
 
-    def attempt(self, outcome: AttemptOutcome) -> None:
+    def attempt(self, outcome: AttemptOutcome, breaker: BreakerState) -> None:
+        """One has ended, and so the breaker stands now."""
         self._family.attempts[self._name, outcome].inc()
-
-    def breaker(self, state: BreakerState) -> None:
-        if state != self._state:
-            self._state = state
-            self._family.breakers.labels(self._name).set(_BREAKER_VALUES[state])
+        if breaker != self._breaker:
+            self._breaker = breaker
+            self._family.breakers.labels(self._name).set(_BREAKER_VALUES[breaker])
 
     def first_token(self, seconds: float) -> None:
         """From the attempt's begin to the answer's first token, or to all of an answer that is no stream."""

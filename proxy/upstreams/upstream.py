@@ -136,7 +136,10 @@ class Upstream:
                     retry_after=wait,
                 )
             try:
-                return await self._ask_once_or_twice(question, deadline)
+                late = self.latencies.late
+                if late is None:
+                    return await self._ask_once(question, deadline)
+                return await self._ask_twice(question, deadline, late)
             except PenstockError as error:
                 last = attempt == self.settings.retries
                 pause = error.retry_after
@@ -155,10 +158,8 @@ class Upstream:
             await asyncio.sleep(pause + TIMER_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
-        late = self.latencies.late
-        if late is None:
-            return await self._ask_once(question, deadline)
+    async def _ask_twice(self, question: Question, deadline: float, late: float) -> UpstreamReply:
+        """A second time where the first reply is late; what comes first is taken."""
         first = asyncio.create_task(self._ask_once(question, deadline))
         tasks = {first}
         try:
@@ -182,46 +183,36 @@ class Upstream:
 
     async def _ask_once(self, question: Question, deadline: float) -> UpstreamReply:
         started = time.monotonic()
-        try:
-            reply = await self._attempt(question, deadline)
-        except BaseException as error:
-            self._figures.attempt(outcome_of(error))
-            raise
-        else:
-            self._figures.attempt("success")
-            self._figures.first_token(time.monotonic() - started)
-        finally:
-            self._figures.breaker(self.breaker.state)
-        return reply
-
-    async def _attempt(self, question: Question, deadline: float) -> UpstreamReply:
         self.breaker.enter()
-        started = time.monotonic()
         try:
             reply = await self._first_token(question, deadline)
-        except UpstreamRefusedError as error:
+        except BaseException as error:
+            self._note_failure(error, question)
+            self._figures.attempt(outcome_of(error), self.breaker.state)
+            raise
+        self.breaker.succeeded()
+        seconds = time.monotonic() - started
+        self.latencies.add(seconds)
+        self._figures.attempt("success", self.breaker.state)
+        self._figures.first_token(seconds)
+        return reply
+
+    def _note_failure(self, error: BaseException, question: Question) -> None:
+        if isinstance(error, UpstreamRefusedError):
             if error.retry_after is not None and error.status in (429, 503):
                 self.breaker.rest(error.retry_after)
             elif error.status >= 500:
                 self.breaker.failed()
             else:
                 self.breaker.succeeded()  # it works: it has looked at the request
-            raise
-        except UpstreamUnfitError:
+        elif isinstance(error, UpstreamUnfitError):
             self.breaker.succeeded()  # it answers, if not this request: one client must not take it from the others
-            raise
-        except UpstreamError as error:
-            if isinstance(error, UpstreamTimeoutError) and question.urgency.has_deadline:
-                self.breaker.left()  # for the same reason
-            else:
-                self.breaker.failed()
-            raise
-        except BaseException:
+        elif isinstance(error, UpstreamTimeoutError) and question.urgency.has_deadline:
+            self.breaker.left()  # for the same reason
+        elif isinstance(error, UpstreamError):
+            self.breaker.failed()
+        else:
             self.breaker.left()
-            raise
-        self.breaker.succeeded()
-        self.latencies.add(time.monotonic() - started)
-        return reply
 
     async def _first_token(self, question: Question, deadline: float) -> UpstreamReply:
         settings = self.settings
