@@ -25,13 +25,15 @@ class Observation:
         self._metrics = metrics
         self._provenance = provenance
         self._last: float | None = None
+        self._between = metrics.between_tokens
 
     def piece(self) -> None:
-        now = self.record.piece_came()
         if self._last is None:
+            now = self.record.piece_came()
             self._metrics.first_token(self._provenance.outcome, now - self.record.started)
         else:
-            self._metrics.between_tokens(now - self._last)
+            now = self.waited()
+            self._between(now - self._last)
         self._last = now
 
     def queued(self, seconds: float) -> None:

@@ -45,7 +45,7 @@ class UpstreamReply:
         self._deadline = deadline
         self._secret = secret
         self._closed = False
-        self._patience: Patience | None = None  # until the first piece of a stream is waited for
+        self._patience = Patience(idle_timeout)  # that of the response limits the wait for the first token
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -64,13 +64,15 @@ class UpstreamReply:
         if not self.is_stream:
             await self.read_all()
             return
-        while b"data:" not in self._first:
-            block = await self._next_block()
+        begun = b""
+        while b"data:" not in begun:
+            block = await self.next_block()
             if not block:
                 raise UpstreamError(f"The upstream {self.upstream} ended its stream before the first token.")
-            self._first += block
-        if b'"error"' in self._first:
-            first = next(data for event in split(self._first) if (data := data_of(event)))
+            begun += block
+        self._first = begun
+        if b'"error"' in begun:
+            first = next(data for event in split(begun) if (data := data_of(event)))
             if (message := error_in(first)) is not None:
                 raise UpstreamError(f"The upstream {self.upstream} failed at once: {self.shown(message)}")
 
@@ -99,21 +101,19 @@ class UpstreamReply:
         if self._first:
             first, self._first = self._first, b""
             return first
-        return await self._next_block()
-
-    def close(self) -> None:
-        """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
-        if not self._closed:
-            self._closed = True
-            if self._patience is not None:
-                self._patience.close()
-            self.on_close()
-        self._response.close()
-
-    async def _next_block(self) -> bytes:
-        """Empty at the end."""
         while True:
-            data = await self._read()
+            left = self._deadline - time.monotonic()
+            self._patience.seconds = min(self._idle_timeout, max(left, 0.0))
+            try:
+                with self._patience:
+                    data = await self._response.content.readany()
+            except TimeoutError as error:
+                what = f"sent nothing for {self._idle_timeout:g}"
+                if left < self._idle_timeout:
+                    what = f"not ended its reply within {self._total_timeout:g}"
+                raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
+            except HttpError as error:
+                raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error
             if not data:
                 if self._splitter.has_rest:
                     raise UpstreamError(f"The upstream {self.upstream} ended its stream within an event.")
@@ -126,20 +126,10 @@ class UpstreamReply:
             if block:
                 return block
 
-    async def _read(self) -> bytes:
-        left = self._deadline - time.monotonic()
-        seconds = min(self._idle_timeout, max(left, 0.0))
-        patience = self._patience
-        if patience is None:
-            patience = self._patience = Patience(seconds)
-        patience.seconds = seconds
-        try:
-            with patience:
-                return await self._response.content.readany()
-        except TimeoutError as error:
-            what = f"sent nothing for {self._idle_timeout:g}"
-            if left < self._idle_timeout:
-                what = f"not ended its reply within {self._total_timeout:g}"
-            raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
-        except HttpError as error:
-            raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error
+    def close(self) -> None:
+        """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
+        if not self._closed:
+            self._closed = True
+            self._patience.close()
+            self.on_close()
+        self._response.close()
