@@ -103,7 +103,7 @@ class UpstreamReply:
             return first
         while True:
             left = self._deadline - time.monotonic()
-            self._patience.seconds = min(self._idle_timeout, max(left, 0.0))
+            self._patience.seconds = left if left < self._idle_timeout else self._idle_timeout
             try:
                 with self._patience:
                     data = await self._response.content.readany()
