@@ -14,6 +14,7 @@ from contextlib import suppress
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpResponseParser, RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpParser
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
@@ -152,7 +153,7 @@ class Connection(BaseProtocol):
             and self._content is not None
             and self._content.at_eof()
             and parser is not None
-            and parser.feed_eof() is None  # else the beginning of another reply
+            and _is_at_an_end(parser)
             and transport.get_write_buffer_size() == 0  # it was answered before it was all sent
         )
         if clean:
@@ -209,6 +210,14 @@ class Connection(BaseProtocol):
         elif self._content is not None and not self._content.is_eof():
             self._content.set_exception(error)
         self.abort()
+
+
+def _is_at_an_end(parser: HttpParser[RawResponseMessage]) -> bool:
+    """Not in the beginning of another reply, which nobody has asked for."""
+    try:
+        return parser.feed_eof() is None
+    except HttpProcessingError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:

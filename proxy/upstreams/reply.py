@@ -45,7 +45,9 @@ class UpstreamReply:
         self._deadline = deadline
         self._secret = secret
         self._closed = False
-        self._patience = Patience(idle_timeout)  # that of the response limits the wait for the first token
+        self._patience: Patience | None = (
+            None  # of a stream; that of the response limits the wait for its first token
+        )
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -101,6 +103,8 @@ class UpstreamReply:
         if self._first:
             first, self._first = self._first, b""
             return first
+        if self._patience is None:
+            self._patience = Patience(self._idle_timeout)
         while True:
             left = self._deadline - time.monotonic()
             self._patience.seconds = left if left < self._idle_timeout else self._idle_timeout
@@ -130,6 +134,7 @@ class UpstreamReply:
         """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
         if not self._closed:
             self._closed = True
-            self._patience.close()
+            if self._patience is not None:
+                self._patience.close()
             self.on_close()
         self._response.close()

@@ -161,9 +161,10 @@ async def test_no_body() -> None:
         OK.replace(b"HTTP/1.1", b"HTTP/1.0"),
         OK + OK,
         OK + b"HTTP/1.1 2",
+        OK + b"HTTP/1.1 200 OK\r\nX: \x00",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n" + OK,
     ],
-    ids=["close", "HTTP/1.0", "two replies", "more than one reply", "another protocol"],
+    ids=["close", "HTTP/1.0", "two replies", "more than one", "and that broken", "another protocol"],
 )
 async def test_connections_that_cannot_go_on(reply: bytes) -> None:
     async with asked(always(reply)) as (client, server):
