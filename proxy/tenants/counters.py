@@ -104,7 +104,7 @@ class Counters:
         """As of now."""
         with self._env.reading() as txn:
             return as_of(
-                self._standing(txn, tenant.name),
+                _Book(txn, self._standings, self._ledger).standing(tenant.name),
                 tenant.limits,
                 self._clock(),
                 lambda moment: self._ledger.spent_since(txn, tenant.name, moment),
@@ -149,9 +149,6 @@ class Counters:
     def _write(self, book: "_Book") -> None:
         if book.write():
             self._sync.written = True
-
-    def _standing(self, txn: Transaction, name: str) -> Standing:
-        return _Book(txn, self._standings, self._ledger).standing(name)
 
     def _release_dead(self) -> None:
         """Of all tenants, once: what a server held that was killed."""
