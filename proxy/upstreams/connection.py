@@ -173,7 +173,7 @@ class Connection(BaseProtocol):
         try:
             messages, switched, _ = self._parser.feed_data(data)
         except HttpProcessingError as error:
-            self._break(BrokenReply(f"it sent what is no HTTP ({_first_line(error)})"))
+            self._break(BrokenReply(f"it sent what is no HTTP ({_first_line(error.message)})"))
             return
         if switched:
             self._is_last = True
@@ -197,7 +197,7 @@ class Connection(BaseProtocol):
         super().connection_lost(exc)
         self.patience.close()
         self._on_lost(self)
-        why = "the connection was closed" if exc is None else _first_line(exc)
+        why = "the connection was closed" if exc is None else _first_line(str(exc) or type(exc).__name__)
         if exc is None and self._content is not None and self._parser is not None:
             with suppress(HttpProcessingError):
                 self._parser.feed_eof()  # the end of a body that has no other
@@ -220,6 +220,5 @@ def _is_at_an_end(parser: HttpParser[RawResponseMessage]) -> bool:
         return False
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0].rstrip(":") if lines else type(error).__name__
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].rstrip(":")

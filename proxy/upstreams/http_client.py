@@ -84,17 +84,19 @@ class HttpClient:
         host, port = self._url.raw_host or "", self._url.port or 0
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
         sock = await start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, loop=self._loop)
+        connection = Connection(self._loop, idle=self._rest, lost=self._forget)
+        self._connections.add(connection)
         try:
-            _, connection = await self._loop.create_connection(
-                lambda: Connection(self._loop, idle=self._rest, lost=self._forget),
+            await self._loop.create_connection(
+                lambda: connection,
                 sock=sock,
                 ssl=self._tls,
                 server_hostname=None if self._tls is None else host.rstrip("."),
             )
         except BaseException:
             sock.close()
+            self._forget(connection)
             raise
-        self._connections.add(connection)
         return connection
 
     def _rest(self, connection: Connection) -> None:

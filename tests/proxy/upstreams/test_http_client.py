@@ -340,6 +340,13 @@ async def test_silence() -> None:
         await asyncio.wait_for(server.left.acquire(), 2)
 
 
+async def test_what_is_no_http_is_named_without_its_words() -> None:
+    async with asked(always(b"220 mail.example.org ESMTP\r\n")) as (client, _server):
+        with pytest.raises(BrokenReply) as raised:
+            await post(client)
+        assert str(raised.value) == "it sent what is no HTTP (Bad status line)"
+
+
 async def test_nobody_listens() -> None:
     async with asked(always(OK)) as (_client, server):
         port = server.port
