@@ -1,8 +1,5 @@
 """Where requests meet their tenants' limits: one admission for each, whoever answers it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import msgspec
 from aiohttp import web
 
@@ -17,9 +14,8 @@ from .upstreams.reading import TokenCounts
 from .upstreams.spend import cost_of
 
 
-@contextmanager
-def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) -> Iterator[Admission]:
-    """Until the answer has ended, of whichever target of the plan; `model` as it was asked for, `n` choices.
+def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) -> Admission:
+    """To be closed when the answer has ended, of whichever target of the plan; `model` as it was asked for, `n` choices.
 
     Raises ModelNotAllowedError, RateLimitError or BudgetExceededError.
     """
@@ -33,11 +29,10 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
     costs = [_price(context, target, expected) for target in plan.targets]
     # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
     cost = None if costs[0] is None else max(one for one in costs if one is not None)
-    with context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost) as admission:
-        request[ADMISSION] = admission
-        if len(names) > 1:
-            admission.appraise = lambda spend: _with_saving(context, plan, spend)
-        yield admission
+    admission = request[ADMISSION] = context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost)
+    if len(names) > 1:
+        admission.appraise = lambda spend: _with_saving(context, plan, spend)
+    return admission
 
 
 def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:

@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -47,9 +48,6 @@ class CacheControls(msgspec.Struct, frozen=True):
     mode: Mode | None = None
 
 
-_DEFAULT = CacheControls()
-
-
 def request_id(headers: Mapping[str, str]) -> str:
     """The caller's own id where it is sane (it goes into logs and headers), else a new one."""
     given = headers.get(REQUEST_ID, "")
@@ -73,15 +71,29 @@ def cache_controls(headers: Mapping[str, str], body: dict[str, Any] | None) -> C
 
     Raises InvalidRequestError for an unknown directive or a bad value.
     """
-    if not body and CACHE_CONTROL not in headers and NAMESPACE not in headers:
-        return _DEFAULT
+    control, namespace = headers.get(CACHE_CONTROL, ""), headers.get(NAMESPACE)
+    if body:
+        return _controls({**_directives(control, namespace), **_of_body(body)})
+    return _of_headers(control, namespace)
+
+
+@lru_cache(maxsize=1024)
+def _of_headers(control: str, namespace: str | None) -> CacheControls:
+    """An app says the same with each of its requests."""
+    return _controls(_directives(control, namespace))
+
+
+def _directives(control: str, namespace: str | None) -> dict[str, object]:
     directives: dict[str, object] = {}
-    for part in filter(None, (part.strip() for part in headers.get(CACHE_CONTROL, "").split(","))):
+    for part in filter(None, (part.strip() for part in control.split(","))):
         name, equals, value = part.partition("=")
         directives[name.strip().lower()] = value.strip() if equals else True
-    if NAMESPACE in headers:
-        directives["namespace"] = headers[NAMESPACE]
-    directives.update(_of_body(body or {}))
+    if namespace is not None:
+        directives["namespace"] = namespace
+    return directives
+
+
+def _controls(directives: dict[str, object]) -> CacheControls:
     for name in directives:
         if name not in _DIRECTIVES:
             raise InvalidRequestError(

@@ -6,16 +6,17 @@ No series is named after a tenant: tenants come and go by the thousand, and ever
 of them does is in the access log.
 """
 
+import asyncio
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..cache import CompletionCache
 from .backend import Backend
 from .observe.collectors import CacheCollector, EngineCollector
 from .observe.record import RequestRecord
-from .observe.series import BoundedNames, Series, Tally
+from .observe.series import BoundedNames, Figures
 from .observe.upstream_metrics import UpstreamFamily
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,6 +24,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The times at which each series began double the page, and nobody reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
 
+# So much later at most the other workers are shown what one has counted.
+SHOWN_SECONDS = 0.05
 # Upstreams may have reasons of their own.
 MAX_REASONS = 16
 
@@ -66,122 +69,80 @@ class Metrics:
         self, backend: Backend | None, cache: CompletionCache | None, *, shared: Path | None = None
     ) -> None:
         own = CollectorRegistry()
-        self._http_requests = Series(
-            Counter(
-                "penstock_http_requests",
-                "HTTP requests by route and status; 499 where the client left.",
-                ["route", "status"],
-                registry=own,
-            )
+        figures = self._figures = Figures(own)
+        self._http_requests = figures.counter(
+            "penstock_http_requests",
+            "HTTP requests by route and status; 499 where the client left.",
+            *("route", "status"),
         )
-        self._cache_requests = Series(
-            Counter(
-                "penstock_cache_requests", "Generations by what the cache did.", ["outcome"], registry=own
-            )
+        self._cache_requests = figures.counter(
+            "penstock_cache_requests", "Generations by what the cache did.", "outcome"
         )
-        self._near_hits = Series(
-            Counter(
-                "penstock_cache_near_hits",
-                "Near hits that the model verified, by what the trusted rung said of them, and whether its answer was the "
-                "same.",
-                ["reason", "same"],
-                registry=own,
-            )
+        self._near_hits = figures.counter(
+            "penstock_cache_near_hits",
+            "Near hits that the model verified, by what the trusted rung said of them, and whether its answer was the "
+            "same.",
+            *("reason", "same"),
         )
-        self._saved = Series(
-            Counter(
-                "penstock_cache_saved_seconds",
-                "Seconds of the engine that hits were spared.",
-                ["outcome"],
-                registry=own,
-            )
+        self._saved = figures.counter(
+            "penstock_cache_saved_seconds", "Seconds of the engine that hits were spared.", "outcome"
         )
-        self._routed = Series(
-            Counter(
-                "penstock_routed",
-                "Requests by who answers, and why it was asked first.",
-                ["target", "reason"],
-                registry=own,
-            )
+        self._routed = figures.counter(
+            "penstock_routed",
+            "Requests by who answers, and why it was asked first.",
+            *("target", "reason"),
         )
-        self._fallbacks = Series(
-            Counter(
-                "penstock_fallbacks",
-                "Targets that could not answer, so that the next was asked.",
-                ["target"],
-                registry=own,
-            )
+        self._fallbacks = figures.counter(
+            "penstock_fallbacks", "Targets that could not answer, so that the next was asked.", "target"
         )
-        self._finished = Series(
-            Counter(
-                "penstock_request_success", "Finished choices by reason.", ["finished_reason"], registry=own
-            )
+        self._finished = figures.counter(
+            "penstock_request_success", "Finished choices by reason.", "finished_reason"
         )
-        self._aborted = Counter(
-            "penstock_request_aborted",
-            "Generations that ended early: client gone, or an error.",
-            registry=own,
+        self._aborted = figures.counter(
+            "penstock_request_aborted", "Generations that ended early: client gone, or an error."
+        )[()]
+        self._model_requests = figures.counter(
+            "penstock_model_requests", "Requests by the model that answered, as it is served.", "model"
         )
-        self._model_requests = Series(
-            Counter(
-                "penstock_model_requests",
-                "Requests by the model that answered, as it is served.",
-                ["model"],
-                registry=own,
-            )
+        self._model_tokens = figures.counter(
+            "penstock_model_tokens",
+            "Tokens that answers report, from caches too: prompt, cached (of these, not computed), completion.",
+            *("model", "kind"),
         )
-        self._model_tokens = Series(
-            Counter(
-                "penstock_model_tokens",
-                "Tokens that answers report, from caches too: prompt, cached (of these, not computed), completion.",
-                ["model", "kind"],
-                registry=own,
-            )
+        self._first_token = figures.histogram(
+            "penstock_time_to_first_token_seconds",
+            "From a request's first byte to the first chunk of its answer.",
+            "cache",
+            buckets=_FIRST_TOKEN,
         )
-        self._first_token = Series(
-            Histogram(
-                "penstock_time_to_first_token_seconds",
-                "From a request's first byte to the first chunk of its answer.",
-                ["cache"],
-                buckets=_FIRST_TOKEN,
-                registry=own,
-            )
-        )
-        self._queue = Histogram(
+        self._queue = figures.histogram(
             "penstock_request_queue_time_seconds",
             "From a sequence's arrival in the engine to its first step.",
             buckets=_WHOLE,
-            registry=own,
-        )
-        self._inter_token = Histogram(
+        )[()]
+        # Called with every piece of a stream, so without a method of our own around it.
+        self.between_tokens = figures.histogram(
             "penstock_inter_token_latency_seconds",
             "Between the chunks of a generation.",
             buckets=_INTER_TOKEN,
-            registry=own,
+        )[()].observe
+        self._whole = figures.histogram(
+            "penstock_e2e_request_latency_seconds",
+            "From a request's first byte to the last byte of its answer.",
+            "cache",
+            buckets=_WHOLE,
         )
-        self._whole = Series(
-            Histogram(
-                "penstock_e2e_request_latency_seconds",
-                "From a request's first byte to the last byte of its answer.",
-                ["cache"],
-                buckets=_WHOLE,
-                registry=own,
-            )
-        )
-        self._overhead = Series(
-            Histogram(
-                "penstock_overhead_seconds",
-                "Spent by this proxy itself on an answer: before it was handed over to engine, upstream or cache, and after "
-                "its first token; without waiting for the client.",
-                ["part"],
-                buckets=_OVERHEAD,
-                registry=own,
-            )
+        self._overhead = figures.histogram(
+            "penstock_overhead_seconds",
+            "Spent by this proxy itself on an answer: before it was handed over to engine, upstream or cache, and after "
+            "its first token; without waiting for the client.",
+            "part",
+            buckets=_OVERHEAD,
         )
         self._reasons = BoundedNames(MAX_REASONS)
-        upstreams = UpstreamFamily(own)
-        self.upstream = upstreams.upstream
-        self._asked = own
+        self.upstream = UpstreamFamily(figures, own).upstream
+        self._asked, self._is_shared = own, shared is not None
+        self._flushing: asyncio.TimerHandle | None = None
         if shared is not None:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
@@ -192,10 +153,6 @@ class Metrics:
 
     def first_token(self, outcome: str, seconds: float) -> None:
         self._first_token[(outcome,)].observe(seconds)
-
-    def between_tokens(self) -> Tally:
-        """Of one stream, to be flushed at its end."""
-        return Tally(self._inter_token)
 
     def queued(self, seconds: float) -> None:
         self._queue.observe(seconds)
@@ -213,6 +170,8 @@ class Metrics:
         self._fallbacks[(target,)].inc()
 
     def ended(self, record: RequestRecord) -> None:
+        if self._is_shared and self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(SHOWN_SECONDS, self._flush)
         self._http_requests[record.route, str(record.status)].inc()
         if record.model_series is not None:
             self._count_model(record, record.model_series)
@@ -234,7 +193,18 @@ class Metrics:
                 self._overhead[("after",)].observe(after)
 
     def exposition(self) -> bytes:
+        self._figures.flush()
         return generate_latest(self._asked)
+
+    def close(self) -> None:
+        """What other workers have not been shown yet, they are shown now."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self._figures.flush()
 
     def _count_model(self, record: RequestRecord, model: str) -> None:
         self._model_requests[(model,)].inc()

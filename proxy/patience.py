@@ -29,7 +29,7 @@ class Patience:
             self._handle = None
 
     def __enter__(self) -> None:
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._loop)  # half the price of finding the loop anew
         self._due = self._loop.time() + self.seconds
         if self._handle is None or self._rings > self._due:
             self._set()

@@ -39,7 +39,10 @@ async def read_body(request: web.Request) -> bytes:
 
 async def _whole(request: web.Request) -> bytes:
     if request.content.is_eof():  # nearly always: it came with the headers
-        return await request.read()
+        body = request.content.read_nowait()
+        if len(body) > request.client_max_size:  # in chunks, none of which said so
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size, len(body))
+        return body
     try:
         async with asyncio.timeout(BODY_SECONDS):
             begun = time.perf_counter()

@@ -153,6 +153,7 @@ class HttpServer:
         if self.context.local is not None:
             await self.context.service.close()
         await self.context.journal.close()
+        self.context.metrics.close()
 
 
 async def serve(

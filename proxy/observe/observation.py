@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from ..metrics import Metrics
 from ..provenance import Provenance
 from .record import RequestRecord
-from .series import Tally
 
 
 class Observation:
@@ -26,16 +25,15 @@ class Observation:
         self._metrics = metrics
         self._provenance = provenance
         self._last: float | None = None
-        self._between: Tally | None = None
+        self._between = metrics.between_tokens
 
     def piece(self) -> None:
-        now = self.record.piece_came()
         if self._last is None:
+            now = self.record.piece_came()
             self._metrics.first_token(self._provenance.outcome, now - self.record.started)
         else:
-            if self._between is None:
-                self._between = self._metrics.between_tokens()
-            self._between.add(now - self._last)
+            now = self.waited()
+            self._between(now - self._last)
         self._last = now
 
     def queued(self, seconds: float) -> None:
@@ -43,8 +41,6 @@ class Observation:
 
     def close(self, *, whole: bool, finish_reasons: Sequence[str]) -> None:
         """`whole`: the answer came to its end."""
-        if self._between is not None:
-            self._between.flush()
         record, provenance = self.record, self._provenance
         record.outcome = provenance.outcome
         record.saved_seconds = provenance.saved

@@ -15,9 +15,6 @@ Operation = Literal["chat", "text_completion", "embeddings"]
 # Of prompt and answer, where `log_prompts` has them kept: a line then mostly stays below what a pipe takes in one piece.
 KEPT_CHARACTERS = 500
 
-# A write of a stream returns at once unless its reader is behind: what takes longer than this was waiting for the reader.
-_AT_ONCE = 0.001
-
 
 class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
     """One request, from its first byte to its last.
@@ -122,11 +119,6 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
     def used(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
         """Tokens, as far as they are known."""
         self.prompt_tokens, self.cached_tokens, self.completion_tokens = prompt, cached, completion
-
-    def wrote(self, seconds: float) -> None:
-        """A write to the client took so long."""
-        if seconds > _AT_ONCE:
-            self.write_seconds += seconds
 
     @property
     def time_to_first_token(self) -> float | None:

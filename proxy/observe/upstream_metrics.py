@@ -5,10 +5,10 @@ Names are those of the configuration, so that their series are few.
 
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from .record import RequestRecord
-from .series import Series
+from .series import Figures
 
 AttemptOutcome = Literal[
     "success", "refused", "rate_limited", "server_error", "connect_error", "timeout", "broken", "aborted"
@@ -27,12 +27,14 @@ class UpstreamMetrics:
     def __init__(self, family: "UpstreamFamily", name: str) -> None:
         self._family = family
         self._name = name
+        self._breaker: BreakerState | None = None
 
-    def attempt(self, outcome: AttemptOutcome) -> None:
+    def attempt(self, outcome: AttemptOutcome, breaker: BreakerState) -> None:
+        """One has ended, and so the breaker stands now."""
         self._family.attempts[self._name, outcome].inc()
-
-    def breaker(self, state: BreakerState) -> None:
-        self._family.breakers[(self._name,)].set(_BREAKER_VALUES[state])
+        if breaker != self._breaker:
+            self._breaker = breaker
+            self._family.breakers.labels(self._name).set(_BREAKER_VALUES[breaker])
 
     def first_token(self, seconds: float) -> None:
         """From the attempt's begin to the answer's first token, or to all of an answer that is no stream."""
@@ -57,59 +59,42 @@ class UpstreamMetrics:
 
 
 class UpstreamFamily:
-    """The series of all upstreams; `registry` is this process's own."""
+    """The series of all upstreams; `registry` is that of `figures`."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.attempts = Series(
-            Counter(
-                "penstock_upstream_attempts",
-                "Attempts at an upstream by how they ended, until the first token: success, refused, rate_limited, "
-                "server_error, connect_error, timeout, broken, aborted.",
-                ["upstream", "outcome"],
-                registry=registry,
-            )
+    def __init__(self, figures: Figures, registry: CollectorRegistry) -> None:
+        self.attempts = figures.counter(
+            "penstock_upstream_attempts",
+            "Attempts at an upstream by how they ended, until the first token: success, refused, rate_limited, "
+            "server_error, connect_error, timeout, broken, aborted.",
+            *("upstream", "outcome"),
         )
-        self.breakers = Series(
-            Gauge(
-                "penstock_upstream_breaker_state",
-                "Circuit breaker after the last attempt: 0 closed, 1 half open, 2 open; of several workers the worst.",
-                ["upstream"],
-                registry=registry,
-                multiprocess_mode="livemax",
-            )
+        self.breakers = Gauge(
+            "penstock_upstream_breaker_state",
+            "Circuit breaker after the last attempt: 0 closed, 1 half open, 2 open; of several workers the worst.",
+            ["upstream"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.first_tokens = Series(
-            Histogram(
-                "penstock_upstream_first_token_seconds",
-                "From an attempt's begin to the first token of its answer, or to all of one that is no stream.",
-                ["upstream"],
-                buckets=_FIRST_TOKEN,
-                registry=registry,
-            )
+        self.first_tokens = figures.histogram(
+            "penstock_upstream_first_token_seconds",
+            "From an attempt's begin to the first token of its answer, or to all of one that is no stream.",
+            "upstream",
+            buckets=_FIRST_TOKEN,
         )
-        self.tokens = Series(
-            Counter(
-                "penstock_upstream_tokens",
-                "Tokens that upstreams reported: prompt, cached (of these), completion.",
-                ["upstream", "kind"],
-                registry=registry,
-            )
+        self.tokens = figures.counter(
+            "penstock_upstream_tokens",
+            "Tokens that upstreams reported: prompt, cached (of these), completion.",
+            *("upstream", "kind"),
         )
-        self.costs = Series(
-            Counter(
-                "penstock_upstream_cost",
-                "Money for upstreams' answers, in the currency of the configured prices.",
-                ["upstream"],
-                registry=registry,
-            )
+        self.costs = figures.counter(
+            "penstock_upstream_cost",
+            "Money for upstreams' answers, in the currency of the configured prices.",
+            "upstream",
         )
-        self.unknown = Series(
-            Counter(
-                "penstock_upstream_unknown",
-                "Answers whose usage, or cost, nobody knows; they are in no sum.",
-                ["upstream", "what"],
-                registry=registry,
-            )
+        self.unknown = figures.counter(
+            "penstock_upstream_unknown",
+            "Answers whose usage, or cost, nobody knows; they are in no sum.",
+            *("upstream", "what"),
         )
 
     def upstream(self, name: str) -> UpstreamMetrics:

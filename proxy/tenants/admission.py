@@ -6,21 +6,14 @@ with tenants.admit(tenant, tokens=expected, cost=estimate) as admission:
         call.settle(Spend(model=model, prompt_tokens=12, completion_tokens=34, cost=0.0001))
 """
 
-import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from .environment import StoreError
+from .counters import Counters, Ended
 from .rate_headers import rate_headers
 from .spend import Spend
 from .standing import Ask, Standing
 from .tenant import Tenant
-
-if TYPE_CHECKING:
-    from .counters import Counters
-
-log = logging.getLogger(__name__)
 
 
 class Admission:
@@ -31,7 +24,7 @@ class Admission:
     """
 
     def __init__(
-        self, tenant: Tenant, ask: Ask, counters: "Counters | None", standing: Standing | None
+        self, tenant: Tenant, ask: Ask, counters: Counters | None, standing: Standing | None
     ) -> None:
         self.tenant, self._ask = tenant, ask
         self._counters, self._standing = counters, standing
@@ -77,11 +70,7 @@ class Admission:
         self._num_open -= 1
         if self._num_open == 0 and self._counters is not None:
             spends, self._spends = self._spends, []
-            try:
-                self._counters.settle(self.tenant, self._ask, spends, again=self._is_settled)
-            except StoreError as error:
-                # The place stays taken until it can be; the answer is the client's all the same.
-                log.error("what tenant %s has used cannot be written now: %s", self.tenant.name, error)
+            self._counters.settle(Ended(self.tenant, self._ask, spends, self._is_settled))
             self._is_settled = True
 
     def __enter__(self) -> "Admission":

@@ -5,6 +5,7 @@ Sums hold what is known. What is not is counted beside them: `unknown_usage` req
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -98,20 +99,20 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(
-        self, txn: Transaction, tenant: str, spend: Spend, now: float, *, presumed_cost: float = 0.0
-    ) -> None:
-        key = _key(tenant, day_of(now), spend.model)
-        account = self._account(txn, key)
-        account.add(spend, presumed_cost)
+    def read(self, txn: Transaction, key: bytes) -> Account:
+        """`key`: of `account_key`."""
+        data = txn.get(key, db=self._database)
+        return Account() if data is None else _decoder.decode(data)
+
+    def write(self, txn: Transaction, key: bytes, account: Account) -> None:
         txn.put(key, _encoder.encode(account), db=self._database)
 
     def add_lost(
         self, txn: Transaction, tenant: str, requests: int, presumed_cost: float, now: float
     ) -> None:
         """Requests whose process was killed."""
-        key = _key(tenant, day_of(now), UNKNOWN_MODEL)
-        account = self._account(txn, key)
+        key = account_key(tenant, day_of(now), UNKNOWN_MODEL)
+        account = self.read(txn, key)
         account.merge(
             Account(
                 requests=requests,
@@ -120,7 +121,7 @@ class Ledger:
                 presumed_cost=presumed_cost,
             )
         )
-        txn.put(key, _encoder.encode(account), db=self._database)
+        self.write(txn, key, account)
 
     def spent_since(self, txn: Transaction, tenant: str, moment: int) -> float:
         """Money that the budget was charged since the day of `moment`."""
@@ -145,10 +146,7 @@ class Ledger:
                         _decoder.decode(value),
                     )
 
-    def _account(self, txn: Transaction, key: bytes) -> Account:
-        data = txn.get(key, db=self._database)
-        return Account() if data is None else _decoder.decode(data)
 
-
-def _key(tenant: str, day: int, model: str) -> bytes:
+@lru_cache(maxsize=4096)
+def account_key(tenant: str, day: int, model: str) -> bytes:
     return tenant.encode() + b"\0" + day.to_bytes(_DAY_BYTES, "big") + model.encode()[:_MODEL_BYTES]

@@ -50,11 +50,11 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def running(self) -> int:
-        return sum(held.requests for held in self.held.values())
+        return sum([held.requests for held in self.held.values()])
 
     @property
     def reserved(self) -> float:
-        return sum(held.cost for held in self.held.values())
+        return sum([held.cost for held in self.held.values()])
 
 
 class Refusal(msgspec.Struct, frozen=True):

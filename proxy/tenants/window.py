@@ -1,6 +1,7 @@
 """When a budget's window began and when it ends, in UTC. Moments are seconds since the epoch."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from .tenant import Window
 
@@ -16,8 +17,8 @@ def window_start(window: Window, now: float) -> int:
     """0 for one that has no beginning."""
     if window == "total":
         return 0
-    today = day_of(now) * DAY
-    return today if window == "day" else today - (datetime.fromtimestamp(now, UTC).day - 1) * DAY
+    today = day_of(now)
+    return today * DAY if window == "day" else _month_start(today)
 
 
 def window_end(window: Window, now: float) -> int | None:
@@ -28,3 +29,8 @@ def window_end(window: Window, now: float) -> int | None:
         return (day_of(now) + 1) * DAY
     # 31 days after the first of a month is always in the next one.
     return window_start("month", window_start("month", now) + 31 * DAY)
+
+
+@lru_cache(maxsize=16)
+def _month_start(day: int) -> int:
+    return (day - datetime.fromtimestamp(day * DAY, UTC).day + 1) * DAY

@@ -1,9 +1,8 @@
 """How an attempt at an upstream ended, in the words of the figures."""
 
-from aiohttp import ClientConnectionError
-
 from ...errors import UpstreamError, UpstreamRefusedError, UpstreamTimeoutError
 from ..observe.upstream_metrics import AttemptOutcome
+from .connection import NotConnected
 
 
 def outcome_of(error: BaseException) -> AttemptOutcome:
@@ -15,5 +14,5 @@ def outcome_of(error: BaseException) -> AttemptOutcome:
     if isinstance(error, UpstreamTimeoutError):
         return "timeout"
     if isinstance(error, UpstreamError):
-        return "connect_error" if isinstance(error.__cause__, ClientConnectionError) else "broken"
+        return "connect_error" if isinstance(error.__cause__, NotConnected) else "broken"
     return "aborted"

@@ -129,7 +129,7 @@ class OpenAIReading(ForwardedReading):
         if not data:
             return True
         chunk = decoded(data)
-        choices = _list(chunk, "choices")
+        choices = _choices_in(chunk)
         if choices is None and "error" in chunk:
             raise UpstreamError(error_in(data) or "The upstream failed.")
         if (usage := chunk.get("usage")) is not None:
@@ -148,7 +148,7 @@ class OpenAIReading(ForwardedReading):
         whole = decoded(body)
         usage = whole.get("usage")
         self.tokens = None if usage is None else tokens_of(usage)
-        self._choices = dict(enumerate(_list(whole, "choices") or []))
+        self._choices = dict(enumerate(_choices_in(whole) or []))
         self.finish_reasons = [str(choice.get("finish_reason")) for choice in self._choices.values()]
         self._body, self._done = whole, True
         self._kept = len(body)
@@ -311,12 +311,15 @@ def decoded(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _list(chunk: dict[str, Any], name: str) -> list[dict[str, Any]] | None:
-    """A list of objects, or nothing."""
-    value = chunk.get(name)
-    if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-        raise UpstreamError(f"The upstream sent {name} that are no list of objects.")
-    return value
+def _choices_in(chunk: dict[str, Any]) -> list[dict[str, Any]] | None:
+    choices = chunk.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list):
+            raise UpstreamError("The upstream sent choices that are no list.")
+        for choice in choices:
+            if not isinstance(choice, dict):
+                raise UpstreamError("The upstream sent a choice that is no object.")
+    return choices
 
 
 def _gather(into: dict[str, Any], piece: dict[str, Any], levels: int = MAX_LEVELS) -> int:

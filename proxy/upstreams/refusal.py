@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 import orjson
-from aiohttp import ClientResponse
 
 from ...errors import (
     PenstockError,
@@ -13,13 +12,14 @@ from ...errors import (
     UpstreamUnfitError,
 )
 from .backoff import retry_after
+from .connection import Response
 
 # Another upstream may have what this one lacks: a valid key, credit, the model, time, room.
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
 _SHOWN = 500
 
 
-def refusal_of(response: ClientResponse, body: bytes, upstream: str) -> PenstockError:
+def refusal_of(response: Response, body: bytes, upstream: str) -> PenstockError:
     """For a reply whose status is not 200."""
     wait = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
     status = response.status

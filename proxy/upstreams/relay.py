@@ -230,8 +230,12 @@ class _Forwarded:
         if self._ended:
             raise StopAsyncIteration
         while block := await self._reply.next_block():
+            events = split(block)
             try:
-                shown = b"".join([self._reading.shown(event) for event in split(block)])
+                if len(events) == 1:  # nearly always
+                    shown = self._reading.shown(block)
+                else:
+                    shown = b"".join([self._reading.shown(event) for event in events])
             except UpstreamError as error:
                 error.message = self._reply.shown(error.message)
                 raise

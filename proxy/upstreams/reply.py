@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable
 
-from aiohttp import ClientError, ClientResponse
-
 from ...errors import UpstreamError, UpstreamTimeoutError, UpstreamUnfitError
 from ..patience import Patience
+from .connection import HttpError, Response
 from .events import EventSplitter, data_of, split
 from .refusal import error_in
 
@@ -29,7 +28,7 @@ class UpstreamReply:
     def __init__(
         self,
         upstream: str,
-        response: ClientResponse,
+        response: Response,
         *,
         idle_timeout: float,
         total_timeout: float,
@@ -46,7 +45,9 @@ class UpstreamReply:
         self._deadline = deadline
         self._secret = secret
         self._closed = False
-        self._patience: Patience | None = None  # until the first piece of a stream is waited for
+        self._patience: Patience | None = (
+            None  # of a stream; that of the response limits the wait for its first token
+        )
         self._splitter = EventSplitter()
         self._first = b""
 
@@ -65,13 +66,15 @@ class UpstreamReply:
         if not self.is_stream:
             await self.read_all()
             return
-        while b"data:" not in self._first:
-            block = await self._next_block()
+        begun = b""
+        while b"data:" not in begun:
+            block = await self.next_block()
             if not block:
                 raise UpstreamError(f"The upstream {self.upstream} ended its stream before the first token.")
-            self._first += block
-        if b'"error"' in self._first:
-            first = next(data for event in split(self._first) if (data := data_of(event)))
+            begun += block
+        self._first = begun
+        if b'"error"' in begun:
+            first = next(data for event in split(begun) if (data := data_of(event)))
             if (message := error_in(first)) is not None:
                 raise UpstreamError(f"The upstream {self.upstream} failed at once: {self.shown(message)}")
 
@@ -86,7 +89,7 @@ class UpstreamReply:
                     raise UpstreamUnfitError(
                         f"The upstream {self.upstream} sent more than {MAX_BODY_BYTES} bytes."
                     )
-        except ClientError as error:
+        except HttpError as error:
             raise UpstreamError(f"The upstream {self.upstream} broke off its reply.") from error
         self.body = b"".join(parts)
         self._response.release()
@@ -100,22 +103,21 @@ class UpstreamReply:
         if self._first:
             first, self._first = self._first, b""
             return first
-        return await self._next_block()
-
-    def close(self) -> None:
-        """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
-        if not self._closed:
-            self._closed = True
-            if self._patience is not None:
-                self._patience.close()
-            self.on_close()
-        if not self._response.closed:
-            self._response.close()
-
-    async def _next_block(self) -> bytes:
-        """Empty at the end."""
+        if self._patience is None:
+            self._patience = Patience(self._idle_timeout)
         while True:
-            data = await self._read()
+            left = self._deadline - time.monotonic()
+            self._patience.seconds = left if left < self._idle_timeout else self._idle_timeout
+            try:
+                with self._patience:
+                    data = await self._response.content.readany()
+            except TimeoutError as error:
+                what = f"sent nothing for {self._idle_timeout:g}"
+                if left < self._idle_timeout:
+                    what = f"not ended its reply within {self._total_timeout:g}"
+                raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
+            except HttpError as error:
+                raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error
             if not data:
                 if self._splitter.has_rest:
                     raise UpstreamError(f"The upstream {self.upstream} ended its stream within an event.")
@@ -128,20 +130,11 @@ class UpstreamReply:
             if block:
                 return block
 
-    async def _read(self) -> bytes:
-        left = self._deadline - time.monotonic()
-        seconds = min(self._idle_timeout, max(left, 0.0))
-        patience = self._patience
-        if patience is None:
-            patience = self._patience = Patience(seconds)
-        patience.seconds = seconds
-        try:
-            with patience:
-                return await self._response.content.readany()
-        except TimeoutError as error:
-            what = f"sent nothing for {self._idle_timeout:g}"
-            if left < self._idle_timeout:
-                what = f"not ended its reply within {self._total_timeout:g}"
-            raise UpstreamTimeoutError(f"The upstream {self.upstream} has {what} seconds.") from error
-        except ClientError as error:
-            raise UpstreamError(f"The upstream {self.upstream} broke off its stream.") from error
+    def close(self) -> None:
+        """Lets go of the connection; a reply that has not ended is cut off, which tells the upstream to stop."""
+        if not self._closed:
+            self._closed = True
+            if self._patience is not None:
+                self._patience.close()
+            self.on_close()
+        self._response.close()

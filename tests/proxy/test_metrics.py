@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from running_server import RunningServer, running_server
 
 from penstock.proxy.observe.record import RequestRecord
-from penstock.proxy.observe.series import OTHER, BoundedNames, Tally
+from penstock.proxy.observe.series import OTHER, BoundedNames, Figures
 from penstock.proxy.observe.upstream_metrics import UpstreamFamily
 
 DOCS = Path(__file__).parents[2] / "docs/observability.md"
@@ -143,15 +143,16 @@ def test_names_that_are_not_ours_are_bounded() -> None:
 
 def test_upstreams_tell_of_attempts_breaker_tokens_and_money() -> None:
     registry = CollectorRegistry()
-    upstream = UpstreamFamily(registry).upstream("acme")
-    upstream.attempt("timeout")
-    upstream.attempt("success")
-    upstream.breaker("half_open")
+    figures = Figures(registry)
+    upstream = UpstreamFamily(figures, registry).upstream("acme")
+    upstream.attempt("timeout", "open")
+    upstream.attempt("success", "half_open")
     upstream.first_token(0.3)
     record = RequestRecord(request_id="r", method="POST", route="/", started=0.0, time=0.0)
     upstream.answered(record, None)
     record.used(7, None, 5)
     upstream.answered(record, 0.25)
+    figures.flush()
     text = generate_latest(registry).decode()
     for line in (
         'penstock_upstream_attempts_total{outcome="timeout",upstream="acme"} 1.0',
@@ -180,16 +181,17 @@ async def test_the_documentation_has_every_series(server: RunningServer) -> None
 
 def test_what_is_tallied_is_what_would_have_been_observed() -> None:
     registries = CollectorRegistry(), CollectorRegistry()
-    one, other = (Histogram("h", "h", buckets=(0.1, 0.2, 0.4), registry=registry) for registry in registries)
-    tally = Tally(one)
+    figures = Figures(registries[0])
+    tally = figures.histogram("h", "h", "like", buckets=(0.1, 0.2, 0.4))["this",]
+    other = Histogram("h", "h", ["like"], buckets=(0.1, 0.2, 0.4), registry=registries[1]).labels("this")
     values = [0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 7.0] * 9
     for value in values:
-        tally.add(value)
+        tally.observe(value)
         other.observe(value)
-    tally.flush()
-    tally.flush()
+    figures.flush()
+    figures.flush()
     written, observed = (generate_latest(registry).splitlines() for registry in registries)
     assert [line for line in written if b"_sum" not in line] == [
         line for line in observed if b"_sum" not in line
     ]
-    assert registries[0].get_sample_value("h_sum") == pytest.approx(sum(values))
+    assert registries[0].get_sample_value("h_sum", {"like": "this"}) == pytest.approx(sum(values))

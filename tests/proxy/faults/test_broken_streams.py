@@ -232,7 +232,7 @@ async def test_byte_by_byte(gateway: Gateway, upstream: FaultyUpstream) -> None:
 @pytest.mark.fault("An event of more than 8 MiB", "client: an error event; upstream: cut off")
 async def test_a_huge_event(gateway: Gateway, upstream: FaultyUpstream) -> None:
     piece = b"x" * (1 << 20)
-    never_ending = [piece] * ((MAX_EVENT_BYTES >> 20) + 2)
+    never_ending = [piece] * ((MAX_EVENT_BYTES >> 20) + 32)
     upstream.then(streamed(ROLE, b'data: {"', *never_ending))
     assert "longer than" in ends_with_an_error(await gateway.post(STREAM), after=1)
     await asyncio.wait_for((await upstream.asked()).aborted.wait(), 2)

@@ -1,5 +1,6 @@
 """Several processes, one folder: nothing is admitted twice, and what a killed process held comes back."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from tenant_worker import Worker
 
 from penstock.errors import BudgetExceededError, RateLimitError
 from penstock.proxy.tenants.ledger import UNKNOWN_MODEL
+from penstock.proxy.tenants.spend import Spend
 
 
 @pytest.fixture
@@ -61,6 +63,31 @@ def test_places_that_come_and_go_are_never_more_than_allowed(place, workers):
     assert standing.held == {}
     (line,) = place.store.counters.lines("acme")
     assert (line.account.requests, line.account.prompt_tokens) == (admitted, admitted)
+
+
+async def test_what_has_ended_in_one_process_is_free_in_another_before_the_first_waits(place, workers):
+    """Settled together, and once: with the next request here, or else before the event loop waits."""
+    tenants = [place.make(f"t{number}", concurrency=3, budget=1.0) for number in range(2)]
+    for ended in (1, 3):
+        for tenant in tenants:
+            admissions = [place.admit(tenant, cost=0.25) for _ in range(3)]
+            for admission in admissions[:ended]:
+                admission.call("m").settle(Spend(model="m", prompt_tokens=1, completion_tokens=2, cost=0.0))
+                admission.close()
+            if ended < 3:
+                admissions.append(place.admit(tenant, cost=0.25))
+                with pytest.raises(RateLimitError):
+                    place.admit(tenant, cost=0.0)
+                for admission in admissions:
+                    admission.close()
+        await asyncio.sleep(0)
+        for worker, tenant in zip(workers, tenants, strict=True):
+            assert worker.ask(admit=9, cost=0.25, tenant=tenant.name) == 3
+            assert worker.ask(settle={"cost": 0.0, "prompt_tokens": 0, "completion_tokens": 0}) == 3
+    for tenant in tenants:
+        (line,) = place.store.counters.lines(tenant.name)
+        assert (line.account.requests, line.account.completion_tokens) == (4 + 6, 8)
+        assert place.store.counters.standing(tenant).held == {}
 
 
 def test_what_a_killed_process_held_comes_back_and_is_unknown(place, workers):
