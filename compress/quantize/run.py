@@ -1,0 +1,199 @@
+"""`penstock quantize`: texts divided, layers rounded, the folder written, judged as it is served, and kept if it passes.
+
+Knows no command line, and neither engine nor cache: texts and the measuring of speed are handed in.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import CompressError
+from ...models.loading import LoadedModel, load_model
+from ...models.quantized_experts import AS_STORED as AS_STORED_EXPERTS
+from ..compressed_tensors import write_compressed_tensors
+from ..evaluate import Comparison, PlainScorer, Scorer, ServedScorer, compare
+from ..evaluate.speed import Speed
+from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..plain_model import PlainModel, load_plain
+from ..quantized_tensor import Scheme
+from ..synthetic import synthetic_texts
+from ..texts import Example, Tokens, tokenize
+from .budget import within
+from .calibration import Texts, divide
+from .int8_kv import scorer_with_int8_kv
+from .job import Done, QuantizeJob
+from .layer import LayerRecord
+from .precision import Precision
+from .report import as_dict, failures, page
+from .sensitivity import Cost
+from .whole import EXPERTS, Progress, Quantized, Quantizer
+
+# Written by the model itself, where no texts are given.
+SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
+# Up to this many parameters (a gigabyte) the model as stored is computed in float32 to judge by: no rounding of its own is
+# then in the way. A larger one is computed in the dtype it is stored in.
+FLOAT32_PARAMETERS = 1 << 28
+REPORT = "quantization.json"
+# What each pass over a model counts as the same work. To be raised whenever other integers come out of the same input.
+METHOD = 1
+
+# From the folder as written, to the speeds of the model as stored and of the quantized one.
+MeasureSpeed = Callable[[Path], Mapping[str, Sequence[Speed]]]
+
+
+def quantize(
+    job: QuantizeJob,
+    examples: Sequence[Example] | None,
+    *,
+    progress: Progress,
+    measure_speed: MeasureSpeed | None = None,
+) -> Done:
+    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts.
+
+    Args:
+        examples: what to calibrate on and to judge by; None: what the model writes by itself.
+
+    Raises PenstockError naming what is wrong, among it a result that fails its gate, of which nothing is written unless
+    forced.
+    """
+    check_target(job.output, force=job.force)
+    model = load_plain(job.model)
+    texts = divide(_tokens(job, model, examples, progress))
+    work = WorkFolder(job.output, _identity(job, model, texts))
+    try:
+        quantizer = Quantizer(model, texts, work.path, progress)
+        costs: Sequence[Cost] = ()
+        if job.scheme == "auto":
+            quantized, costs = within(quantizer, job.most_kl, job.group)
+        else:
+            asked = Precision(job.scheme, job.group if job.scheme == "w4a16" else None)
+            quantized = quantizer.quantize(quantizer.uniform(job.scheme, job.group), asked)
+        stored_bytes = _weight_bytes(model.path)
+        stored_bytes = _weight_bytes(model.path)
+        # Of a mixture's experts nothing is known that a choice could go by.
+        experts = None if job.scheme == "auto" or not _has_experts(quantized.records) else job.scheme
+        with new_folder(job.output, force=job.force, expected_bytes=stored_bytes) as staging:
+            with _in_place(model.module, quantized.changed):
+                write_compressed_tensors(
+                    staging,
+                    model,
+                    quantized.layers,
+                    output_layer=None if quantized.head is None else quantized.head.scheme,
+                    experts=experts,
+                    int8_kv=job.kv,
+                )
+            served = load_model(str(staging), device=job.device)
+            _report_experts(quantized.records, served.experts, experts)
+            done = Done(
+                comparison=_judge(job, model, quantized, served, texts.held_back, progress),
+                records=quantized.records,
+                costs=costs,
+                bytes=_weight_bytes(staging),
+                stored_bytes=stored_bytes,
+                tokens=sum(len(text.ids) for text in texts.calibration),
+                texts=len(texts.held_back),
+            )
+            failed = failures(job, done)
+            if failed and not job.force:
+                raise CompressError(
+                    f"{job.model} in {job.scheme} fails its gate and is not written: {' and '.join(failed)}. Try smaller "
+                    "groups, more bits, --scheme auto, or other texts; or give --force to have it all the same."
+                )
+            if measure_speed is not None:
+                done = replace(done, speed=measure_speed(staging))
+            (staging / REPORT).write_text(json.dumps(as_dict(job, done), indent=1) + "\n", encoding="utf-8")
+            (staging / "README.md").write_text("\n".join(page(job, done)) + "\n", encoding="utf-8")
+    except BaseException as error:
+        work.close()
+        if is_disk_full(error):
+            raise CompressError(
+                f"The disk of {job.output} is full; free some space, and run this again."
+            ) from error
+        raise
+    work.done()
+    return done
+
+
+def _tokens(
+    job: QuantizeJob, model: PlainModel, examples: Sequence[Example] | None, progress: Progress
+) -> list[Tokens]:
+    context = min(job.context, model.module.config.get_text_config().max_position_embeddings)
+    if examples is not None:
+        return tokenize(model.tokenizer, examples, context)
+    progress("write texts", 0, 1)
+    texts = synthetic_texts(model, SYNTHETIC_TEXTS, tokens=min(context, SYNTHETIC_TOKENS))
+    progress("write texts", 1, 1)
+    return texts
+
+
+def _judge(
+    job: QuantizeJob,
+    model: PlainModel,
+    quantized: Quantized,
+    served: LoadedModel,
+    texts: list[Tokens],
+    progress: Progress,
+) -> Comparison:
+    """What the folder answers, computed by the kernels that serve it, beside the model as it is."""
+    if model.module.num_parameters() <= FLOAT32_PARAMETERS:
+        model.module.float()
+    scorer: Scorer
+    if job.kv and served.backend.kind == "cpu":
+        scorer = scorer_with_int8_kv(job.model, quantized)
+    else:
+        scorer = ServedScorer(served, "the quantized model", torch.int8 if job.kv else None)
+    return compare(
+        scorer,
+        PlainScorer(model.module, job.model),
+        texts,
+        progress=lambda done, of: progress("judge", done, of),
+    )
+
+
+def _has_experts(records: Sequence[LayerRecord]) -> bool:
+    return any(record.reason == EXPERTS for record in records)
+
+
+def _report_experts(records: Sequence[LayerRecord], served: Mapping[str, int], scheme: Scheme | None) -> None:
+    """What loading the folder made of experts, which are rounded then, where ours compute what they compute."""
+    for record in records:
+        if record.reason == EXPERTS and scheme is not None:
+            record.asked = scheme
+            if AS_STORED_EXPERTS in served:
+                record.reason = "transformers computes these experts in a way of their own"
+            else:
+                record.used, record.method, record.reason = scheme, "nearest, when it is loaded", ""
+
+
+@contextmanager
+def _in_place(module: Any, changed: Mapping[str, Tensor]) -> Iterator[None]:
+    parameters = {name: module.get_parameter(name) for name in changed}
+    stored = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, data in changed.items():
+            parameters[name].data = data
+        yield
+    finally:
+        for name, data in stored.items():
+            parameters[name].data = data
+
+
+def _identity(job: QuantizeJob, model: PlainModel, texts: Texts) -> dict[str, Any]:
+    """What makes it the same job: not the gate, so that one that failed is written by force without being done again."""
+    return {
+        "method": METHOD,
+        "model": model.fingerprint,
+        "texts": texts.digest,
+        "scheme": job.scheme,
+        "group": job.group,
+    }
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

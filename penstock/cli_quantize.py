@@ -1,0 +1,237 @@
+"""`penstock quantize`: the same model in fewer bits, judged before it is kept.
+
+Reads arguments, and lends what only the engine and the cache can do; the work is in `compress/quantize/`.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_cache_examples import add_whose_arguments, examples_from_cache
+from .config import Settings, add_arguments
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .compress.evaluate.speed import Speed
+    from .compress.quantize.job import QuantizeJob
+    from .compress.quantize.whole import Progress
+    from .compress.texts import Example
+
+_SCHEMES = ("w8a8", "w8a16", "w4a16", "auto")
+_GROUPS = (32, 64, 128)
+# Of a GPU's memory, for the KV of the model as stored, and again for that of the quantized one.
+_KV_SHARE = 0.2
+
+
+def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="MODEL", help="'builtin', a folder or a hub id")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the quantized model's folder"
+    )
+    parser.add_argument(
+        "--scheme",
+        choices=_SCHEMES,
+        required=True,
+        help="8-bit weights and activations; 8- or 4-bit weights; or layer by layer the fewest bytes for --budget-kl",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=_GROUPS,
+        default=32,
+        help="of w4a16: columns that share a scale (%(default)s)",
+    )
+    parser.add_argument(
+        "--kv", choices=("int8",), help="also have keys and values stored in 8 bits when served"
+    )
+    texts = parser.add_argument_group(
+        "texts, by default written by the model itself"
+    ).add_mutually_exclusive_group()
+    texts.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}',
+    )
+    texts.add_argument(
+        "--calibrate-from-cache",
+        action="store_true",
+        help="what the cache at --cache-path was asked, and answered",
+    )
+    add_whose_arguments(parser.add_argument_group("of the cache"))
+    parser.add_argument(
+        "--context", type=int, default=512, metavar="N", help="tokens read of each text (%(default)s)"
+    )
+    gate = parser.add_argument_group("gate, on texts that are held back")
+    gate.add_argument(
+        "--budget-kl",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="most KL divergence from the model as stored, nats per token (%(default)s)",
+    )
+    gate.add_argument(
+        "--min-agreement",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="least share of tokens on which both agree (%(default)s)",
+    )
+    gate.add_argument(
+        "--force", action="store_true", help="write what fails, and replace what is in the folder"
+    )
+    parser.add_argument("--no-speed", action="store_true", help="do not time it beside the model as stored")
+    add_arguments(parser, names=("cache_path", "cache_max_bytes", "device", "threads"))
+
+
+def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
+    """Raises PenstockError for a user's mistake."""
+    _check(arguments)
+    from .compress.folder import check_target
+    from .compress.quantize.report import summary
+    from .compress.quantize.run import quantize
+
+    check_target(arguments["output"], force=arguments["force"])
+    examples, source = _texts(settings, arguments)
+    job = _job(settings, arguments, source)
+    try:
+        with _interruptible() as was_interrupted, _progress(was_interrupted) as progress:
+            done = quantize(
+                job,
+                examples,
+                progress=progress,
+                measure_speed=None if arguments["no_speed"] else _speeds(settings, job, progress),
+            )
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        raise
+    print("\n".join(summary(job, done)))
+    return 0
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    if not arguments["budget_kl"] > 0:
+        raise ConfigError(f"budget_kl is {arguments['budget_kl']}; it must be above 0.", param="budget_kl")
+    if not 0 <= arguments["min_agreement"] <= 1:
+        raise ConfigError(
+            f"min_agreement is {arguments['min_agreement']}; it is a share, from 0 to 1.",
+            param="min_agreement",
+        )
+    if arguments["context"] < 2:
+        raise ConfigError(f"context is {arguments['context']}; it must be at least 2.", param="context")
+
+
+def _texts(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
+    """And where they come from, for the report; none where the model is to write its own."""
+    from .compress.texts import read_examples
+
+    if arguments["calibration"] is not None:
+        return read_examples(arguments["calibration"]), f"`{arguments['calibration'].name}`"
+    if arguments["calibrate_from_cache"]:
+        found = examples_from_cache(settings, arguments)
+        return found.examples, found.summary
+    return None, "written by the model itself"
+
+
+def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "QuantizeJob":
+    from .compress.quantize.job import QuantizeJob
+
+    return QuantizeJob(
+        model=arguments["source"],
+        output=arguments["output"],
+        scheme=arguments["scheme"],
+        source=source,
+        group=arguments["group_size"],
+        kv=arguments["kv"] is not None,
+        context=arguments["context"],
+        most_kl=arguments["budget_kl"],
+        least_agreement=arguments["min_agreement"],
+        device=settings.device,
+        force=arguments["force"],
+    )
+
+
+def _speeds(
+    settings: Settings, job: "QuantizeJob", progress: "Progress"
+) -> "Callable[[Path], Mapping[str, Sequence[Speed]]]":
+    """Times the engine on the model as stored, and on a folder, in turn."""
+
+    def measure(folder: Path) -> "Mapping[str, Sequence[Speed]]":
+        from .cli_engine_runs import decoding
+        from .compress.evaluate.speed import measure_speeds
+        from .compress.quantize.report import QUANTIZED, STORED
+        from .scheduler import Engine, EngineConfig
+
+        def engine(model: str, quantize: Any) -> Engine:
+            return Engine(
+                EngineConfig(
+                    model=model,
+                    quantize=quantize,
+                    device=settings.device,
+                    threads=settings.threads,
+                    gpu_memory_utilization=_KV_SHARE,
+                    prefix_caching=False,  # so that no round has its prompts computed already
+                )
+            )
+
+        models = {
+            STORED: decoding(engine(job.model, "none")),
+            QUANTIZED: decoding(engine(str(folder), "auto")),
+        }
+        return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
+
+    return measure
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C came, which ends the block as it does otherwise.
+
+    Reading weights, safetensors loses a KeyboardInterrupt, or raises an error of its own in its place.
+    """
+    came = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(was_interrupted: Callable[[], bool]) -> "Iterator[Progress]":
+    """A bar on a terminal's stderr for each part of the work."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm] = {}
+
+    def progress(part: str, done: int, of: int) -> None:
+        if was_interrupted():
+            raise KeyboardInterrupt
+        if part not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[part] = tqdm(desc=part, disable=None)
+        bar = bars[part]
+        bar.total = of
+        bar.n = done
+        bar.refresh()
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()
