@@ -15,6 +15,7 @@ from .cli_cache import add_cache_arguments
 from .cli_distill import add_distill_arguments
 from .cli_eval import add_eval_arguments
 from .cli_keys import add_keys_arguments
+from .cli_quantize import add_quantize_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
 
@@ -30,6 +31,7 @@ _COMMANDS = {
     "eval": ".cli_eval",
     "cache": ".cli_cache",
     "keys": ".cli_keys",
+    "quantize": ".cli_quantize",
     "distill": ".cli_distill",
     "top": ".cli_top",
 }
@@ -115,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_eval_arguments(
         commands.add_parser("eval", help="measure what models, or levers, save and cost in accuracy")
+    )
+    add_quantize_arguments(
+        commands.add_parser(
+            "quantize",
+            help="make a model of 8 or 4 bits: calibrated, measured, kept if it passes",
+            allow_abbrev=False,
+        )
     )
     add_distill_arguments(
         commands.add_parser(
