@@ -6,6 +6,9 @@ from .precision import Precision
 from .sensitivity import Cost
 
 Group = tuple[str, ...]
+# What a byte counts for in a layer that multiplies in floats. One that multiplies in integers reads as many bytes in 8 bits,
+# and is faster wherever it is not bound by reading.
+IN_FLOATS = 1.1
 
 
 def choose(
@@ -26,13 +29,18 @@ def choose(
     left = budget
     while True:
         steps = [
-            (max(0.0, cost.kl - chosen[group].kl) / (chosen[group].bytes - cost.bytes), cost)
+            (max(0.0, cost.kl - chosen[group].kl) / saved, cost)
             for group, offered in options.items()
             for cost in offered
-            if cost.bytes < chosen[group].bytes and cost.kl - chosen[group].kl <= left
+            if (saved := _price(chosen[group]) - _price(cost)) > 0 and cost.kl - chosen[group].kl <= left
         ]
         if not steps:
             return {group: cost.precision for group, cost in chosen.items()}
         _, best = min(steps, key=lambda step: step[0])
         left -= best.kl - chosen[best.layers].kl
         chosen[best.layers] = best
+
+
+def _price(cost: Cost) -> float:
+    in_integers = cost.precision is not None and cost.precision.rounds_activations
+    return cost.bytes if in_integers else IN_FLOATS * cost.bytes

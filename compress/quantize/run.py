@@ -101,9 +101,12 @@ def quantize(
             )
             failed = failures(job, done)
             if failed and not job.force:
+                remedy = "more texts, or a larger budget"
+                if job.scheme != "auto":
+                    remedy = "smaller groups, more bits, --scheme auto, or other texts"
                 raise CompressError(
-                    f"{job.model} in {job.scheme} fails its gate and is not written: {' and '.join(failed)}. Try smaller "
-                    "groups, more bits, --scheme auto, or other texts; or give --force to have it all the same."
+                    f"{job.model} in {job.scheme} fails its gate and is not written: {' and '.join(failed)}. "
+                    f"Try {remedy}; or give --force to have it all the same."
                 )
             if measure_speed is not None:
                 done = replace(done, speed=measure_speed(staging))

@@ -6,7 +6,7 @@ from penstock.compress.quantize.mixed import Group, choose
 from penstock.compress.quantize.precision import Precision
 from penstock.compress.quantize.sensitivity import Cost
 
-FOUR, EIGHT = Precision("w4a16", 32), Precision("w8a16")
+FOUR, EIGHT, INTEGERS = Precision("w4a16", 32), Precision("w8a16"), Precision("w8a8")
 STORED: dict[Group, int] = {("a",): 200, ("b", "c"): 400}
 COSTS = [
     Cost(("a",), EIGHT, 0.001, 100),
@@ -51,3 +51,11 @@ def test_costs_never_exceed_the_budget_and_more_of_it_never_takes_more_bytes() -
         taken = sum(cost.bytes for cost in chosen) + 1000 * (12 - len(chosen))
         assert taken <= before
         before = taken
+
+
+def test_of_two_that_take_the_same_bytes_integers_are_taken_where_they_cost_little_more() -> None:
+    four = Cost(("a",), FOUR, 0.01, 50)
+    for kl, expected in ((0.0012, INTEGERS), (0.0045, EIGHT)):
+        costs = [Cost(("a",), EIGHT, 0.001, 100), Cost(("a",), INTEGERS, kl, 100), four]
+        assert choose(costs, {("a",): 200}, 0.004) == {("a",): expected}
+    assert choose(costs, {("a",): 200}, 0.01) == {("a",): FOUR}
