@@ -75,21 +75,8 @@ def quantize(
             asked = Precision(job.scheme, job.group if job.scheme == "w4a16" else None)
             quantized = quantizer.quantize(quantizer.uniform(job.scheme, job.group), asked)
         stored_bytes = _weight_bytes(model.path)
-        stored_bytes = _weight_bytes(model.path)
-        # Of a mixture's experts nothing is known that a choice could go by.
-        experts = None if job.scheme == "auto" or not _has_experts(quantized.records) else job.scheme
         with new_folder(job.output, force=job.force, expected_bytes=stored_bytes) as staging:
-            with _in_place(model.module, quantized.changed):
-                write_compressed_tensors(
-                    staging,
-                    model,
-                    quantized.layers,
-                    output_layer=None if quantized.head is None else quantized.head.scheme,
-                    experts=experts,
-                    int8_kv=job.kv,
-                )
-            served = load_model(str(staging), device=job.device)
-            _report_experts(quantized.records, served.experts, experts)
+            served = _write(job, model, quantized, staging)
             done = Done(
                 comparison=_judge(job, model, quantized, served, texts.held_back, progress),
                 records=quantized.records,
@@ -99,15 +86,8 @@ def quantize(
                 tokens=sum(len(text.ids) for text in texts.calibration),
                 texts=len(texts.held_back),
             )
-            failed = failures(job, done)
-            if failed and not job.force:
-                remedy = "more texts, or a larger budget"
-                if job.scheme != "auto":
-                    remedy = "smaller groups, more bits, --scheme auto, or other texts"
-                raise CompressError(
-                    f"{job.model} in {job.scheme} fails its gate and is not written: {' and '.join(failed)}. "
-                    f"Try {remedy}; or give --force to have it all the same."
-                )
+            if not job.force:
+                _refuse(job, failures(job, done))
             if measure_speed is not None:
                 done = replace(done, speed=measure_speed(staging))
             (staging / REPORT).write_text(json.dumps(as_dict(job, done), indent=1) + "\n", encoding="utf-8")
@@ -126,13 +106,44 @@ def quantize(
 def _tokens(
     job: QuantizeJob, model: PlainModel, examples: Sequence[Example] | None, progress: Progress
 ) -> list[Tokens]:
-    context = min(job.context, model.module.config.get_text_config().max_position_embeddings)
+    config = model.module.config.get_text_config()
+    context = min(job.context, getattr(config, "max_position_embeddings", None) or job.context)
     if examples is not None:
         return tokenize(model.tokenizer, examples, context)
     progress("write texts", 0, 1)
     texts = synthetic_texts(model, SYNTHETIC_TEXTS, tokens=min(context, SYNTHETIC_TOKENS))
     progress("write texts", 1, 1)
     return texts
+
+
+def _write(job: QuantizeJob, model: PlainModel, quantized: Quantized, folder: Path) -> LoadedModel:
+    """The model as it is served from the folder; what that made of experts is noted in the records."""
+    # Of a mixture's experts nothing is known that a choice layer by layer could go by.
+    experts = None if job.scheme == "auto" or not _has_experts(quantized.records) else job.scheme
+    with _in_place(model.module, quantized.changed):
+        write_compressed_tensors(
+            folder,
+            model,
+            quantized.layers,
+            output_layer=None if quantized.head is None else quantized.head.scheme,
+            experts=experts,
+            int8_kv=job.kv,
+        )
+    served = load_model(str(folder), device=job.device)
+    _report_experts(quantized.records, served.experts, experts)
+    return served
+
+
+def _refuse(job: QuantizeJob, failed: list[str]) -> None:
+    """Raises CompressError where something failed."""
+    remedy = "smaller groups, more bits, --scheme auto, or other texts"
+    if job.scheme == "auto":
+        remedy = "more texts, or a larger budget"
+    if failed:
+        raise CompressError(
+            f"{job.model} in {job.scheme} fails its gate and is not written: {' and '.join(failed)}. "
+            f"Try {remedy}; or give --force to have it all the same."
+        )
 
 
 def _judge(
