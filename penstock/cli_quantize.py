@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("w8a8", "w8a16", "w4a16", "auto")
 _GROUPS = (32, 64, 128)
+_DEFAULT_GROUP = 32
 # Of a GPU's memory, for the KV of the model as stored, and again for that of the quantized one.
 _KV_SHARE = 0.2
 
@@ -42,8 +43,7 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-size",
         type=int,
         choices=_GROUPS,
-        default=32,
-        help="of w4a16: columns that share a scale (%(default)s)",
+        help=f"of 4 bits: columns that share a scale (default: {_DEFAULT_GROUP})",
     )
     parser.add_argument(
         "--kv", choices=("int8",), help="also have keys and values stored in 8 bits when served"
@@ -52,13 +52,13 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         "texts, by default written by the model itself"
     ).add_mutually_exclusive_group()
     texts.add_argument(
-        "--calibration",
+        "--data",
         type=Path,
         metavar="FILE",
         help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}',
     )
     texts.add_argument(
-        "--calibrate-from-cache",
+        "--from-cache",
         action="store_true",
         help="what the cache at --cache-path was asked, and answered",
     )
@@ -123,15 +123,23 @@ def _check(arguments: Mapping[str, Any]) -> None:
         )
     if arguments["context"] < 2:
         raise ConfigError(f"context is {arguments['context']}; it must be at least 2.", param="context")
+    if arguments["group_size"] is not None and arguments["scheme"] in ("w8a8", "w8a16"):
+        raise ConfigError(
+            f"group_size is of 4 bits; {arguments['scheme']} has a scale for each output channel. Leave it out.",
+            param="group_size",
+        )
+    for name in ("tenant", "api_key", "namespace"):
+        if arguments[name] is not None and not arguments["from_cache"]:
+            raise ConfigError(f"{name} is of the cache; give --from-cache with it.", param=name)
 
 
 def _texts(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
     """And where they come from, for the report; none where the model is to write its own."""
     from .compress.texts import read_examples
 
-    if arguments["calibration"] is not None:
-        return read_examples(arguments["calibration"]), f"`{arguments['calibration'].name}`"
-    if arguments["calibrate_from_cache"]:
+    if arguments["data"] is not None:
+        return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
+    if arguments["from_cache"]:
         found = examples_from_cache(settings, arguments)
         return found.examples, found.summary
     return None, "written by the model itself"
@@ -145,7 +153,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Quan
         output=arguments["output"],
         scheme=arguments["scheme"],
         source=source,
-        group=arguments["group_size"],
+        group=arguments["group_size"] or _DEFAULT_GROUP,
         kv=arguments["kv"] is not None,
         context=arguments["context"],
         most_kl=arguments["budget_kl"],

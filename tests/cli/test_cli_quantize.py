@@ -60,7 +60,7 @@ def test_it_writes_a_folder_and_says_what_it_is_worth(
     tiny_llama: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "small"
-    assert main(quantize(tiny_llama, output, "--scheme", "w4a16", "--calibration", str(texts))) == 0
+    assert main(quantize(tiny_llama, output, "--scheme", "w4a16", "--data", str(texts))) == 0
     printed = capsys.readouterr().out
     assert "14 layers in w4a16 group 32, 1 layer in w8a16" in printed
     assert "beside the model as stored, on 20 texts it was not calibrated on: KL " in printed
@@ -77,7 +77,7 @@ def test_it_times_both_and_says_which_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cli_engine_runs, "DECODED_TOKENS", 4)
-    arguments = quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", "--calibration", str(texts))
+    arguments = quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", "--data", str(texts))
     arguments.remove("--no-speed")
     assert main(arguments) == 0
     printed = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_it_times_both_and_says_which_is_faster(
 
 def test_interrupted_it_goes_on_to_the_same_bits(tiny_llama: Path, texts: Path, tmp_path: Path) -> None:
     def arguments(output: Path) -> list[str]:
-        return quantize(tiny_llama, output, "--scheme", "w4a16", "--calibration", str(texts))
+        return quantize(tiny_llama, output, "--scheme", "w4a16", "--data", str(texts))
 
     cut, uncut = tmp_path / "cut", tmp_path / "uncut"
     process = subprocess.Popen(
@@ -131,7 +131,7 @@ def test_what_the_cache_was_asked_calibrates(
 ) -> None:
     cache = tmp_path / "cache"
     fill(cache, questions=100)
-    where = ["--calibrate-from-cache", "--cache-path", str(cache)]
+    where = ["--from-cache", "--cache-path", str(cache)]
     assert main(quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", *where)) == 0
     report = json.loads((tmp_path / "small/quantization.json").read_text())
     assert report["calibration"]["source"] == "100 examples of tenant 'default' from the cache"
@@ -145,20 +145,24 @@ def test_mistakes_are_one_line_before_anything_is_computed(
     tiny_llama: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "small"
-    given = ["--scheme", "w8a8", "--calibration", str(texts)]
+    given = ["--scheme", "w8a8", "--data", str(texts)]
     assert "no such folder" in failed(capsys, quantize("/no/where", output, *given))
     assert "cannot be read" in failed(
-        capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--calibration", str(tmp_path / "none"))
+        capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--data", str(tmp_path / "none"))
     )
     short = tmp_path / "short.jsonl"
     short.write_text('{"text": "a file"}\n{"text": "a folder"}\n')
     assert "2 different texts are too few" in failed(
-        capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--calibration", str(short))
+        capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--data", str(short))
     )
     assert "budget_kl is 0.0" in failed(capsys, [*quantize(tiny_llama, output, *given), "--budget-kl", "0"])
     assert "min_agreement is 95.0" in failed(
         capsys, [*quantize(tiny_llama, output, *given), "--min-agreement", "95"]
     )
+    assert "group_size is of 4 bits" in failed(
+        capsys, [*quantize(tiny_llama, output, *given), "--group-size", "64"]
+    )
+    assert "give --from-cache" in failed(capsys, [*quantize(tiny_llama, output, *given), "--tenant", "me"])
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "mine").write_text("precious")
@@ -169,7 +173,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(
 def test_a_quantized_model_is_not_quantized_again(
     tiny_llama: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--scheme", "w8a8", "--calibration", str(texts)]
+    given = ["--scheme", "w8a8", "--data", str(texts)]
     assert main(quantize(tiny_llama, tmp_path / "small", *given)) == 0
     assert "is stored quantized" in failed(capsys, quantize(tmp_path / "small", tmp_path / "smaller", *given))
 
@@ -186,7 +190,7 @@ def test_an_interruption_that_a_library_turns_into_an_error_is_one_all_the_same(
 
     monkeypatch.setattr(whole, "load", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    given = ["--scheme", "w8a8", "--calibration", str(texts)]
+    given = ["--scheme", "w8a8", "--data", str(texts)]
     assert main(quantize(tiny_llama, tmp_path / "small", *given)) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert {path.name for path in tmp_path.iterdir()} == {".small.work"}
