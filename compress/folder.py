@@ -39,6 +39,7 @@ def new_folder(target: Path, *, force: bool = False, expected_bytes: int = 0) ->
                 "free some, or write to another disk."
             )
         yield staging
+        _let_others_read(staging)
         _take_place(staging, target)
     except BaseException as error:
         _remove(staging)
@@ -111,6 +112,15 @@ class WorkFolder:
         """The target is written: nothing is left to go on with."""
         _remove(self.path)
         self.close()
+
+
+def _let_others_read(folder: Path) -> None:
+    """As the user's umask has it: safetensors writes files that only their owner may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def _take_place(staging: Path, target: Path) -> None:

@@ -4,6 +4,8 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from penstock.compress.folder import WorkFolder, is_disk_full, new_folder
 from penstock.errors import CompressError
@@ -20,6 +22,15 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "weights").read_text() == "w"
     assert contents(tmp_path / "deep") == ["model"]
+
+
+def test_others_may_read_what_safetensors_wrote(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    with new_folder(tmp_path / "model") as staging:
+        save_file({"w": torch.zeros(2)}, staging / "model.safetensors")
+    written = tmp_path / "model" / "model.safetensors"
+    assert written.stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
