@@ -90,7 +90,6 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
     from .compress.evaluate import ServedScorer
     from .models.tokenizer import Tokenizer
     from .scheduler import Engine, EngineConfig
-    from .scheduler.model_runner import kv_dtype_of
 
     config = EngineConfig(
         model=spec.model,
@@ -103,8 +102,7 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
         prefix_caching=False,  # so that no round of timing has its prompts computed already
     )
     engine = Engine(config)
-    model = engine.runner.model
-    scorer = ServedScorer(model, spec.text, kv_dtype_of(model))
+    scorer = ServedScorer(engine.runner.model, spec.text)
     return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
 
 
@@ -195,9 +193,11 @@ def _report(
 
 
 def _precision(model: _Loaded) -> str:
-    info = model.engine.info
-    weights = info.dtype if info.precision == "none" else info.precision
-    return weights + ("" if model.spec.kv_cache_dtype == "auto" else f" + {model.spec.kv_cache_dtype} KV")
+    served = model.engine.runner.model
+    weights = model.engine.info.dtype if served.precision == "none" else served.precision
+    if weights == "mixed":
+        weights = ", ".join(f"{count} {name}" for name, count in served.linears.items())
+    return weights + (" + int8 KV" if served.kv_cache_dtype == "int8" else "")
 
 
 def _write(

@@ -74,7 +74,7 @@ class ServedScorer:
     """A model computed by the kernels that serve it.
 
     Args:
-        kv_dtype: of the stored keys and values; None: the model's own, torch.int8: as `kv_cache_dtype = 'int8'` serves.
+        kv_dtype: of the stored keys and values, torch.int8 for INT8 KV; None: as the model is served.
 
     Raises ValueError where this machine's attention cannot read such a cache.
     """
@@ -84,7 +84,8 @@ class ServedScorer:
         self.vocab_size = model.vocab_size
         self.max_tokens = model.max_model_len
         self._model = model
-        self._kv_dtype = kv_dtype or model.dtype
+        served = torch.int8 if model.kv_cache_dtype == "int8" else model.dtype
+        self._kv_dtype = kv_dtype or served
         self._block_size = default_block_size(model.backend)
         self._num_blocks = 0
         self._cache = self._make_cache(1)

@@ -104,9 +104,11 @@ def test_a_served_model_is_its_transformers_one_and_its_int8_one_nearly(tiny_lla
 
 def test_int8_kv_is_judged_as_it_is_served(tiny_llama, module):
     """By the GPU's kernels, here as Python."""
-    model = load_model(str(tiny_llama), device="interpreter")
+    stored, eight = (
+        ServedScorer(load_model(str(tiny_llama), device="interpreter", kv_cache_dtype=kv), kv)
+        for kv in ("auto", "int8")
+    )
     texts = [Tokens(list(range(start, start + 9)), [True] * 9) for start in (3, 40)]
-    stored, eight = ServedScorer(model, "stored"), ServedScorer(model, "kv8", torch.int8)
     same, near = compare_all([stored, eight], PlainScorer(module, "original"), texts)
     assert same.kl.value < 1e-4 and same.agreement.value == 1
     assert same.kl.value < near.kl.value < 0.05
