@@ -15,6 +15,7 @@ from .cli_cache import add_cache_arguments
 from .cli_distill import add_distill_arguments
 from .cli_eval import add_eval_arguments
 from .cli_keys import add_keys_arguments
+from .cli_prune import add_prune_arguments
 from .cli_quantize import add_quantize_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
@@ -32,6 +33,7 @@ _COMMANDS = {
     "cache": ".cli_cache",
     "keys": ".cli_keys",
     "quantize": ".cli_quantize",
+    "prune": ".cli_prune",
     "distill": ".cli_distill",
     "top": ".cli_top",
 }
@@ -129,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "distill", help="train a small model to do as a large one does", allow_abbrev=False
         )
+    )
+    add_prune_arguments(
+        commands.add_parser("prune", help="cut out what matters least, and recover", allow_abbrev=False)
     )
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")

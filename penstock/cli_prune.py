@@ -1,0 +1,232 @@
+"""`penstock prune`: the same model with less in it, recovered and judged before it is kept.
+
+Reads arguments, and lends what only the engine can do; the work is in `compress/prune/`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_cache_examples import add_whose_arguments, examples_from_cache
+from .config import Settings, add_arguments
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .compress.evaluate.speed import Speed
+    from .compress.prune.job import Progress, PruneJob
+    from .compress.texts import Example
+
+_CUTS = ("mlp", "kv_groups", "layers")
+_TARGETS = ("size", "speed_up")
+# About as long as it takes to read what this does: five minutes for the built-in model on two cores.
+_RECOVERY_STEPS = 300
+# Of a GPU's memory, for the KV of all models that are timed beside each other.
+_KV_SHARE = 0.4
+
+
+def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="MODEL", help="'builtin', a folder or a hub id")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the pruned model's folder")
+    what = parser.add_argument_group("what goes, any of")
+    what.add_argument("--mlp", type=float, metavar="SHARE", help="of every layer's MLP channels")
+    what.add_argument(
+        "--kv-groups", type=float, metavar="SHARE", help="of the key-value heads, with their query heads"
+    )
+    what.add_argument("--layers", type=int, metavar="N", help="so many whole layers")
+    target = parser.add_argument_group("or a combination of these for a target, one of")
+    target.add_argument("--size", type=float, metavar="SHARE", help="of the parameters, that stays")
+    target.add_argument(
+        "--speed-up",
+        type=float,
+        metavar="X",
+        help="times as many tokens per second at batch 1, as measured here",
+    )
+    texts = parser.add_argument_group("texts, by default written by the model itself")
+    source = texts.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}',
+    )
+    source.add_argument(
+        "--from-cache", action="store_true", help="what the cache at --cache-path was asked, and answered"
+    )
+    add_whose_arguments(texts)
+    texts.add_argument(
+        "--max-tokens", type=int, default=512, metavar="N", help="taken of each example (%(default)s)"
+    )
+    recovery = parser.add_argument_group("recovery, by learning from the model as it was")
+    budget = recovery.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--recovery-steps", type=int, metavar="N", help=f"0 for none (default: {_RECOVERY_STEPS}); or"
+    )
+    budget.add_argument("--recovery-minutes", type=float, metavar="M")
+    recovery.add_argument(
+        "--learning-rate", type=float, default=1e-3, metavar="R", help="the highest (%(default)s)"
+    )
+    recovery.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third slower")
+    gate = parser.add_argument_group("gate, on texts that are held out")
+    gate.add_argument(
+        "--max-kl",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="KL divergence from the model as it was, nats per token (%(default)s)",
+    )
+    gate.add_argument(
+        "--max-perplexity-change",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="by which perplexity may rise (%(default)s)",
+    )
+    gate.add_argument(
+        "--force", action="store_true", help="write what fails, and replace what is in the folder"
+    )
+    parser.add_argument("--no-speed", action="store_true", help="do not time it beside the model as it was")
+    add_arguments(parser, names=("device", "threads", "cache_path", "cache_max_bytes"))
+
+
+def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
+    """Raises PenstockError for a user's mistake."""
+    _check(arguments)
+    from .compress.folder import check_target
+    from .compress.prune.report import summary
+    from .compress.prune.run import prune
+
+    check_target(arguments["output"], force=arguments["force"])
+    examples, source = _examples(settings, arguments)
+    job = _job(settings, arguments, source)
+    try:
+        with _progress() as progress:
+            measure = None if arguments["no_speed"] else _speeds(settings, progress)
+            done = prune(job, examples, progress=progress, measure_speed=measure)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        raise
+    print("\n".join(summary(job, done)))
+    return 0
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    cuts = [name for name in _CUTS if arguments[name] is not None]
+    targets = [name for name in _TARGETS if arguments[name] is not None]
+    if len(targets) > 1 or (targets and cuts):
+        given = " and ".join(f"--{name.replace('_', '-')}" for name in (*cuts, *targets))
+        raise ConfigError(
+            f"{given} are given; a target chooses what goes by itself, so give one of --size and --speed-up, or any of "
+            "--mlp, --kv-groups and --layers.",
+            param=targets[0],
+        )
+    for name in ("tenant", "api_key", "namespace"):
+        if arguments[name] is not None and not arguments["from_cache"]:
+            raise ConfigError(f"{name} is of the cache; give --from-cache with it.", param=name)
+    if not cuts and not targets:
+        raise ConfigError(
+            "Say what is to go: --mlp SHARE, --kv-groups SHARE, --layers N, or a target, --size SHARE or --speed-up X.",
+            param="mlp",
+        )
+    if arguments["speed_up"] is not None and not arguments["speed_up"] > 1:
+        raise ConfigError(f"speed_up is {arguments['speed_up']}; it must be above 1.", param="speed_up")
+    if arguments["speed_up"] is not None and arguments["no_speed"]:
+        raise ConfigError("speed_up is measured; leave --no-speed out.", param="speed_up")
+    for name in ("recovery_minutes", "learning_rate", "max_kl"):
+        if arguments[name] is not None and not arguments[name] > 0:
+            raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
+    for name, least in (("recovery_steps", 0), ("max_tokens", 2), ("max_perplexity_change", 0)):
+        if arguments[name] is not None and not arguments[name] >= least:
+            raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
+
+
+def _examples(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
+    """And where they are from, for the report."""
+    from .compress.texts import read_examples
+
+    if arguments["from_cache"]:
+        found = examples_from_cache(settings, arguments)
+        print(found.summary, file=sys.stderr)
+        return found.examples, found.summary
+    if arguments["data"] is not None:
+        return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
+    return None, "written by the model itself"
+
+
+def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "PruneJob":
+    from .compress.prune.job import PruneJob
+
+    steps, minutes = arguments["recovery_steps"], arguments["recovery_minutes"]
+    if steps is None and minutes is None:
+        steps = _RECOVERY_STEPS
+    return PruneJob(
+        model=arguments["source"],
+        output=arguments["output"],
+        source=source,
+        mlp=arguments["mlp"],
+        kv_groups=arguments["kv_groups"],
+        layers=arguments["layers"],
+        size=arguments["size"],
+        speed_up=arguments["speed_up"],
+        max_tokens=arguments["max_tokens"],
+        recovery_steps=steps,
+        recovery_minutes=minutes,
+        learning_rate=arguments["learning_rate"],
+        gradient_checkpointing=arguments["gradient_checkpointing"],
+        most_kl=arguments["max_kl"],
+        most_perplexity_change=arguments["max_perplexity_change"],
+        device=settings.device,
+        force=arguments["force"],
+    )
+
+
+def _speeds(
+    settings: Settings, progress: "Progress"
+) -> "Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]":
+    """Times the engine on folders, in turn."""
+
+    def measure(folders: Mapping[str, Path]) -> "Mapping[str, Sequence[Speed]]":
+        from .cli_engine_runs import decoding
+        from .compress.evaluate.speed import measure_speeds
+        from .scheduler import Engine, EngineConfig
+
+        models = {}
+        for name, folder in folders.items():
+            config = EngineConfig(
+                model=str(folder),
+                quantize="none",
+                device=settings.device,
+                threads=settings.threads,
+                gpu_memory_utilization=_KV_SHARE / len(folders),
+                prefix_caching=False,  # so that no round has its prompts computed already
+            )
+            models[name] = decoding(Engine(config))
+        return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
+
+    return measure
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """A bar on a terminal's stderr for each part of the work."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm] = {}
+
+    def progress(part: str, done: int, of: int) -> None:
+        if part not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[part] = tqdm(desc=part, disable=None)
+        bar = bars[part]
+        bar.total = of
+        bar.n = done
+        bar.refresh()
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()
