@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 _CUTS = ("mlp", "kv_groups", "layers")
 _TARGETS = ("size", "speed_up")
-# About as long as it takes to read what this does: five minutes for the built-in model on two cores.
+# 1.2 million tokens, padding included: seven CPU minutes for the built-in model.
 _RECOVERY_STEPS = 300
+# A model that was cut is near to where it should be: at 1e-3, right for distillation, 40 steps of 2,048 tokens made the KL
+# divergence of the built-in model without a quarter of its channels 0.13 of 0.035; at 3e-5 it fell.
+_LEARNING_RATE = 2e-4
 # Of a GPU's memory, for the KV of all models that are timed beside each other.
 _KV_SHARE = 0.4
 
@@ -66,7 +69,7 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
     )
     budget.add_argument("--recovery-minutes", type=float, metavar="M")
     recovery.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="R", help="the highest (%(default)s)"
+        "--learning-rate", type=float, default=_LEARNING_RATE, metavar="R", help="the highest (%(default)s)"
     )
     recovery.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third slower")
     gate = parser.add_argument_group("gate, on texts that are held out")

@@ -41,7 +41,7 @@ class PruneJob:
     max_tokens: int = 512
     recovery_steps: int | None = None
     recovery_minutes: float | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     gradient_checkpointing: bool = False
     most_kl: float = 0.1
     most_perplexity_change: float = 0.05
