@@ -5,12 +5,12 @@ Reads arguments, and lends what only the engine can do; the work is in `compress
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_cache_examples import add_whose_arguments, examples_from_cache
+from .cli_quantize import _interruptible, _progress
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -105,7 +105,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     examples, source = _examples(settings, arguments)
     job = _job(settings, arguments, source)
     try:
-        with _progress() as progress:
+        with _interruptible() as was_interrupted, _progress(was_interrupted) as progress:
             measure = None if arguments["no_speed"] else _speeds(settings, progress)
             done = prune(job, examples, progress=progress, measure_speed=measure)
     except KeyboardInterrupt:
@@ -209,27 +209,3 @@ def _speeds(
         return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
 
     return measure
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A bar on a terminal's stderr for each part of the work."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm] = {}
-
-    def progress(part: str, done: int, of: int) -> None:
-        if part not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[part] = tqdm(desc=part, disable=None)
-        bar = bars[part]
-        bar.total = of
-        bar.n = done
-        bar.refresh()
-
-    try:
-        yield progress
-    finally:
-        for bar in bars.values():
-            bar.close()
