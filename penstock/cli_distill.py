@@ -90,7 +90,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a step, padding included (%(default)s)",
     )
     training.add_argument(
-        "--max-tokens", type=int, default=1024, metavar="N", help="taken of each example (%(default)s)"
+        "--context", type=int, default=1024, metavar="N", help="tokens read of each text (%(default)s)"
     )
     training.add_argument(
         "--learning-rate", type=float, default=1e-3, metavar="R", help="the highest (%(default)s)"
@@ -139,9 +139,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("steps", "minutes", "batch_tokens", "learning_rate", "temperature"):
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
-    if arguments["max_tokens"] < 2:
+    if arguments["context"] < 2:
         raise ConfigError(
-            f"max_tokens is {arguments['max_tokens']}; it must be at least 2.", param="max_tokens"
+            f"context is {arguments['max_tokens']}; it must be at least 2.", param="context"
         )
     for name in ("cross_entropy", "on_policy"):
         if not 0 <= arguments[name] <= 1:
@@ -188,7 +188,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "DistillJob":
             hidden=arguments["hidden"],
         ),
         on_policy=arguments["on_policy"],
-        max_tokens=arguments["max_tokens"],
+        max_tokens=arguments["context"],
         held_out_share=arguments["held_out"],
         device=settings.device,
         force=arguments["force"],

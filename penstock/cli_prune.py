@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_cache_examples import add_whose_arguments, examples_from_cache
-from .cli_quantize import _interruptible, _progress
+from .cli_long_job import interruptible, progress_bars
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -60,7 +60,7 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_whose_arguments(texts)
     texts.add_argument(
-        "--max-tokens", type=int, default=512, metavar="N", help="taken of each example (%(default)s)"
+        "--context", type=int, default=512, metavar="N", help="tokens read of each text (%(default)s)"
     )
     recovery = parser.add_argument_group("recovery, by learning from the model as it was")
     budget = recovery.add_mutually_exclusive_group()
@@ -105,7 +105,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     examples, source = _examples(settings, arguments)
     job = _job(settings, arguments, source)
     try:
-        with _interruptible() as was_interrupted, _progress(was_interrupted) as progress:
+        with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
             measure = None if arguments["no_speed"] else _speeds(settings, progress)
             done = prune(job, examples, progress=progress, measure_speed=measure)
     except KeyboardInterrupt:
@@ -140,7 +140,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("recovery_minutes", "learning_rate", "max_kl"):
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
-    for name, least in (("recovery_steps", 0), ("max_tokens", 2), ("max_perplexity_change", 0)):
+    for name, least in (("recovery_steps", 0), ("context", 2), ("max_perplexity_change", 0)):
         if arguments[name] is not None and not arguments[name] >= least:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
 
@@ -173,7 +173,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Prun
         layers=arguments["layers"],
         size=arguments["size"],
         speed_up=arguments["speed_up"],
-        max_tokens=arguments["max_tokens"],
+        max_tokens=arguments["context"],
         recovery_steps=steps,
         recovery_minutes=minutes,
         learning_rate=arguments["learning_rate"],

@@ -4,14 +4,13 @@ Reads arguments, and lends what only the engine and the cache can do; the work i
 """
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_cache_examples import add_whose_arguments, examples_from_cache
+from .cli_long_job import interruptible, progress_bars
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -37,7 +36,7 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         "--scheme",
         choices=_SCHEMES,
         required=True,
-        help="8-bit weights and activations; 8- or 4-bit weights; or layer by layer the fewest bytes for --budget-kl",
+        help="8-bit weights and activations; 8- or 4-bit weights; or layer by layer the fewest bytes for --max-kl",
     )
     parser.add_argument(
         "--group-size",
@@ -68,7 +67,7 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
     )
     gate = parser.add_argument_group("gate, on texts that are held back")
     gate.add_argument(
-        "--budget-kl",
+        "--max-kl",
         type=float,
         default=0.05,
         metavar="X",
@@ -99,7 +98,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     examples, source = _texts(settings, arguments)
     job = _job(settings, arguments, source)
     try:
-        with _interruptible() as was_interrupted, _progress(was_interrupted) as progress:
+        with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
             done = quantize(
                 job,
                 examples,
@@ -114,8 +113,8 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
-    if not arguments["budget_kl"] > 0:
-        raise ConfigError(f"budget_kl is {arguments['budget_kl']}; it must be above 0.", param="budget_kl")
+    if not arguments["max_kl"] > 0:
+        raise ConfigError(f"max_kl is {arguments['max_kl']}; it must be above 0.", param="max_kl")
     if not 0 <= arguments["min_agreement"] <= 1:
         raise ConfigError(
             f"min_agreement is {arguments['min_agreement']}; it is a share, from 0 to 1.",
@@ -156,7 +155,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Quan
         group=arguments["group_size"] or _DEFAULT_GROUP,
         kv=arguments["kv"] is not None,
         context=arguments["context"],
-        most_kl=arguments["budget_kl"],
+        most_kl=arguments["max_kl"],
         least_agreement=arguments["min_agreement"],
         device=settings.device,
         force=arguments["force"],
@@ -193,53 +192,3 @@ def _speeds(
         return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
 
     return measure
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C came, which ends the block as it does otherwise.
-
-    Reading weights, safetensors loses a KeyboardInterrupt, or raises an error of its own in its place.
-    """
-    came = False
-
-    def note(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: came
-    except Exception as error:
-        if came:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(was_interrupted: Callable[[], bool]) -> "Iterator[Progress]":
-    """A bar on a terminal's stderr for each part of the work."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm] = {}
-
-    def progress(part: str, done: int, of: int) -> None:
-        if was_interrupted():
-            raise KeyboardInterrupt
-        if part not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[part] = tqdm(desc=part, disable=None)
-        bar = bars[part]
-        bar.total = of
-        bar.n = done
-        bar.refresh()
-
-    try:
-        yield progress
-    finally:
-        for bar in bars.values():
-            bar.close()

@@ -64,7 +64,7 @@ def make_dataset(
     if not texts:
         raise CompressError(
             f"None of the {read} examples has anything to learn within its first {max_tokens} tokens: they hold no "
-            "answers, or longer prompts. Give answered examples, or a higher --max-tokens."
+            "answers, or longer prompts. Give answered examples, or a higher --context."
         )
     train, held_out = _split([(_hash(gist(prompt)), text) for prompt, text in texts], held_out_share)
     if len(held_out) > max(2, MOST_TIMES * held_out_share * len(texts)):

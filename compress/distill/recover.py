@@ -22,7 +22,7 @@ def recover(
     minutes: float | None = None,
     loss: DistillSettings = DistillSettings(),  # noqa: B008  # frozen
     batch_tokens: int = 4096,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-4,
     gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> TrainingReport:

@@ -36,7 +36,8 @@ def take_layers(teacher: Any, count: int) -> Any:
                 part.layer_idx = place
     own = student.config.get_text_config()
     for key, value in vars(own).items():
-        if isinstance(value, list) and len(value) == depth:  # one entry a layer: kinds of attention, for one
+        # One entry a layer, kinds of attention for one; a list of as many end tokens is something else.
+        if "layer" in key and isinstance(value, list) and len(value) == depth:
             setattr(own, key, [value[i] for i in kept])
     own.num_hidden_layers = count
     return student

@@ -59,7 +59,7 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"layers": "2"}, "layers is 2; the teacher has 2, so a student by layers has 1 to 1."),
         ({"layers": None, "student": "builtin"}, "The student has another vocabulary (4096 tokens, the teacher 260)"),
         ({"layers": None, "student-config": "/nowhere.json"}, "/nowhere.json describes no causal language model"),
-        ({"max-tokens": "3"}, "None of the 60 examples has anything to learn within its first 3 tokens"),
+        ({"context": "3"}, "None of the 60 examples has anything to learn within its first 3 tokens"),
         ({"steps": "0"}, "steps is 0; it must be above 0."),
         ({"on-policy": "1.5"}, "on_policy is 1.5; it is a share, from 0 to 1."),
         ({"tenant": "acme"}, "tenant is of the cache; give --from-cache with it."),
@@ -149,7 +149,7 @@ def test_the_teacher_answers_prompts_through_the_engine(
     output = tmp_path / "student"
     others = {"data": None, "generate": str(prompts), "steps": "1"}
     command = arguments("builtin", prompts, output, **others)
-    assert main([*command, "--max-tokens", "12"]) == 1  # of prompt and answer
+    assert main([*command, "--context", "12"]) == 1  # of prompt and answer
     assert "The teacher ended none of its 5 answers within 12 tokens" in capsys.readouterr().err
     assert main(command) == 0
     assert "`prompts.jsonl`, answered by the teacher: 5 examples" in (output / "README.md").read_text()

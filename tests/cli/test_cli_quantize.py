@@ -21,7 +21,7 @@ from penstock.cli import main
 from penstock.compress.quantize import whole
 
 TEXT = "the list of files in a folder and how to extract an archive or search for text in it"
-LOOSE = ["--budget-kl", "0.9", "--min-agreement", "0"]
+LOOSE = ["--max-kl", "0.9", "--min-agreement", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(
     assert "2 different texts are too few" in failed(
         capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--data", str(short))
     )
-    assert "budget_kl is 0.0" in failed(capsys, [*quantize(tiny_llama, output, *given), "--budget-kl", "0"])
+    assert "max_kl is 0.0" in failed(capsys, [*quantize(tiny_llama, output, *given), "--max-kl", "0"])
     assert "min_agreement is 95.0" in failed(
         capsys, [*quantize(tiny_llama, output, *given), "--min-agreement", "95"]
     )

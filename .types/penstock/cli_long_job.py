@@ -1,0 +1,1 @@
+../../penstock/cli_long_job.py
