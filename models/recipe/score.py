@@ -35,7 +35,15 @@ from .unseen import TOO_NEAR, nearness, words_of
 
 MAX_NEW_TOKENS = 160
 BATCH = 32
-REFUSALS = ("I only know command-line", "I can't help", "I give no command", "Never run")
+REFUSALS = (
+    "I only know command-line",
+    "I can't help",
+    "I can't run",
+    "I give no command",
+    "Never run",
+    "Name the file",
+    "Tell me what you typed",
+)
 
 
 @dataclass(frozen=True, slots=True)
