@@ -140,9 +140,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
     if arguments["context"] < 2:
-        raise ConfigError(
-            f"context is {arguments['max_tokens']}; it must be at least 2.", param="context"
-        )
+        raise ConfigError(f"context is {arguments['max_tokens']}; it must be at least 2.", param="context")
     for name in ("cross_entropy", "on_policy"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"{name} is {arguments[name]}; it is a share, from 0 to 1.", param=name)
