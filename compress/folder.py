@@ -6,14 +6,20 @@ Knows nothing of what is in them.
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import CompressError
+
+log = logging.getLogger(__name__)
+
+# The one folder that a model's folder may hold.
+TEMPLATES = "additional_chat_templates"
 
 
 @contextmanager
@@ -52,8 +58,14 @@ def new_folder(target: Path, *, force: bool = False, expected_bytes: int = 0) ->
         raise
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """Refuses, before any work is done for it, a target that will not be written. Raises CompressError."""
+def check_target(target: Path, *, force: bool, sources: Sequence[str | Path] = ()) -> None:
+    """Refuses, before any work is done for it, a target that will not be written.
+
+    Args:
+        sources: models it is made from; those that are folders must not be replaced.
+
+    Raises CompressError.
+    """
     if target.exists() and not target.is_dir():
         raise CompressError(f"{target} is a file; name a folder that is not there yet.", param="output")
     if target.is_dir() and any(target.iterdir()) and not force:
@@ -61,6 +73,17 @@ def check_target(target: Path, *, force: bool) -> None:
             f"{target} has something in it; name another folder, or give --force to replace it.",
             param="output",
         )
+    if target.is_dir() and any(path.is_dir() and path.name != TEMPLATES for path in target.iterdir()):
+        raise CompressError(
+            f"{target} has folders in it, as nothing has that is written here; name another folder.",
+            param="output",
+        )
+    for source in (Path(source).expanduser() for source in sources):
+        if source.is_dir() and _overlap(target.resolve(), source.resolve()):
+            raise CompressError(
+                f"{target} would take the place of {source}, which it is made from; name another folder.",
+                param="output",
+            )
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise CompressError(f"{target} cannot be made: {parent} may not be written to.", param="output")
@@ -88,6 +111,7 @@ class WorkFolder:
         description = json.dumps(job, sort_keys=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)  # what is learnt from may be somebody's own
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,6 +121,8 @@ class WorkFolder:
             kept = self.path / "job.json"
             self.resumed = kept.is_file() and kept.read_text() == description
             if not self.resumed:
+                if kept.is_file():
+                    log.warning("%s holds the work of other settings or texts, which is given up", self.path)
                 for old in self.path.iterdir():
                     if old.name != "lock":
                         _remove(old)
@@ -130,8 +156,16 @@ def _take_place(staging: Path, target: Path) -> None:
     old = _beside(target, "old")
     _remove(old)
     os.replace(target, old)
-    os.replace(staging, target)
+    try:
+        os.replace(staging, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
     _remove(old)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -35,7 +35,7 @@ def synthetic_texts(
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=tokens - prompts.shape[1],
+                max_new_tokens=max(1, tokens - prompts.shape[1]),
                 pad_token_id=min(ends, default=0),  # what follows the end is cut off
             )
             for row in written.tolist():

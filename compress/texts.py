@@ -68,6 +68,8 @@ def tokenize(tokenizer: Tokenizer, examples: Iterable[Example], max_tokens: int)
     """
     found = []
     for example in examples:
+        if not example.is_answered:
+            continue
         pieces = _chat(tokenizer, example.messages) if example.messages else _text(tokenizer, example)
         ids = [token for piece, _ in pieces for token in piece][:max_tokens]
         learn = [learnt for piece, learnt in pieces for _ in piece][:max_tokens]

@@ -119,7 +119,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         if arguments["from_cache"]:
             found = examples_from_cache(settings, arguments)
             print(found.summary, file=sys.stderr)
-            job = replace(job, data=found.summary)
+            job = replace(job, data=f"{len(found.examples)} answers that a cache kept")
             done = distill(job, found.examples)
         elif arguments["data"] is not None:
             done = distill(job, read_examples(arguments["data"]))
@@ -140,7 +140,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
     if arguments["context"] < 2:
-        raise ConfigError(f"context is {arguments['max_tokens']}; it must be at least 2.", param="context")
+        raise ConfigError(f"context is {arguments['context']}; it must be at least 2.", param="context")
     for name in ("cross_entropy", "on_policy"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"{name} is {arguments[name]}; it is a share, from 0 to 1.", param=name)

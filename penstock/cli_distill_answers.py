@@ -57,7 +57,7 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
         if not answered:
             raise CompressError(
                 f"The teacher ended none of its {len(examples)} answers within {job.max_tokens} tokens of prompt and "
-                "answer; give a higher --max-tokens, or shorter prompts."
+                "answer; give a higher --context, or shorter prompts."
             )
         yield answered
     except BaseException:

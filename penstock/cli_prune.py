@@ -101,7 +101,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.prune.report import summary
     from .compress.prune.run import prune
 
-    check_target(arguments["output"], force=arguments["force"])
+    check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
     examples, source = _examples(settings, arguments)
     job = _job(settings, arguments, source)
     try:
@@ -152,7 +152,7 @@ def _examples(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[E
     if arguments["from_cache"]:
         found = examples_from_cache(settings, arguments)
         print(found.summary, file=sys.stderr)
-        return found.examples, found.summary
+        return found.examples, f"{len(found.examples)} answers that a cache kept"
     if arguments["data"] is not None:
         return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
     return None, "written by the model itself"

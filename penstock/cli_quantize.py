@@ -94,7 +94,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.quantize.report import summary
     from .compress.quantize.run import quantize
 
-    check_target(arguments["output"], force=arguments["force"])
+    check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
     examples, source = _texts(settings, arguments)
     job = _job(settings, arguments, source)
     try:
@@ -140,7 +140,8 @@ def _texts(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Exam
         return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
     if arguments["from_cache"]:
         found = examples_from_cache(settings, arguments)
-        return found.examples, found.summary
+        print(found.summary, file=sys.stderr)
+        return found.examples, f"{len(found.examples)} answers that a cache kept"
     return None, "written by the model itself"
 
 

@@ -35,7 +35,7 @@ WATCHED, MEASURED = 64, 400
 
 def check_job(job: DistillJob) -> Tokenizer:
     """Refuses what can be refused without loading weights; the teacher's tokenizer. Raises PenstockError."""
-    check_target(job.output, force=job.force)
+    check_target(job.output, force=job.force, sources=[job.teacher, *([job.student] if job.student else [])])
     training_device(job.device)
     tokenizer = Tokenizer.load(job.teacher)
     if job.student is not None:

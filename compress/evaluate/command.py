@@ -92,7 +92,8 @@ def _command(before: str, words: list[str]) -> _Command:
         if word.startswith("--"):
             flags.add(word)
         elif word.startswith("-") and word != "-":
-            flags |= {f"-{letter}" for letter in word[1:]}
+            # `-la` is a bundle; `-9`, `-n10` and `-d,` hold a value, whose characters are no flags.
+            flags |= {f"-{letter}" for letter in word[1:]} if word[1:].isalpha() else {word}
         else:
             operands.append(word)
     return _Command(before, program, frozenset(flags), tuple(operands), tuple(redirections))

@@ -146,7 +146,7 @@ class _Training:
                     self.save()
                 bar.n = round(100 * self.progress)
                 bar.set_postfix_str(_shown(self.step, told, latest))
-        if self.seconds != self.saved_at:
+        if self.step != self.saved_step:
             self.save()
         interruption.raise_it()
         after = self.evaluate()
@@ -172,7 +172,7 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         spent = time.monotonic() - started
-        self.seconds += spent if spent < GAP_SECONDS else 0.0
+        self.seconds += min(spent, GAP_SECONDS)
         self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
         told = {"loss": value, **{name: part.item() for name, part in loss.parts.items()}}
         speed = batch.ids.numel() / spent

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# A step that took longer was stopped, or its machine slept: it counts as nothing.
+# A step that took longer was stopped, or its machine slept: it counts as this.
 GAP_SECONDS = 600.0
 # Shares of the budget. A trapezoid (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
 # Training Durations") instead of a cosine: the built-in model learnt most while the rate fell to zero, however long before.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from penstock.compress.folder import WorkFolder, is_disk_full, new_folder
+from penstock.compress.folder import WorkFolder, check_target, is_disk_full, new_folder
 from penstock.errors import CompressError
 
 
@@ -54,6 +54,20 @@ def test_a_taken_name_is_refused_before_any_work_and_replaced_by_force(tmp_path:
         (staging / "weights").write_text("w")
     assert contents(target) == ["weights"]
     assert contents(tmp_path) == ["model"]
+
+
+def test_force_replaces_neither_what_a_model_is_made_from_nor_somebodys_folder(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "config.json").write_text("{}")
+    for target in (parent, tmp_path, parent / "inside"):
+        with pytest.raises(CompressError, match=r"made from|folders in it"):
+            check_target(target, force=True, sources=["builtin", parent])
+    check_target(tmp_path / "small", force=True, sources=["builtin", parent])
+    home = tmp_path / "home"
+    (home / "letters").mkdir(parents=True)
+    with pytest.raises(CompressError, match="folders in it"):
+        check_target(home, force=True)
 
 
 def test_a_file_is_no_target(tmp_path: Path) -> None:

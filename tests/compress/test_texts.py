@@ -48,6 +48,10 @@ def test_a_completion_is_learnt_with_its_end_and_a_text_whole(tokenizer: Tokeniz
     assert learnt(tokenizer, Example(completion="one two three")) == "one two three"
 
 
+def test_a_prompt_without_an_answer_is_not_one_that_ends_at_once(tokenizer: Tokenizer) -> None:
+    assert tokenize(tokenizer, [Example(prompt="one two"), Example(messages=(ASK,))], 500) == []
+
+
 def test_what_is_cut_to_nothing_is_left_out(tokenizer: Tokenizer) -> None:
     long = Example(prompt="word " * 50, completion="x")
     assert tokenize(tokenizer, [long, Example(completion="kept")], 20) == tokenize(
