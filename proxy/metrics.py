@@ -160,18 +160,19 @@ class Metrics:
     def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
         self._near_hits[reason, "yes" if same else "no"].inc()
+        self._show_soon()
 
     def routed(self, target: str, reason: str) -> None:
         """A target has begun to answer."""
         self._routed[target, reason].inc()
+        self._show_soon()
 
     def fallback(self, target: str) -> None:
         """A target could not answer, and the next is asked."""
         self._fallbacks[(target,)].inc()
 
     def ended(self, record: RequestRecord) -> None:
-        if self._is_shared and self._flushing is None:
-            self._flushing = asyncio.get_running_loop().call_later(SHOWN_SECONDS, self._flush)
+        self._show_soon()
         self._http_requests[record.route, str(record.status)].inc()
         if record.model_series is not None:
             self._count_model(record, record.model_series)
@@ -200,7 +201,12 @@ class Metrics:
         """What other workers have not been shown yet, they are shown now."""
         if self._flushing is not None:
             self._flushing.cancel()
+        if self._is_shared:
             self._flush()
+
+    def _show_soon(self) -> None:
+        if self._is_shared and self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(SHOWN_SECONDS, self._flush)
 
     def _flush(self) -> None:
         self._flushing = None

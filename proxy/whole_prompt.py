@@ -19,9 +19,9 @@ def whole_prompt(fields: dict[str, Any], model: str) -> WholePrompt | None:
         if not isinstance(text, str) or fields.get("suffix") or fields.get("echo"):
             return None
         return WholePrompt(model, text=text)
-    if fields.get("system") is not None:  # Anthropic's
-        given = [{"role": "system", "content": fields["system"]}, *given]
     try:
+        if fields.get("system") is not None:  # Anthropic's
+            given = [{"role": "system", "content": fields["system"]}, *given]
         messages = [_message(message) for message in given]
     except (AttributeError, TypeError):  # what the upstream has made of it is not known here
         return None

@@ -8,7 +8,7 @@ that was killed comes free when a request would otherwise be refused.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Counters:
         """The request is among those that run when this is a Standing; it must be settled then. Raises StoreError."""
         name, now = tenant.name, self._clock()
         with self._env.writing() as txn:
-            book = self._settled_book(txn, now)
+            book = self._settled_book(txn, self._owed, now)
             standing = book.standing(name)
 
             def spent_since(moment: int) -> float:
@@ -90,15 +90,15 @@ class Counters:
     def pay(self) -> None:
         """Writes what is owed. What cannot be written now is written with the next that can: its places stay taken until
         then, the answers are their clients' all the same."""
-        if not self._owed:
+        owed, self._owed = self._owed, []  # first, as a server that ends does this in another thread
+        if not owed:
             return
         try:
             with self._env.writing() as txn:
-                self._write(self._settled_book(txn, self._clock()))
+                self._write(self._settled_book(txn, owed, self._clock()))
         except StoreError as error:
-            log.error("what %d requests have used cannot be written now: %s", len(self._owed), error)
-        else:
-            self._owed.clear()
+            self._owed = owed + self._owed
+            log.error("what %d requests have used cannot be written now: %s", len(owed), error)
 
     def standing(self, tenant: Tenant) -> Standing:
         """As of now."""
@@ -119,10 +119,10 @@ class Counters:
         self._sync.stop()
         self._env.close()
 
-    def _settled_book(self, txn: Transaction, now: float) -> "_Book":
+    def _settled_book(self, txn: Transaction, owed: Sequence[Ended], now: float) -> "_Book":
         """With all that is owed in it, not yet written."""
         book = _Book(txn, self._standings, self._ledger)
-        for ended in self._owed:
+        for ended in owed:
             self._settle(book, ended, now)
         return book
 

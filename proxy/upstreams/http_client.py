@@ -12,6 +12,8 @@ from yarl import URL
 from .connection import Connection, ConnectTimedOut, NotConnected, Response
 
 KEEPALIVE_SECONDS = 60.0
+# A kept connection that is lost within so long of a question was closed before it.
+STALE_SECONDS = 1.0
 # After so long the next of a name's addresses is tried beside the first (RFC 8305).
 NEXT_ADDRESS_SECONDS = 0.25
 
@@ -34,29 +36,36 @@ class HttpClient:
         if self._url.scheme == "https":
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(("http/1.1",))
-        self._heads: dict[str, str] = {}
+        self._names = frozenset(name.lower() for name in headers)
+        self._heads: dict[tuple[str, frozenset[str]], str] = {}
         self._connections: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # and since when; the latest last
         self._sweep: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     async def post(self, path: str, headers: Mapping[str, str], body: bytes, *, seconds: float) -> Response:
         """A reply whose head has come. Raises HttpError, and TimeoutError after `seconds`."""
         due = self._loop.time() + seconds
         head = self._head(path, headers, len(body))
-        while self._idle:
+        if self._idle:
             connection, _ = self._idle.popitem()
+            asked = self._loop.time()
             try:
                 return await self._ask(connection, head, body, due)
             except NotConnected:
-                # Closed while it was idle, it seems: who answers not a byte has most probably read none. So does every
-                # client, or each upstream that ends idle connections would fail requests.
-                continue
-        return await self._ask(await self._connect(seconds), head, body, due)
+                # At once: it was closed while it was idle, and who answers not a byte then has read none. Later the question
+                # may have been worked at: whether it is asked again is for those to say who count attempts.
+                if self._loop.time() - asked > STALE_SECONDS:
+                    raise
+        connection = await self._connect(due - self._loop.time())
+        return await self._ask(connection, head, body, due)
 
     async def close(self) -> None:
         """Cuts what still runs."""
+        self._is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()
+            self._sweep = None
         for connection in list(self._connections):
             connection.abort()
         await asyncio.sleep(0)  # in which the transports say goodbye
@@ -100,6 +109,9 @@ class HttpClient:
         return connection
 
     def _rest(self, connection: Connection) -> None:
+        if self._is_closed:  # by a request that had begun before
+            connection.abort()
+            return
         self._idle[connection] = self._loop.time()
         if self._sweep is None:
             self._sweep = self._loop.call_later(KEEPALIVE_SECONDS, self._close_idle)
@@ -120,20 +132,24 @@ class HttpClient:
             connection.abort()
 
     def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
-        """Raises ValueError for a header that would be two."""
-        usual = self._heads.get(path)
+        """A request's own header takes the place of the usual one. Raises ValueError for a header that would be two."""
+        replaced = self._names.intersection([name.lower() for name in headers])
+        usual = self._heads.get((path, replaced))
         if usual is None:
-            usual = self._heads[path] = self._usual_head(path)
+            usual = self._heads[path, replaced] = self._usual_head(path, replaced)
         own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if own.count("\n") != len(headers) or own.count("\r") != len(headers):
             raise ValueError("a header has a line end in it")
         # Bytes that are no UTF-8 have come as lone surrogates, and go on as they were.
         return f"{usual}{own}Content-Length: {length}\r\n\r\n".encode("utf-8", "surrogateescape")
 
-    def _usual_head(self, path: str) -> str:
+    def _usual_head(self, path: str, but: frozenset[str]) -> str:
         url = URL(str(self._url) + path)
         host = self._url.host_port_subcomponent
-        lines = {"Host": host, **self._headers}
+        lines = {
+            "Host": host,
+            **{name: value for name, value in self._headers.items() if name.lower() not in but},
+        }
         if self._url.user is not None:
             credentials = f"{self._url.user}:{self._url.password or ''}".encode()
             lines.setdefault("Authorization", f"Basic {b64encode(credentials).decode()}")

@@ -117,6 +117,15 @@ async def test_what_is_sent() -> None:
         assert server.connections == 1
 
 
+async def test_a_header_of_the_request_takes_the_place_of_the_usual_one() -> None:
+    async with asked(always(OK)) as (client, server):
+        for _ in range(2):
+            await client.post("/chat", {"authorization": "Bearer other"}, b"", seconds=5)
+            assert b"Bearer k" not in server.heads[-1] and server.heads[-1].count(b"uthorization") == 1
+        await client.post("/chat", {}, b"", seconds=5)
+        assert b"Authorization: Bearer k" in server.heads[-1]
+
+
 @pytest.mark.parametrize(
     ("reply", "body", "closes"),
     [(OK, b"ok", False), (CHUNKED, b"first", False), (UNTIL_END, b"all of it", True)],
@@ -218,6 +227,23 @@ async def test_a_connection_that_ends_with_the_next_question() -> None:
     async with asked(once) as (client, server):
         assert [await whole(client), await whole(client)] == [b"ok", b"ok"]
         assert server.connections == 2 and len(server.heads) == 3
+
+
+async def test_a_question_that_was_worked_at_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection was kept, but its end came late: who counts attempts is to know."""
+    monkeypatch.setattr(http_client, "STALE_SECONDS", 0.05)
+
+    async def late(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.question(reader)
+        writer.write(OK)
+        await server.question(reader)
+        await asyncio.sleep(0.2)
+
+    async with asked(late) as (client, server):
+        assert await whole(client) == b"ok"
+        with pytest.raises(NotConnected, match="closed"):
+            await post(client)
+        assert len(server.heads) == 2
 
 
 async def test_no_question_is_asked_twice_of_new_connections() -> None:
