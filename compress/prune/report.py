@@ -19,6 +19,12 @@ def failures(job: PruneJob, done: Done) -> list[str]:
         found.append(f"its KL divergence is {kl:.4f} nats per token, above {job.most_kl:g}")
     if not change <= job.most_perplexity_change:
         found.append(f"its perplexity is {change:+.2%}, above {job.most_perplexity_change:+.2%}")
+    if job.speed_up is not None and done.speed:  # which is measured last
+        ratio = done.speed[PRUNED][0].ratio  # one sequence at a time
+        if ratio.high < job.speed_up:
+            found.append(
+                f"it is {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] as fast, below {job.speed_up:g}x"
+            )
     return found
 
 

@@ -80,15 +80,11 @@ def prune(
                 trained=len(dataset.train),
                 recovery=recovery,
             )
-            failed = failures(job, done)
-            if failed and not job.force:
-                raise CompressError(
-                    f"{job.model} pruned fails its gate and is not written: {'; '.join(failed)}. Recover longer, cut out "
-                    "less, or give --force to have it all the same (what is done so far is kept for that)."
-                )
+            _refuse(job, done)
             if measure_speed is not None:
                 progress("time", 0, 1)
                 done = replace(done, speed=measure_speed({PARENT: parent.path, PRUNED: staging}))
+                _refuse(job, done)
             _write_reports(staging, job, done)
     except BaseException as error:
         work.close()
@@ -99,6 +95,16 @@ def prune(
         raise
     work.done()
     return done
+
+
+def _refuse(job: PruneJob, done: Done) -> None:
+    """Raises CompressError where something fails."""
+    failed = failures(job, done)
+    if failed and not job.force:
+        raise CompressError(
+            f"{job.model} pruned fails its gate and is not written: {'; '.join(failed)}. Recover longer, cut out "
+            "less, or give --force to have it all the same (what is done so far is kept for that)."
+        )
 
 
 def _recover(

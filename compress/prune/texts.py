@@ -27,7 +27,7 @@ def dataset_of(
     progress("write texts", 0, 1)
     texts = synthetic_texts(model, SYNTHETIC_TEXTS, tokens=min(max_tokens, SYNTHETIC_TOKENS))
     progress("write texts", 1, 1)
-    texts = [text for text in texts if any(text.learn[1:])]
+    texts = list({tuple(text.ids): text for text in texts if any(text.learn[1:])}.values())
     held_out = int(HELD_OUT_SHARE * len(texts))
     return Dataset(texts[held_out:], texts[:held_out], len(texts), 0, 0)
 

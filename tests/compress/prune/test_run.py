@@ -147,10 +147,22 @@ def test_a_speed_up_is_measured_before_and_after(job):
         return speeds
 
     fast = replace(job, mlp=None, speed_up=1.5, recovery_steps=0)
+
+    def slower_in_the_end(folders):
+        measured = measure(folders)
+        if PRUNED in measured:
+            ratio = Estimate(1.3, 1.2, 1.4, 9)
+            measured[PRUNED] = [Speed(batch, ratio, ratio) for batch in (1, 16)]
+        return measured
+
+    with pytest.raises(CompressError, match=r"1\.30x \[1\.20, 1\.40\] as fast, below 1\.5x"):
+        prune(fast, EXAMPLES, progress=told, measure_speed=slower_in_the_end)
+    assert not job.output.exists()
     done = prune(fast, EXAMPLES, progress=told, measure_speed=measure)
     assert asked == [
         ["whole", "half its layers", "half its channels", "one key-value group"],
         [PARENT, PRUNED],
+        [PARENT, PRUNED],  # the plan is kept
     ]
     assert done.size.layers * done.size.channels <= 128 and done.size.groups == 2
     assert (
