@@ -27,7 +27,7 @@ def vocabulary_difference(one: Path, other: Path) -> str | None:
     ours, theirs = (Tokenizer.load(str(folder)).vocabulary() for folder in (one, other))
     if ours == theirs:
         return None
-    example = min(ours.items() ^ theirs.items(), key=lambda entry: entry[1])[0]
+    example = min(ours.items() ^ theirs.items(), key=lambda entry: entry[::-1])[0]
     return (
         f"{len(ours)} and {len(theirs)} tokens, "
         f"{example!r} is {_named(ours.get(example))} in the one and {_named(theirs.get(example))} in the other"

@@ -11,7 +11,7 @@ def check_same_vocabulary(teacher: Tokenizer, student: Tokenizer) -> None:
     theirs, own = teacher.vocabulary(), student.vocabulary()
     if theirs == own:
         return
-    token = min(theirs.items() ^ own.items(), key=lambda entry: entry[1])[0]
+    token = min(theirs.items() ^ own.items(), key=lambda entry: entry[::-1])[0]
     raise CompressError(
         f"The student has another vocabulary ({len(own)} tokens, the teacher {len(theirs)}): {token!r} is "
         f"{_named(theirs.get(token))} of the teacher and {_named(own.get(token))} of the student. A student learns the "

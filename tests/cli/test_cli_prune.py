@@ -109,7 +109,11 @@ def test_one_tenants_answers_in_the_cache_are_data(
     assert main(command) == 1
     assert "holds nothing of tenant 'default'" in capsys.readouterr().err
     assert main([*command, "--tenant", "acme"]) == 0
-    assert "30 examples of tenant 'acme' from the cache" in (output / "README.md").read_text()
+    assert "30 examples of tenant 'acme' from the cache" in capsys.readouterr().err
+    card = (output / "README.md").read_text()
+    assert "30 answers that a cache kept" in card and "acme" not in card, (
+        "whose they were is nobody's business"
+    )
 
 
 def test_ctrl_c_and_the_same_command_again(

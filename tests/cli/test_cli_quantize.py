@@ -134,7 +134,7 @@ def test_what_the_cache_was_asked_calibrates(
     where = ["--from-cache", "--cache-path", str(cache)]
     assert main(quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", *where)) == 0
     report = json.loads((tmp_path / "small/quantization.json").read_text())
-    assert report["calibration"]["source"] == "100 examples of tenant 'default' from the cache"
+    assert report["calibration"]["source"] == "100 answers that a cache kept"
     line = failed(
         capsys, quantize(tiny_llama, tmp_path / "x", "--scheme", "w8a8", *where, "--tenant", "others")
     )
