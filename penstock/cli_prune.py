@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_cache_examples import add_whose_arguments, examples_from_cache
 from .cli_long_job import interruptible, progress_bars
+from .cli_texts import add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .compress.evaluate.speed import Speed
     from .compress.prune.job import Progress, PruneJob
-    from .compress.texts import Example
 
 _CUTS = ("mlp", "kv_groups", "layers")
 _TARGETS = ("size", "speed_up")
@@ -47,21 +46,7 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="times as many tokens per second at batch 1, as measured here",
     )
-    texts = parser.add_argument_group("texts, by default written by the model itself")
-    source = texts.add_mutually_exclusive_group()
-    source.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}',
-    )
-    source.add_argument(
-        "--from-cache", action="store_true", help="what the cache at --cache-path was asked, and answered"
-    )
-    add_whose_arguments(texts)
-    texts.add_argument(
-        "--context", type=int, default=512, metavar="N", help="tokens read of each text (%(default)s)"
-    )
+    add_text_arguments(parser)
     recovery = parser.add_argument_group("recovery, by learning from the model as it was")
     budget = recovery.add_mutually_exclusive_group()
     budget.add_argument(
@@ -102,7 +87,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.prune.run import prune
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
-    examples, source = _examples(settings, arguments)
+    examples, source = texts_of(settings, arguments)
     job = _job(settings, arguments, source)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
@@ -125,9 +110,6 @@ def _check(arguments: Mapping[str, Any]) -> None:
             "--mlp, --kv-groups and --layers.",
             param=targets[0],
         )
-    for name in ("tenant", "api_key", "namespace"):
-        if arguments[name] is not None and not arguments["from_cache"]:
-            raise ConfigError(f"{name} is of the cache; give --from-cache with it.", param=name)
     if not cuts and not targets:
         raise ConfigError(
             "Say what is to go: --mlp SHARE, --kv-groups SHARE, --layers N, or a target, --size SHARE or --speed-up X.",
@@ -140,22 +122,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("recovery_minutes", "learning_rate", "max_kl"):
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
-    for name, least in (("recovery_steps", 0), ("context", 2), ("max_perplexity_change", 0)):
+    for name, least in (("recovery_steps", 0), ("max_perplexity_change", 0)):
         if arguments[name] is not None and not arguments[name] >= least:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
-
-
-def _examples(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
-    """And where they are from, for the report."""
-    from .compress.texts import read_examples
-
-    if arguments["from_cache"]:
-        found = examples_from_cache(settings, arguments)
-        print(found.summary, file=sys.stderr)
-        return found.examples, f"{len(found.examples)} answers that a cache kept"
-    if arguments["data"] is not None:
-        return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
-    return None, "written by the model itself"
 
 
 def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "PruneJob":

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_cache_examples import add_whose_arguments, examples_from_cache
 from .cli_long_job import interruptible, progress_bars
+from .cli_texts import add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .compress.evaluate.speed import Speed
     from .compress.quantize.job import QuantizeJob
     from .compress.quantize.whole import Progress
-    from .compress.texts import Example
 
 _SCHEMES = ("w8a8", "w8a16", "w4a16", "auto")
 _GROUPS = (32, 64, 128)
@@ -47,24 +46,7 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", choices=("int8",), help="also have keys and values stored in 8 bits when served"
     )
-    texts = parser.add_argument_group(
-        "texts, by default written by the model itself"
-    ).add_mutually_exclusive_group()
-    texts.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help='JSONL of {"messages"}, {"prompt", "completion"} or {"text"}',
-    )
-    texts.add_argument(
-        "--from-cache",
-        action="store_true",
-        help="what the cache at --cache-path was asked, and answered",
-    )
-    add_whose_arguments(parser.add_argument_group("of the cache"))
-    parser.add_argument(
-        "--context", type=int, default=512, metavar="N", help="tokens read of each text (%(default)s)"
-    )
+    add_text_arguments(parser)
     gate = parser.add_argument_group("gate, on texts that are held back")
     gate.add_argument(
         "--max-kl",
@@ -95,7 +77,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.quantize.run import quantize
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
-    examples, source = _texts(settings, arguments)
+    examples, source = texts_of(settings, arguments)
     job = _job(settings, arguments, source)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
@@ -120,29 +102,11 @@ def _check(arguments: Mapping[str, Any]) -> None:
             f"min_agreement is {arguments['min_agreement']}; it is a share, from 0 to 1.",
             param="min_agreement",
         )
-    if arguments["context"] < 2:
-        raise ConfigError(f"context is {arguments['context']}; it must be at least 2.", param="context")
     if arguments["group_size"] is not None and arguments["scheme"] in ("w8a8", "w8a16"):
         raise ConfigError(
             f"group_size is of 4 bits; {arguments['scheme']} has a scale for each output channel. Leave it out.",
             param="group_size",
         )
-    for name in ("tenant", "api_key", "namespace"):
-        if arguments[name] is not None and not arguments["from_cache"]:
-            raise ConfigError(f"{name} is of the cache; give --from-cache with it.", param=name)
-
-
-def _texts(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
-    """And where they come from, for the report; none where the model is to write its own."""
-    from .compress.texts import read_examples
-
-    if arguments["data"] is not None:
-        return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
-    if arguments["from_cache"]:
-        found = examples_from_cache(settings, arguments)
-        print(found.summary, file=sys.stderr)
-        return found.examples, f"{len(found.examples)} answers that a cache kept"
-    return None, "written by the model itself"
 
 
 def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "QuantizeJob":
