@@ -5,7 +5,6 @@ Knows names, tensors and the words of config.json; nothing of how integers were 
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,11 @@ from torch import Tensor, nn
 from ..models.packed_integers import pack
 from ..models.quantization_config import METHOD, OWN_KEY, OwnKey
 from ..models.stored_tensors import INDEX, WHOLE
+from .companion_files import copy_companions
 from .plain_model import PlainModel
 from .quantized_tensor import BITS, QuantizedTensor, Scheme
 
 SHARD_BYTES = 5_000_000_000
-# What belongs to a model and is neither its config nor its weights.
-COPIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
 _INT8_PER_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
@@ -98,8 +85,7 @@ def write_compressed_tensors(
     if own != OwnKey():
         config[OWN_KEY] = msgspec.to_builtins(own)
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    for file in sorted({file for pattern in COPIED for file in model.path.glob(pattern) if file.is_file()}):
-        shutil.copyfile(file, folder / file.name)
+    copy_companions(model.path, folder)
 
 
 def _floats(module: Any, quantized: Mapping[str, QuantizedTensor]) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, in one line."""
+"""The machine that a measurement was made on, in one line; and how much of it is used."""
 
 import platform
 from pathlib import Path
@@ -19,3 +19,9 @@ def machine(device: str = "cpu") -> str:
     except OSError:
         pass
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def use_threads(count: int | None) -> None:
+    """Of the CPU, for all that torch computes from here on; None: as many as it takes by itself."""
+    if count is not None:
+        torch.set_num_threads(count)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .compress.distill.job import Distilled, DistillJob
 
 _LOSSES = ("forward-kl", "reverse-kl", "jsd")
+_BETA = 0.5
 
 
 def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +55,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="divides both models' logits (%(default)s)",
     )
-    loss.add_argument(
-        "--beta", type=float, default=0.5, metavar="B", help="of jsd, between 0 and 1 (%(default)s)"
-    )
+    loss.add_argument("--beta", type=float, metavar="B", help=f"of jsd, between 0 and 1 (default: {_BETA})")
     loss.add_argument(
         "--cross-entropy",
         type=float,
@@ -144,8 +143,10 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("cross_entropy", "on_policy"):
         if not 0 <= arguments[name] <= 1:
             raise ConfigError(f"{name} is {arguments[name]}; it is a share, from 0 to 1.", param=name)
+    if arguments["beta"] is not None and arguments["loss"] != "jsd":
+        raise ConfigError(f"beta is of --loss jsd; leave it out with {arguments['loss']}.", param="beta")
     for name in ("held_out", "beta"):
-        if not 0 < arguments[name] < 1:
+        if arguments[name] is not None and not 0 < arguments[name] < 1:
             raise ConfigError(f"{name} is {arguments[name]}; it must be between 0 and 1.", param=name)
     for name in ("tenant", "api_key", "namespace"):
         if arguments[name] is not None and not arguments["from_cache"]:
@@ -181,7 +182,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "DistillJob":
         loss=DistillSettings(
             arguments["loss"],
             temperature=arguments["temperature"],
-            beta=arguments["beta"],
+            beta=_BETA if arguments["beta"] is None else arguments["beta"],
             cross_entropy=arguments["cross_entropy"],
             hidden=arguments["hidden"],
         ),

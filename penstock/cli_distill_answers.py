@@ -51,7 +51,13 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
         answers = {line["index"]: line["text"] for line in read_jsonl(file)}
         todo = [index for index in range(len(examples)) if index not in answers]
         if todo:
-            uvloop.run(_answer_all(teacher, examples, todo, job.max_tokens, file))
+            try:
+                uvloop.run(_answer_all(teacher, examples, todo, job.max_tokens, file))
+            except OSError as error:
+                raise CompressError(
+                    f"The teacher's answers cannot be kept in {work.path}: {error.strerror or error}. Make room there, "
+                    "and run this again to go on."
+                ) from error
             answers = {line["index"]: line["text"] for line in read_jsonl(file)}
         answered = [_answered(examples[i], text) for i, text in sorted(answers.items()) if text is not None]
         if not answered:

@@ -3,18 +3,23 @@
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .config import Settings
 from .errors import CompressError
 
 if TYPE_CHECKING:
+    from .compress.evaluate.speed import Speed
     from .models.tokenizer import Tokenizer
     from .scheduler import Engine
 
 PROMPT_TOKENS = 32
 DECODED_TOKENS = 64
 SEED = 3
+# Of a GPU's memory, for the KV of all models that are timed beside each other.
+KV_SHARE = 0.4
 
 
 def answering(
@@ -70,3 +75,23 @@ def decoding(engine: "Engine") -> Callable[[int], float]:
         return tokens / (time.perf_counter() - start)
 
     return decode
+
+
+def speeds_of(
+    settings: Settings, folders: Mapping[str, Path], progress: Callable[[str, int, int], None]
+) -> "Mapping[str, list[Speed]]":
+    """Of models as they are stored, by name, timed in turn beside the first."""
+    from .compress.evaluate.speed import measure_speeds
+    from .scheduler import Engine, EngineConfig
+
+    models = {}
+    for name, folder in folders.items():
+        config = EngineConfig(
+            model=str(folder),
+            device=settings.device,
+            threads=settings.threads,
+            gpu_memory_utilization=KV_SHARE / len(folders),
+            prefix_caching=False,  # so that no round has its prompts computed already
+        )
+        models[name] = decoding(Engine(config))
+    return measure_speeds(models, progress=lambda done, of: progress("time", done, of))

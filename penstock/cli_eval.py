@@ -7,6 +7,7 @@ from typing import Any
 
 from .config import Settings, add_arguments
 
+MAX_TOKENS = 256  # of an answer to a task, where it is not said
 _WHAT = {"models": ".cli_eval_models", "sparse": ".cli_eval_sparse", "sparse-prompts": ".cli_eval_sparse"}
 
 
@@ -58,7 +59,7 @@ def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens read of each text, at most (%(default)s)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="of an answer to a task (%(default)s)"
+        "--max-tokens", type=int, metavar="N", help=f"of an answer to a task (default: {MAX_TOKENS})"
     )
     parser.add_argument(
         "--output",

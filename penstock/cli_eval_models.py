@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_eval import MAX_TOKENS
 from .cli_model_spec import ModelSpec, model_spec
 from .config import Settings
 from .errors import CompressError, ConfigError
@@ -63,7 +64,7 @@ def _run(settings: Settings, arguments: Mapping[str, Any]) -> None:
     tasks = None if arguments["tasks"] is None else read_tasks(Path(arguments["tasks"]))
     models = [_load(spec, settings, len(specs)) for spec in specs]
     comparisons = None if examples is None else _compare(models, settings, arguments, examples)
-    answers = None if tasks is None else _answer(models, tasks, arguments["max_tokens"])
+    answers = None if tasks is None else _answer(models, tasks, arguments["max_tokens"] or MAX_TOKENS)
     report = _report(models, arguments, comparisons, answers)
     print("\n".join(tables(report)))
     if output is not None:
@@ -71,8 +72,11 @@ def _run(settings: Settings, arguments: Mapping[str, Any]) -> None:
 
 
 def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
+    for name, of in (("max_tokens", "tasks"), ("force", "output")):
+        if arguments[name] and arguments[of] is None:
+            raise ConfigError(f"{name} is of --{of}, which is not given.", param=name)
     for name, least in (("context", 2), ("max_tokens", 1)):
-        if arguments[name] < least:
+        if arguments[name] is not None and arguments[name] < least:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
     if not (arguments["text"] or arguments["tasks"] or arguments["speed"]):
         raise ConfigError(

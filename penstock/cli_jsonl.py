@@ -64,7 +64,12 @@ async def work_through(
                     failed += 1
                 bar.update()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(todo))):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(todo))):
+                    group.create_task(work())
+        except (
+            BaseExceptionGroup
+        ) as errors:  # the first has ended the others; whoever catches wants it as it is
+            raise errors.exceptions[0] from None
     return failed

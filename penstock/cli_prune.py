@@ -5,18 +5,19 @@ Reads arguments, and lends what only the engine can do; the work is in `compress
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_engine_runs import speeds_of
 from .cli_long_job import interruptible, progress_bars
 from .cli_texts import add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
 if TYPE_CHECKING:
-    from .compress.evaluate.speed import Speed
-    from .compress.prune.job import Progress, PruneJob
+    from .compress.prune.job import PruneJob
 
 _CUTS = ("mlp", "kv_groups", "layers")
 _TARGETS = ("size", "speed_up")
@@ -25,8 +26,6 @@ _RECOVERY_STEPS = 300
 # A model that was cut is near to where it should be: at 1e-3, right for distillation, 40 steps of 2,048 tokens made the KL
 # divergence of the built-in model without a quarter of its channels 0.13 of 0.035; at 3e-5 it fell.
 _LEARNING_RATE = 2e-4
-# Of a GPU's memory, for the KV of all models that are timed beside each other.
-_KV_SHARE = 0.4
 
 
 def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
     )
     budget.add_argument("--recovery-minutes", type=float, metavar="M")
     recovery.add_argument(
-        "--learning-rate", type=float, default=_LEARNING_RATE, metavar="R", help="the highest (%(default)s)"
+        "--learning-rate", type=float, metavar="R", help=f"the highest (default: {_LEARNING_RATE})"
     )
     recovery.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third slower")
     gate = parser.add_argument_group("gate, on texts that are held out")
@@ -83,16 +82,20 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     _check(arguments)
     from .compress.folder import check_target
+    from .compress.machine import use_threads
     from .compress.prune.report import summary
     from .compress.prune.run import prune
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
     examples, source = texts_of(settings, arguments)
     job = _job(settings, arguments, source)
+    use_threads(settings.threads)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
-            measure = None if arguments["no_speed"] else _speeds(settings, progress)
-            done = prune(job, examples, progress=progress, measure_speed=measure)
+            measure = partial(speeds_of, settings, progress=progress)
+            done = prune(
+                job, examples, progress=progress, measure_speed=None if arguments["no_speed"] else measure
+            )
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         raise
@@ -119,6 +122,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(f"speed_up is {arguments['speed_up']}; it must be above 1.", param="speed_up")
     if arguments["speed_up"] is not None and arguments["no_speed"]:
         raise ConfigError("speed_up is measured; leave --no-speed out.", param="speed_up")
+    for name in ("learning_rate", "gradient_checkpointing"):
+        if arguments["recovery_steps"] == 0 and arguments[name]:
+            raise ConfigError(f"{name} is of recovery, which --recovery-steps 0 leaves out.", param=name)
     for name in ("recovery_minutes", "learning_rate", "max_kl"):
         if arguments[name] is not None and not arguments[name] > 0:
             raise ConfigError(f"{name} is {arguments[name]}; it must be above 0.", param=name)
@@ -145,36 +151,10 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Prun
         max_tokens=arguments["context"],
         recovery_steps=steps,
         recovery_minutes=minutes,
-        learning_rate=arguments["learning_rate"],
+        learning_rate=arguments["learning_rate"] or _LEARNING_RATE,
         gradient_checkpointing=arguments["gradient_checkpointing"],
         most_kl=arguments["max_kl"],
         most_perplexity_change=arguments["max_perplexity_change"],
         device=settings.device,
         force=arguments["force"],
     )
-
-
-def _speeds(
-    settings: Settings, progress: "Progress"
-) -> "Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]":
-    """Times the engine on folders, in turn."""
-
-    def measure(folders: Mapping[str, Path]) -> "Mapping[str, Sequence[Speed]]":
-        from .cli_engine_runs import decoding
-        from .compress.evaluate.speed import measure_speeds
-        from .scheduler import Engine, EngineConfig
-
-        models = {}
-        for name, folder in folders.items():
-            config = EngineConfig(
-                model=str(folder),
-                quantize="none",
-                device=settings.device,
-                threads=settings.threads,
-                gpu_memory_utilization=_KV_SHARE / len(folders),
-                prefix_caching=False,  # so that no round has its prompts computed already
-            )
-            models[name] = decoding(Engine(config))
-        return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
-
-    return measure

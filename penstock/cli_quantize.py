@@ -5,25 +5,23 @@ Reads arguments, and lends what only the engine and the cache can do; the work i
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_engine_runs import speeds_of
 from .cli_long_job import interruptible, progress_bars
 from .cli_texts import add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
 if TYPE_CHECKING:
-    from .compress.evaluate.speed import Speed
     from .compress.quantize.job import QuantizeJob
-    from .compress.quantize.whole import Progress
 
 _SCHEMES = ("w8a8", "w8a16", "w4a16", "auto")
 _GROUPS = (32, 64, 128)
 _DEFAULT_GROUP = 32
-# Of a GPU's memory, for the KV of the model as stored, and again for that of the quantized one.
-_KV_SHARE = 0.2
 
 
 def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,19 +71,19 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     _check(arguments)
     from .compress.folder import check_target
+    from .compress.machine import use_threads
     from .compress.quantize.report import summary
     from .compress.quantize.run import quantize
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
     examples, source = texts_of(settings, arguments)
     job = _job(settings, arguments, source)
+    use_threads(settings.threads)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
+            measure = partial(speeds_of, settings, progress=progress)
             done = quantize(
-                job,
-                examples,
-                progress=progress,
-                measure_speed=None if arguments["no_speed"] else _speeds(settings, job, progress),
+                job, examples, progress=progress, measure_speed=None if arguments["no_speed"] else measure
             )
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
@@ -125,35 +123,3 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Quan
         device=settings.device,
         force=arguments["force"],
     )
-
-
-def _speeds(
-    settings: Settings, job: "QuantizeJob", progress: "Progress"
-) -> "Callable[[Path], Mapping[str, Sequence[Speed]]]":
-    """Times the engine on the model as stored, and on a folder, in turn."""
-
-    def measure(folder: Path) -> "Mapping[str, Sequence[Speed]]":
-        from .cli_engine_runs import decoding
-        from .compress.evaluate.speed import measure_speeds
-        from .compress.quantize.report import QUANTIZED, STORED
-        from .scheduler import Engine, EngineConfig
-
-        def engine(model: str, quantize: Any) -> Engine:
-            return Engine(
-                EngineConfig(
-                    model=model,
-                    quantize=quantize,
-                    device=settings.device,
-                    threads=settings.threads,
-                    gpu_memory_utilization=_KV_SHARE,
-                    prefix_caching=False,  # so that no round has its prompts computed already
-                )
-            )
-
-        models = {
-            STORED: decoding(engine(job.model, "none")),
-            QUANTIZED: decoding(engine(str(folder), "auto")),
-        }
-        return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
-
-    return measure

@@ -6,15 +6,15 @@ Knows no command line, and neither engine nor cache: examples are handed in.
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import CompressError
 from ...models.fingerprint import fingerprint
-from ...models.location import TOKENIZER_FILES, resolve_model
+from ...models.location import resolve_model
 from ...models.tokenizer import Tokenizer
+from ..companion_files import copy_companions
 from ..folder import WorkFolder, check_target, new_folder
 from ..plain_model import PlainModel, load_plain
 from ..texts import Example
@@ -77,7 +77,7 @@ def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
         parameters = sum(p.numel() for p in student.parameters())
         with new_folder(job.output, force=job.force, expected_bytes=parameters * dtype.itemsize) as staging:
             student.to(dtype).save_pretrained(staging)
-            copy_tokenizer(teacher.path, staging)
+            copy_companions(teacher.path, staging)
             shutil.copy(report.log, staging / "training.jsonl")
             measured = measure(staging, teacher, dataset.held_out[:MEASURED], device)
             done = Distilled(measured, report, dataset)
@@ -101,17 +101,6 @@ def training_device(setting: str) -> str:
             param="device",
         )
     return "cuda"
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """The files that turn text into ids and conversations into text."""
-    wanted = {file for pattern in TOKENIZER_FILES for file in source.glob(pattern)}
-    for file in sorted(file for file in wanted if file.is_file()):
-        if file.suffix != ".json" or not file.stem.endswith("config") or file.stem.startswith("tokenizer"):
-            shutil.copy(file, target)
-    templates = source / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, target / templates.name)
 
 
 def _student(job: DistillJob, teacher: PlainModel, device: str) -> tuple[Any, str]:

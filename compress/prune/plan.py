@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import CompressError
-from ..distill.run import copy_tokenizer
+from ..companion_files import copy_companions
 from ..folder import WorkFolder
 from ..plain_model import PlainModel, load_plain
 from ..texts import Tokens
@@ -87,7 +87,7 @@ def make_plan(
 def save_model(module: Any, parent: PlainModel, folder: Path) -> None:
     """As a folder of its own, with the parent's tokenizer."""
     module.save_pretrained(folder)
-    copy_tokenizer(parent.path, folder)
+    copy_companions(parent.path, folder)
 
 
 def _size(

@@ -30,7 +30,7 @@ from .int8_kv import scorer_with_int8_kv
 from .job import Done, QuantizeJob
 from .layer import LayerRecord
 from .precision import Precision
-from .report import as_dict, failures, page
+from .report import QUANTIZED, STORED, as_dict, failures, page
 from .sensitivity import Cost
 from .whole import EXPERTS, Progress, Quantized, Quantizer
 
@@ -43,8 +43,8 @@ REPORT = "quantization.json"
 # What each pass over a model counts as the same work. To be raised whenever other integers come out of the same input.
 METHOD = 1
 
-# From the folder as written, to the speeds of the model as stored and of the quantized one.
-MeasureSpeed = Callable[[Path], Mapping[str, Sequence[Speed]]]
+# From folders by name, to their speeds.
+MeasureSpeed = Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]
 
 
 def quantize(
@@ -89,7 +89,7 @@ def quantize(
             if not job.force:
                 _refuse(job, failures(job, done))
             if measure_speed is not None:
-                done = replace(done, speed=measure_speed(staging))
+                done = replace(done, speed=measure_speed({STORED: model.path, QUANTIZED: staging}))
             (staging / REPORT).write_text(json.dumps(as_dict(job, done), indent=1) + "\n", encoding="utf-8")
             (staging / "README.md").write_text("\n".join(page(job, done)) + "\n", encoding="utf-8")
     except BaseException as error:

@@ -63,7 +63,8 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"steps": "0"}, "steps is 0; it must be above 0."),
         ({"on-policy": "1.5"}, "on_policy is 1.5; it is a share, from 0 to 1."),
         ({"tenant": "acme"}, "tenant is of the cache; give --from-cache with it."),
-        ({"beta": "1"}, "beta is 1.0; it must be between 0 and 1."),
+        ({"loss": "jsd", "beta": "1"}, "beta is 1.0; it must be between 0 and 1."),
+        ({"beta": "0.3"}, "beta is of --loss jsd; leave it out with forward-kl."),
         pytest.param(
             {"device": "cuda"},
             "torch finds no CUDA device",

@@ -129,6 +129,8 @@ def test_a_token_means_the_same_to_all_or_texts_are_refused(tiny, tmp_path, text
     [
         (["--speed", "--context", "1"], "context is 1; it must be at least 2."),
         (["--speed", "--max-tokens", "0"], "max_tokens is 0; it must be at least 1."),
+        (["--speed", "--max-tokens", "5"], "max_tokens is of --tasks, which is not given."),
+        (["--speed", "--force"], "force is of --output, which is not given."),
         ([], "Say what to measure: --text FILE, --tasks FILE, --speed"),
         (["--reference", "x", "--speed"], "give --text FILE too"),
         (["--text", "nowhere.jsonl"], "nowhere.jsonl cannot be read: No such file"),

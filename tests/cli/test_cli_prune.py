@@ -64,6 +64,7 @@ def arguments(model: Path | str, data: Path, output: Path, /, **others: str | No
         ({"tenant": "acme"}, "tenant is of the cache; give --from-cache with it."),
         ({"max-kl": "0"}, "max_kl is 0.0; it must be above 0."),
         ({"recovery-steps": "-1"}, "recovery_steps is -1; it must be at least 0."),
+        ({"recovery-steps": "0", "learning-rate": "0.1"}, "learning_rate is of recovery, which --recovery-steps 0"),
         ({"max-kl": "1e-9"}, "fails its gate and is not written: its KL divergence is"),
         ({"learning-rate": "1e30"}, "at step 1, where the learning rate was 1e+30. Run the same command with"),
     ],

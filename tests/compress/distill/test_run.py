@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_when_the_student_is_written_costs_no_step(job, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full, pytest.raises(CompressError, match=r"disk of .*student is full"):
-        full.setattr("penstock.compress.distill.run.copy_tokenizer", no_space)
+        full.setattr("penstock.compress.distill.run.copy_companions", no_space)
         distill(job, EXAMPLES)
     assert [path.name for path in job.output.parent.iterdir()] == [".student.work"]
     monkeypatch.setattr(Batches, "at", None)  # another step would fail

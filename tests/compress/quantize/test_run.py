@@ -105,8 +105,9 @@ def test_speeds_are_measured_on_the_folder_and_reported(tiny_llama: Path, tmp_pa
     from penstock.compress.evaluate.speed import Speed, measure_speeds
     from penstock.compress.quantize.report import summary
 
-    def measure(folder: Path) -> Mapping[str, Sequence[Speed]]:
-        assert (folder / "model.safetensors").is_file()
+    def measure(folders: Mapping[str, Path]) -> Mapping[str, Sequence[Speed]]:
+        assert list(folders) == ["as stored", "quantized"]
+        assert all((folder / "model.safetensors").is_file() for folder in folders.values())
         return measure_speeds(
             {"as stored": lambda batch: 100.0, "quantized": lambda batch: 80.0 + batch * 10}, rounds=2
         )
