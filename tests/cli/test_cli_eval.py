@@ -52,8 +52,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     assert main(["eval", "models", *map(str, arguments)]) == code
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error.strip()
 
 
 def test_one_table_of_everything(tiny, text, tasks, tmp_path, capsys, monkeypatch):
