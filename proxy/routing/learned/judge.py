@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ....errors import ConfigError
 from .features import AGREEMENT
 from .router_file import RouterFile, Ruling, Threshold, read_router_file
+from .scorer import Scorer
 from .values import Evidence, Question, Verdict
 
 Floats = NDArray[np.float64]
@@ -32,8 +33,8 @@ class Judge:
     def __init__(self, found: RouterFile) -> None:
         self.small, self.large = found.small, found.large
         self.embedding_model = found.embedding_model
-        self._cascade = {ruling.buffer_tokens: _Scorer(ruling) for ruling in found.cascade}
-        self._predictive = None if found.predictive is None else _Scorer(found.predictive)
+        self._cascade = {ruling.buffer_tokens: _Bench(ruling) for ruling in found.cascade}
+        self._predictive = None if found.predictive is None else _Bench(found.predictive)
         one = next(iter(self._cascade.values()), self._predictive)
         self.qualities = () if one is None else tuple(sorted(one.thresholds))
 
@@ -45,7 +46,7 @@ class Judge:
     @property
     def wants_agreement(self) -> bool:
         """A second, sampled answer must be drawn for `Evidence.agreement`: without it nothing is kept."""
-        return any(AGREEMENT in scorer.ruling.inputs.features for scorer in self._cascade.values())
+        return any(AGREEMENT in bench.scorer.inputs.features for bench in self._cascade.values())
 
     def check(
         self,
@@ -106,39 +107,33 @@ class Judge:
         return self._predictive.judge(question, None, quality)
 
 
-class _Scorer:
-    """One ruling, as arrays."""
+class _Bench:
+    """One ruling: its score and its thresholds."""
 
     def __init__(self, ruling: Ruling) -> None:
-        self.ruling = ruling
+        self.scorer = Scorer(ruling)
         self.thresholds = {threshold.quality: threshold for threshold in ruling.thresholds}
-        self._means, self._scales = np.array(ruling.means), np.array(ruling.scales)
-        self._weights = np.array(ruling.weights)
 
-    def threshold(self, quality: float | None) -> Threshold:
+    def judge(self, question: Question, evidence: Evidence | None, quality: float | None) -> Verdict:
+        scorer, lowest = self.scorer, self._threshold(quality).score
+        needed = NEVER if lowest is None else scorer.probability(lowest)
+        if missing := scorer.inputs.missing(question, evidence):
+            return Verdict(False, 0.0, needed, (missing,))
+        parts = scorer.parts(question, evidence)
+        score = scorer.total(parts)
+        probability = scorer.probability(score)
+        if lowest is None:
+            return Verdict(False, probability, needed, ("no_threshold",))
+        accept = score >= lowest
+        return Verdict(accept, probability, needed, self._reasons(parts if accept else -parts))
+
+    def _threshold(self, quality: float | None) -> Threshold:
         if quality is not None:
             return self.thresholds[quality]
         able = [quality for quality, threshold in self.thresholds.items() if threshold.score is not None]
         return self.thresholds[max(able or self.thresholds)]
 
-    def judge(self, question: Question, evidence: Evidence | None, quality: float | None) -> Verdict:
-        threshold = self.threshold(quality)
-        needed = NEVER if threshold.score is None else self._probability(threshold.score)
-        if missing := self.ruling.inputs.missing(question, evidence):
-            return Verdict(False, 0.0, needed, (missing,))
-        values = self.ruling.inputs.values(question, evidence)
-        parts = self._weights * (values - self._means) / self._scales
-        score = float(parts.sum() + self.ruling.offset)
-        probability = self._probability(score)
-        if threshold.score is None:
-            return Verdict(False, probability, needed, ("no_threshold",))
-        accept = score >= threshold.score
-        return Verdict(accept, probability, needed, self._reasons(parts if accept else -parts))
-
     def _reasons(self, parts: Floats) -> tuple[str, ...]:
-        """What spoke most for the verdict, where more is for it."""
+        """What spoke most for the verdict."""
         strongest = [int(i) for i in np.argsort(-parts)[:_REASONS] if parts[i] > 0]
-        return tuple(dict.fromkeys(map(self.ruling.inputs.name, strongest)))
-
-    def _probability(self, score: float) -> float:
-        return float(np.interp(score, self.ruling.scores, self.ruling.probabilities))
+        return tuple(dict.fromkeys(map(self.scorer.inputs.name, strongest)))

@@ -1,6 +1,7 @@
 """What a judge of answers is told, and what it says. Knows neither files nor models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,17 @@ class Question(msgspec.Struct, frozen=True):
 
     text: str
     vector: Sequence[float] | None = None
+
+    @classmethod
+    def of_messages(
+        cls, messages: Sequence[Mapping[str, Any]], vector: Sequence[float] | None = None
+    ) -> "Question":
+        """Of a conversation as OpenAI's API has it; of content in parts, the texts count."""
+        contents = [message.get("content") for message in messages if message.get("role") == "user"]
+        last = contents[-1] if contents else ""
+        if isinstance(last, list):
+            last = "\n".join(str(part.get("text", "")) for part in last if isinstance(part, dict))
+        return cls(str(last or ""), vector)
 
 
 class Verdict(msgspec.Struct, frozen=True):
