@@ -169,7 +169,7 @@ def _report(bench: _Bench) -> Report:
     return Report(
         workload=job.workload,
         requests=count,
-        questions=len({repr(request.body) for request in bench.requests}),
+        questions=len({request.key for request in bench.requests}),
         concurrency=job.concurrency,
         rungs=rungs(count),
         limits=job.limits,

@@ -10,6 +10,8 @@ from .space import Space
 from .trial import PERCENTILE, Loss, Trial
 
 SHOWN = 24
+# Repeats that lie further apart say more of the machine than of the settings.
+NOISY = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ def lines(report: Report) -> Iterator[str]:
         f"greedy, streamed, through `penstock serve`; {report.machine}. A cost is seconds of this machine per answer: "
         f"{_milliseconds(report.baseline.cost)} ms at the baseline. Repeats lie {100 * report.noise:.1f} % apart at most."
     )
+    if report.noise > NOISY:
+        yield "**The machine was not quiet: what lies closer together than that is not told apart.**"
     if report.tried:
         yield f"{report.tried} other points were given up before, on {_list(report.rungs[:-1])} requests."
     yield ""

@@ -66,10 +66,16 @@ def trial_of(point: Point, requests: Sequence[Request], seen: Replay) -> Trial:
 
 
 def loss_of(requests: Sequence[Request], right: Sequence[bool], at_baseline: Sequence[bool]) -> Loss:
-    """The same question asked twice tells nothing new, so the interval is over different ones."""
+    """The same question asked twice tells nothing new, so the interval is over different ones.
+
+    Where no answer differs, it is what that excludes: the rule of three (Hanley & Lippman-Hand, JAMA 1983).
+    """
     groups: dict[str, int] = {}
-    numbers = np.array([groups.setdefault(repr(request.body), len(groups)) for request in requests])
+    numbers = np.array([groups.setdefault(request.key, len(groups)) for request in requests])
     lost = np.array(at_baseline, dtype=float) - np.array(right, dtype=float)
+    if not lost.any():
+        most = min(1.0, 3 / len(groups))
+        return Loss(0.0, -most, most)
     weights = resampled_weights(numbers)
     spread = estimate(weights @ lost / weights.sum(axis=1))
     return Loss(spread.value, spread.low, spread.high)

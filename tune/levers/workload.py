@@ -1,5 +1,6 @@
 """The requests of a workload in their order, repeated as they come: what repeats is what a cache lives from."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Request:
             return {"messages": [dict(message) for message in self.asked.messages]}
         return {"prompt": self.asked.prompt}
 
+    @property
+    def key(self) -> str:
+        """The same of requests that ask the same."""
+        return json.dumps(self.body, sort_keys=True)
+
 
 def read_requests(file: Path) -> list[Request]:
     """Of a file as `penstock eval models --tasks` takes it. Raises CompressError naming the line that is wrong."""
@@ -47,7 +53,7 @@ def read_requests(file: Path) -> list[Request]:
 
 def longest_prompt(requests: Sequence[Request]) -> int:
     """In tokens, by estimate."""
-    return max(len(repr(request.body).encode()) for request in requests) // BYTES_PER_TOKEN
+    return max(len(request.key.encode()) for request in requests) // BYTES_PER_TOKEN
 
 
 def part_of(requests: Sequence[Request], count: int, seed: int) -> list[int]:
@@ -60,7 +66,7 @@ def part_of(requests: Sequence[Request], count: int, seed: int) -> list[int]:
         return list(range(len(requests)))
     questions: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
-        questions.setdefault(repr(request.body), []).append(place)
+        questions.setdefault(request.key, []).append(place)
     order = list(questions.values())
     random.Random(seed).shuffle(order)
     found: list[int] = []
