@@ -1,4 +1,7 @@
-"""The tables of the settings file: upstreams, the models they have, and routes. A leaf beside config.
+"""The tables of the settings file: further local models, upstreams, the models they have, and routes. A leaf beside config.
+
+[tiers.small]
+model = "/models/small-w8a8"
 
 [upstreams.openai]
 base_url = "https://api.openai.com/v1"
@@ -141,11 +144,47 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return has_key and self.base_url.startswith("http://") and not _is_near(self.base_url)
 
 
+class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further model served here, by an engine of its own, under the name of its table.
+
+    What it says means what the setting of the same name means, and has the same default: of the main model's settings it
+    takes none. Engines share the machine: where two of them compute at once, each has that much less of it.
+
+    Attributes:
+        hour_price: what an hour of this engine costs; None: as much as `local_hour_price` says. An answer of a smaller model
+            is cheaper in any case, by the seconds that it takes.
+    """
+
+    model: str
+    quantize: Literal["auto", "none", "w8a8", "w8a16", "w4a16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_waiting: int = 1024
+    trust_max_tokens: bool = False
+    kv_cache_tokens: int | None = None
+    kv_cache_dtype: Literal["auto", "none", "int8"] = "auto"
+    gpu_memory_utilization: float = 0.9
+    block_size: int | None = None
+    speculation: Literal["auto", "on", "off"] = "auto"
+    draft_model: str | None = None
+    draft_quantize: Literal["auto", "none", "w8a8", "w8a16", "w4a16"] = "auto"
+    prefix_caching: bool = True
+    threads: int | None = None
+    hour_price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.hour_price is not None and not 0 <= self.hour_price < float("inf"):
+            raise ConfigError(f"hour_price is {self.hour_price}; it must be 0 or more.", param="tiers")
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model name that stands for several.
 
     Attributes:
-        targets: names of the local model, or UPSTREAM/MODEL.
+        targets: names of local models, or UPSTREAM/MODEL.
         policy: which is asked first: the first named, one drawn by `weights`, or the cheapest that is healthy. The others
             follow, in the same order, should it fail.
         weights: shares, one per target; only with "weighted".
@@ -169,6 +208,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")):
             raise ConfigError("weights must be 0 or more, and one of them above 0.", param="routes")
+
+
+def check_tier_names(tiers: Mapping[str, Tier]) -> None:
+    """Raises ConfigError for what is no name: in "a/b" a is an upstream, and in "a:b" b is an adapter."""
+    for name in tiers:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"A tier is called {name!r}; use up to 64 letters, digits, '_', '.' and '-'.", param="tiers"
+            )
 
 
 def _is_near(url: str) -> bool:

@@ -51,12 +51,13 @@ def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:
 
 def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
     """Clients that ask for tens of thousands of tokens by default get no more of the local engine than it has room for."""
-    local = context.local
-    if local is None or not local.backend.is_ready or len(plan.targets) > 1:
+    target = plan.targets[0]
+    if len(plan.targets) > 1 or not isinstance(target, LocalTarget) or not ask.max_tokens:
         return ask
-    if not isinstance(plan.targets[0], LocalTarget):
+    backend = context.backends.of(target.served)
+    if not backend.is_ready:
         return ask
-    return Ask(ask.prompt_tokens, min(ask.max_tokens, local.backend.engine.info.max_model_len))
+    return Ask(ask.prompt_tokens, min(ask.max_tokens, backend.engine.info.max_model_len))
 
 
 def _price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
@@ -64,6 +65,7 @@ def _price(context: Context, target: Target, tokens: TokenCounts) -> float | Non
     if isinstance(target, RemoteTarget):
         return cost_of(target, tokens)
     # What embeds is a part of the server, and has no price.
-    if context.local is None or not tokens.completion:
+    if not tokens.completion:
         return 0.0
-    return context.local.service.account.expected_cost((tokens.prompt or 0) + tokens.completion)
+    account = context.local_of(target.served).service.account
+    return account.expected_cost((tokens.prompt or 0) + tokens.completion)

@@ -7,6 +7,7 @@ of them does is in the access log.
 """
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
@@ -60,13 +61,13 @@ class Metrics:
     """All figures of one process. A sink of records.
 
     Args:
-        backend: whose engine is asked; None without one.
+        backends: whose engines are asked.
         cache: whose size is asked; None when caching is off.
         shared: folder of the workers' files; None when this process is the only one.
     """
 
     def __init__(
-        self, backend: Backend | None, cache: CompletionCache | None, *, shared: Path | None = None
+        self, backends: Iterable[Backend], cache: CompletionCache | None, *, shared: Path | None = None
     ) -> None:
         own = CollectorRegistry()
         figures = self._figures = Figures(own)
@@ -146,8 +147,7 @@ class Metrics:
         if shared is not None:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
-        if backend is not None:
-            self._asked.register(EngineCollector(backend))
+        self._asked.register(EngineCollector(backends))
         if cache is not None:
             self._asked.register(CacheCollector(cache))
 

@@ -20,12 +20,23 @@ class Ask(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
+class Effort(msgspec.Struct, frozen=True):
+    """What a request would take of an engine of ours, by what others took: seconds, and money by its hour's price. 0 where
+    nothing has shown that yet, and of an upstream."""
+
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
+NO_EFFORT = Effort()
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """A target and how it is doing.
 
     Attributes:
         healthy: asked now, it would probably answer.
-        cost: what the request would cost there; None: unknown.
+        cost: what the request would cost there besides what is paid in any case; None: unknown.
         weight: its share, with the policy "weighted".
     """
 
@@ -33,6 +44,7 @@ class Candidate(msgspec.Struct, frozen=True):
     healthy: bool
     cost: float | None
     weight: float = 1.0
+    effort: Effort = NO_EFFORT
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -76,7 +88,12 @@ def _weighted(candidates: Sequence[Candidate], draw: float) -> list[Candidate]:
 
 
 def _cheapest(candidates: Sequence[Candidate], _draw: float) -> list[Candidate]:
-    return sorted(candidates, key=lambda one: float("inf") if one.cost is None else one.cost)
+    """Of engines of ours, whose hours are paid for, the one that spends least of them."""
+
+    def price(one: Candidate) -> tuple[float, float, float]:
+        return (float("inf") if one.cost is None else one.cost, one.effort.cost, one.effort.seconds)
+
+    return sorted(candidates, key=price)
 
 
 _ORDERS: dict[Policy, Callable[[Sequence[Candidate], float], list[Candidate]]] = {

@@ -136,3 +136,50 @@ def test_a_key_that_no_header_can_hold(tmp_path: Path) -> None:
 def test_a_key_in_clear_is_noticed(tmp_path: Path, url: str, clear: bool) -> None:
     up = settings(tmp_path, f"[upstreams.up]\nbase_url = '{url}'\napi_key_env = 'K'", K="sk").upstreams["up"]
     assert up.sends_key_in_clear is clear
+
+
+def test_tiers_have_settings_of_their_own(tmp_path: Path) -> None:
+    read = settings(
+        tmp_path,
+        """
+        model = "/models/large"
+        max_num_seqs = 8
+        [tiers.small]
+        model = "/models/small"
+        quantize = "w8a8"
+        hour_price = 0.5
+        """,
+    )
+    small = read.tiers["small"]
+    assert (small.model, small.quantize, small.hour_price) == ("/models/small", "w8a8", 0.5)
+    assert (read.max_num_seqs, small.max_num_seqs) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[tiers.small]\nquantize = 'w8a8'", r"tiers\.small.*`model`"),
+        ("[tiers.small]\nmodel = 'm'\nport = 1", r"tiers\.small.*`port`"),
+        (
+            "[tiers.small]\nmodel = 'm'\nhour_price = -1",
+            r"tiers\.small: hour_price is -1\.0; it must be 0 or more",
+        ),
+        ("[tiers.'a/b']\nmodel = 'm'", "A tier is called 'a/b'"),
+        (
+            f"model = 'none'\n[tiers.small]\nmodel = 'm'\n[upstreams.up]\n{URL}",
+            "model is 'none', but there are tiers",
+        ),
+    ],
+)
+def test_a_wrong_tier_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings(tmp_path, text)
+
+
+def test_what_its_engine_would_refuse_names_the_tier(tmp_path: Path) -> None:
+    from penstock.proxy.server import tier_configs
+
+    read = settings(tmp_path, "[tiers.small]\nmodel = 'builtin'\nmax_num_seqs = 0")
+    with pytest.raises(ConfigError) as caught:
+        tier_configs(read)
+    assert caught.value.message.startswith("tiers.small: max_num_seqs is 0; it must")
