@@ -8,6 +8,7 @@ from ..cache import CompletionCache
 from ..cache.near import NearHits
 from ..config import Settings
 from .backends import Backends
+from .cascade.drift import Drifts
 from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
@@ -49,6 +50,7 @@ def create_app(
     journal = Journal(settings)
     recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
     edge = Edge(recorder, tenants)
+    drifts = Drifts()
     pool = UpstreamPool(settings.upstreams, figures.upstream)
     keeping = Keeping.of(settings)
     locals_, accounts = {}, {}
@@ -67,7 +69,7 @@ def create_app(
     app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
     app[CONTEXT] = Context(
         settings=settings,
-        router=router_of(settings, backends, pool, accounts),
+        router=router_of(settings, backends, pool, accounts, drifts),
         backends=backends,
         locals=locals_,
         upstreams=pool,
@@ -76,6 +78,7 @@ def create_app(
         metrics=figures,
         edge=edge,
         recorder=recorder,
+        drifts=drifts,
         journal=journal,
         tenants=tenants,
         embeddings=embeddings,

@@ -10,6 +10,7 @@ from ..cache import CompletionCache
 from ..config import Settings
 from .backend import Backend, Served
 from .backends import Backends
+from .cascade.drift import Drifts
 from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
@@ -45,6 +46,7 @@ class Context(msgspec.Struct, kw_only=True):
     recorder: Recorder
     journal: Journal
     tenants: Tenants
+    drifts: Drifts
     embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
 

@@ -96,6 +96,20 @@ class Metrics:
         self._fallbacks = figures.counter(
             "penstock_fallbacks", "Targets that could not answer, so that the next was asked.", "target"
         )
+        self._judged = figures.counter(
+            "penstock_cascade",
+            "Requests of learned routes by what became of them: kept, escalated (as the judge said of the small tier's "
+            "answer), small, large (as it picked), cached, failed, unjudged, drifted.",
+            *("route", "decision"),
+        )
+        self._shadows = figures.counter(
+            "penstock_shadow",
+            "Kept answers that were compared with the large tier's, and routes that were found not to keep their promise.",
+            *("route", "outcome"),
+        )
+        self._shadow_tokens = figures.counter(
+            "penstock_shadow_tokens", "Tokens that comparing took of the large tier.", "route"
+        )
         self._finished = figures.counter(
             "penstock_request_success", "Finished choices by reason.", "finished_reason"
         )
@@ -170,6 +184,18 @@ class Metrics:
     def fallback(self, target: str) -> None:
         """A target could not answer, and the next is asked."""
         self._fallbacks[(target,)].inc()
+
+    def judged(self, route: str, decision: str) -> None:
+        """A learned route has begun to answer."""
+        self._judged[route, decision].inc()
+
+    def shadowed(self, route: str, *, same: bool, tokens: int, broken: bool) -> None:
+        """A kept answer was compared with the large tier's; `broken`: the route is found not to keep its promise by it."""
+        self._shadows[route, "same" if same else "different"].inc()
+        self._shadow_tokens[(route,)].inc(tokens)
+        if broken:
+            self._shadows[route, "broken"].inc()
+        self._show_soon()
 
     def ended(self, record: RequestRecord) -> None:
         self._show_soon()

@@ -59,7 +59,7 @@ def apply(context: "Context", settings: Settings) -> None:
     if not names:
         return
     accounts = {name: local.service.account for name, local in context.locals.items()}
-    router = router_of(settings, context.backends, context.upstreams, accounts)
+    router = router_of(settings, context.backends, context.upstreams, accounts, context.drifts)
     context.upstreams.replace(settings.upstreams)
     context.router = router
     context.settings = settings

@@ -169,6 +169,7 @@ class HttpServer:
     async def close(self) -> None:
         """Cuts what still runs, and waits for what is to be kept, and told, of the rest."""
         await self._runner.cleanup()
+        await self.context.drifts.close()
         await self.context.upstreams.close()
         for local in self.context.locals.values():
             await local.service.close()

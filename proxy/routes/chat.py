@@ -44,7 +44,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         served=served,
         policy=policy,
     )
-    generation = await local.service.start(job, given.record)
+    generation = await local.service.start(given.attempted(job), given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = ChatLogprobs(local.backend.tokenizer) if asked.logprobs else None
     head = context.reply_head(job.id, served)

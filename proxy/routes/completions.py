@@ -45,7 +45,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         default_limit=COMPLETION_MAX_TOKENS,
         whole=None if text is None else WholePrompt(served.name, text=text),
     )
-    generation = await local.service.start(job, given.record)
+    generation = await local.service.start(given.attempted(job), given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
     logprobs = None if asked.logprobs is None else CompletionLogprobs(local.backend.tokenizer)
     head = context.reply_head(job.id, served)

@@ -50,7 +50,8 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             policy=policy,
         )
         # Clients ask for tens of thousands of tokens by default; the stop_reason says where the context ended.
-        generation = await local.service.start(msgspec.structs.replace(job, cut_limit=True), given.record)
+        job = msgspec.structs.replace(given.attempted(job), cut_limit=True)
+        generation = await local.service.start(job, given.record)
     head = Head(job.id, served.name, asked.max_tokens, translated.shows_thoughts)
     form = None
     if given.stream:

@@ -55,7 +55,7 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             policy=policy,
         )
         logprobs = _logprobs(asked, layout, local.backend.tokenizer, policy)
-        generation = await local.service.start(job, given.record)
+        generation = await local.service.start(given.attempted(job), given.record)
     head = head_of(
         asked,
         id=job.id,

@@ -1,14 +1,17 @@
 """The decision itself: one pure function from a route, a request and the state of things to an order of targets.
 
-A route that learns is another function of the same arguments.
+A learned route is walked otherwise (cascade/walk.py): it looks at answers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from .target import Target
+
+if TYPE_CHECKING:
+    from ..cascade.learned_route import LearnedRoute
 
 Policy = Literal["fixed", "weighted", "cheapest"]
 
@@ -48,10 +51,12 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Whom to ask, and should that fail before the first token, whom next; `reason`: why the first."""
+    """Whom to ask, and should that fail before the first token, whom next; `reason`: why the first. `learned`: the route
+    whose judge decides instead."""
 
     targets: tuple[Target, ...]
     reason: str
+    learned: "LearnedRoute | None" = None
 
 
 def plan(policy: Policy, candidates: Sequence[Candidate], draw: float) -> Plan:

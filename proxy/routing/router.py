@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, ModelNotFoundError
 from ...tables import ANY_MODEL, Route, Upstream
@@ -9,9 +10,13 @@ from ..backends import Backends
 from .plan import NO_EFFORT, Ask, Candidate, Effort, Plan, plan
 from .target import LocalTarget, RemoteTarget, Target
 
+if TYPE_CHECKING:
+    from ..cascade.learned_route import LearnedRoute
+
 Health = Callable[[Target], bool]
 Cost = Callable[[Target, Ask], float | None]
 Efforts = Callable[[Target, Ask], Effort]
+Learn = Callable[[str, Route, Target, Target], "LearnedRoute"]
 
 
 class Router:
@@ -23,6 +28,7 @@ class Router:
         healthy: whether a target would probably answer now.
         cost: of a request there, None where unknown.
         effort: of an engine of ours for it.
+        learn: makes a route with a judge of its name, its settings, and its small and its large tier.
 
     Raises ConfigError when a route names what is not there.
     """
@@ -36,6 +42,7 @@ class Router:
         healthy: Health,
         cost: Cost,
         effort: Efforts = lambda _target, _ask: NO_EFFORT,
+        learn: Learn | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._backends = backends
@@ -51,6 +58,12 @@ class Router:
                     target = RemoteTarget(upstream, prices.name or model, prices)
                     self._models.setdefault(model, []).append(target)
         self._routes = {name: (route, self._targets(name, route)) for name, route in routes.items()}
+        self._learned: dict[str, Plan] = {}
+        for name, (route, targets) in self._routes.items():
+            if route.is_learned:
+                assert learn is not None, "there are learned routes, so somebody must make them"
+                learned = learn(name, route, *targets)
+                self._learned[name] = Plan(tuple(targets), route.policy, learned)
 
     @property
     def names(self) -> list[str]:
@@ -62,6 +75,8 @@ class Router:
         found = self._routes.get(name)
         if found is not None:
             route, targets = found
+            if route.policy == "cascade" or route.policy == "predictive":
+                return self._learned[name]
             weights: Sequence[float] = route.weights or (1.0,) * len(targets)
             candidates = [
                 Candidate(

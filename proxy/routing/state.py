@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 
 from ...config import Settings
+from ...tables import Route
 from ..backends import Backends
+from ..cascade.drift import Drifts
+from ..cascade.learned_route import LearnedRoute, learned_route
 from ..local_account import LocalAccount
 from ..upstreams.pool import UpstreamPool
 from .plan import NO_EFFORT, Ask, Effort
@@ -14,9 +17,15 @@ MILLION = 1e6
 
 
 def router_of(
-    settings: Settings, backends: Backends, pool: UpstreamPool, accounts: Mapping[str, LocalAccount]
+    settings: Settings,
+    backends: Backends,
+    pool: UpstreamPool,
+    accounts: Mapping[str, LocalAccount],
+    drifts: Drifts,
 ) -> Router:
-    """`accounts`: of the local models, by their names. Raises ConfigError when a route names what is not there."""
+    """`accounts`: of the local models, by their names. `drifts`: what is known of learned routes so far.
+
+    Raises ConfigError when a route names what is not there."""
 
     def healthy(target: Target) -> bool:
         if isinstance(target, LocalTarget):
@@ -38,4 +47,9 @@ def router_of(
         account, tokens = accounts[backends.of(target.served).name], ask.prompt_tokens + ask.max_tokens
         return Effort(account.expected_cost(tokens), account.expected_seconds(tokens))
 
-    return Router(backends, settings.upstreams, settings.routes, healthy=healthy, cost=cost, effort=effort)
+    def learn(name: str, route: Route, small: Target, large: Target) -> LearnedRoute:
+        return learned_route(name, route, small, large, settings, drifts)
+
+    return Router(
+        backends, settings.upstreams, settings.routes, healthy=healthy, cost=cost, effort=effort, learn=learn
+    )
