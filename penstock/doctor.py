@@ -325,6 +325,24 @@ def clock(_settings: Settings) -> Iterator[Finding]:
         yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
+def routers(settings: Settings) -> Iterator[Finding]:
+    """The files that `penstock tune router` made; whether their tiers are there is known once they are loaded."""
+    from .proxy.routing.learned import Judge
+
+    for name, route in settings.routes.items():
+        if route.router is None:
+            continue
+        check = f"route {name}"
+        try:
+            judge = Judge.load(route.router)
+        except PenstockError as error:
+            yield Finding(
+                check, "fail", error.message, "run penstock tune router, or set router to what it wrote"
+            )
+        else:
+            yield Finding(check, "ok", f"{route.router} judges {judge.small} and {judge.large}")
+
+
 def upstreams(settings: Settings) -> Iterator[Finding]:
     """Asks each for its models: the cheapest question that needs the key."""
     for name, upstream in settings.upstreams.items():
@@ -440,5 +458,6 @@ CHECKS: tuple[Check, ...] = (
     temporary_files,
     embeddings,
     clock,
+    routers,
     upstreams,
 )

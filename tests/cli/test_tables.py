@@ -176,6 +176,41 @@ def test_a_wrong_tier_is_named(tmp_path: Path, text: str, says: str) -> None:
         settings(tmp_path, text)
 
 
+LEARNED = "targets = ['a', 'b']\npolicy = 'cascade'\nrouter = 'router.json'"
+
+
+def test_a_route_with_a_judge(tmp_path: Path) -> None:
+    text = f"[routes.best]\n{LEARNED}\nquality = 0.95\nbuffer_tokens = 8\nshadow_share = 0.1\nshadow_budget = 1000"
+    best = settings(tmp_path, text).routes["best"]
+    assert best.is_learned and best.router == Path("router.json")
+    assert (best.quality, best.buffer_tokens, best.shadow_share, best.shadow_budget) == (0.95, 8, 0.1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            "targets = ['a', 'b']\nrouter = 'r'",
+            'router is for policy = "cascade" or "predictive", not "fixed"',
+        ),
+        ("targets = ['a', 'b']\npolicy = 'cascade'", 'needs router = "FILE"'),
+        ("targets = ['a', 'b', 'c']\npolicy = 'predictive'\nrouter = 'r'", "has two targets.*not 3"),
+        (f"{LEARNED}\nquality = 1.5", "quality is 1.5"),
+        (f"{LEARNED}\nbuffer_tokens = -1", "buffer_tokens is -1"),
+        (
+            "targets = ['a', 'b']\npolicy = 'predictive'\nrouter = 'r'\nbuffer_tokens = 4",
+            "buffer_tokens is 4",
+        ),
+        (f"{LEARNED}\nquality = 0.9\nshadow_share = 2.0\nshadow_budget = 1", "shadow_share is 2.0"),
+        (f"{LEARNED}\nquality = 0.9\nshadow_share = 0.5", "give both, or neither"),
+        (f"{LEARNED}\nshadow_share = 0.5\nshadow_budget = 100", "say which, as quality"),
+    ],
+)
+def test_a_wrong_route_with_a_judge_is_named(tmp_path: Path, table: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"routes.best.*{says}"):
+        settings(tmp_path, f"[routes.best]\n{table}")
+
+
 def test_what_its_engine_would_refuse_names_the_tier(tmp_path: Path) -> None:
     from penstock.proxy.server import tier_configs
 
