@@ -5,7 +5,7 @@ Knows no API's fields beyond those that all have; an API is a `Dialect`.
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from aiohttp import web
@@ -21,9 +21,7 @@ from ..errors import (
 from ..scheduler.urgency import ORDINARY, Urgency
 from .admitting import admitted_to
 from .backend import Served
-from .cascade import walk
 from .cascade.attempt import PLAIN, Attempt
-from .cascade.learned_route import LearnedRoute
 from .context import CONTEXT, Context
 from .controls import CacheControls, cache_controls
 from .edge import ADMISSION, ROUTING, Caller, caller_of
@@ -37,6 +35,9 @@ from .service import Job
 from .tenants.admission import Admission
 from .tenants.rights import permitted_urgency
 from .upstreams.refusal import may_do_better_elsewhere
+
+if TYPE_CHECKING:
+    from .cascade.learned_route import LearnedRoute
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,9 @@ async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
     raise AssertionError("a plan has targets")
 
 
-async def _start_learned(asked: Asked, route: LearnedRoute, dialect: Dialect) -> Started:
+async def _start_learned(asked: Asked, route: "LearnedRoute", dialect: Dialect) -> Started:
+    from .cascade import walk  # judges need numpy, and other routes none
+
     started, explanation = await walk.start(
         asked,
         route,
@@ -199,7 +202,7 @@ async def _start_learned(asked: Asked, route: LearnedRoute, dialect: Dialect) ->
 async def _ask_target(asked: Asked, target: Target, dialect: Dialect) -> Started:
     record = asked.record
     record.model, record.model_series, record.upstream = target.name, target.series, None
-    record.targets += 1
+    record.targets += not asked.attempt.only_kept
     if isinstance(target, LocalTarget):
         return await dialect.local(asked, target.served)
     return await dialect.remote(asked, target)

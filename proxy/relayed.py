@@ -8,7 +8,6 @@ from aiohttp import web
 from ..errors import PenstockError, UnsupportedParameterError
 from ..tables import Upstream
 from .answering import Asked
-from .cascade.upstream_trial import judged_api
 from .errors import JSON
 from .event_stream import send_events
 from .observe.observation import Observation, Unobserved
@@ -33,6 +32,8 @@ async def relay(
             f"{target.name} is asked in an API that has nothing like {asked.request.path}.", param="model"
         )
     if asked.attempt.trial is not None:
+        from .cascade.upstream_trial import judged_api  # judges need numpy, and other routes none
+
         api = judged_api(api, asked.attempt.trial)
     asked.record.upstream = target.upstream
     asked.record.hand_over()
@@ -79,7 +80,7 @@ class RelayedAnswer:
     @property
     def said(self) -> str | None:
         trial = self._asked.attempt.trial
-        return trial.text if trial is not None and self._whole else None
+        return trial.said if trial is not None and self._whole else None
 
     async def _body(self) -> bytes:
         async for body in self._source:

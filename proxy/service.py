@@ -23,7 +23,6 @@ from ..scheduler.urgency import LOWEST, ORDINARY, Urgency
 from .backend import Backend
 from .cache_scope import CacheScope
 from .cascade.attempt import PLAIN, Attempt, Guess, NotKeptError
-from .cascade.trial import with_logprobs
 from .controls import CacheControls
 from .flight import Flights, Source, at_once
 from .keeping import Keeping
@@ -199,7 +198,7 @@ class CompletionService:
         urgency = permitted_urgency(job.admission.tenant, job.urgency)
         if job.attempt.unseen:
             urgency = Urgency(priority=LOWEST)
-        params = job.params if job.attempt.trial is None else with_logprobs(job.params)
+        params = job.params if job.attempt.trial is None else job.attempt.trial.params(job.params)
         asked, job = job, msgspec.structs.replace(job, urgency=urgency, params=params)
         scope = self._scope(job)
         key = None if scope is None else scope.key()

@@ -71,7 +71,14 @@ def _check_needs(judge: "Judge", route: "Route", small: Target, settings: "Setti
                 f"The router file needs embeddings by {judge.embedding_model}, and this server has "
                 f"{served or 'none'}; set embedding_model, or run `penstock tune router` again."
             )
-    if route.policy != "cascade" or isinstance(small, LocalTarget):
+    if isinstance(small, LocalTarget):
+        return
+    if route.policy == "predictive":
+        if route.shadow_share:
+            raise ConfigError(
+                f"shadow_share cannot look at what {small.name} says, which is passed on as it comes; use a small tier that "
+                'is served here, or policy = "cascade".'
+            )
         return
     if settings.upstreams[small.upstream].format == "anthropic":
         raise ConfigError(

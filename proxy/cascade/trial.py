@@ -31,7 +31,7 @@ class Trial:
     Attributes:
         identity: of the judge.
         verdict: None until it is decided.
-        text: of an accepted answer, so far.
+        said: by an upstream, whose answer was accepted; None where it was accepted in another trial.
     """
 
     def __init__(
@@ -41,7 +41,11 @@ class Trial:
         self._quality, self._buffer_tokens = quality, buffer_tokens
         self.identity = identity
         self.verdict: Verdict | None = None
-        self.text = ""
+        self.said: str | None = None
+
+    def params(self, asked: "SamplingParams") -> "SamplingParams":
+        """With what the judge needs to see."""
+        return msgspec.structs.replace(asked, logprobs=max(asked.logprobs or 0, TOP))
 
     def is_due(self, tokens: int) -> bool:
         """Whether so many tokens of an answer that goes on are enough."""
@@ -76,10 +80,8 @@ class Trial:
                 if seen.ended or self.is_due(len(seen.chosen)):
                     break
             self.decide(seen.evidence(prompt_tokens), seen.guess)
-            self.text = seen.text
             yield _as_asked(held, shown)
             async for batch in batches:
-                self.text += "".join(chunk.text for chunk in batch)
                 yield _as_asked(batch, shown)
 
 
@@ -111,11 +113,6 @@ class _Seen:
 
     def evidence(self, prompt_tokens: int) -> Evidence:
         return Evidence(prompt_tokens, self.chosen, self._best, self._stopped)
-
-
-def with_logprobs(params: "SamplingParams") -> "SamplingParams":
-    """What the judge needs to see, at least."""
-    return msgspec.structs.replace(params, logprobs=max(params.logprobs or 0, TOP))
 
 
 def _as_asked(batch: list[Chunk], shown: "SamplingParams") -> list[Chunk]:

@@ -132,7 +132,7 @@ class _JudgedReading:
         self.tokens, self.finish_reasons = self._inner.tokens, self._inner.finish_reasons
 
     def _taken(self) -> bytes:
-        self._trial.text = self._text
+        self._trial.said = self._text
         held, self._held = self._held, b""
         return held
 

@@ -79,12 +79,24 @@ class _Walk:
         if kept is not None:
             self._shadow = None  # nothing was judged
             return kept, "cached", None
+        if not self._small_is_up():
+            return await self._large(), "failed", None
         return await self._cascade(question)
+
+    def _small_is_up(self) -> bool:
+        """It would probably answer now, or is about to for the first time."""
+        context, small = self._asked.context, self._route.small
+        if not isinstance(small, LocalTarget):
+            return context.upstreams[small.upstream].healthy
+        backend = context.backends.of(small.served)
+        return backend.is_ready or not backend.is_loaded
 
     async def _picked(self, question: Question) -> "tuple[Started, Decision, Verdict | None]":
         verdict = self._route.judge.picks(question, self._route.settings.quality)
         if not verdict.accept:
             return await self._large(), "large", verdict
+        if not self._small_is_up():
+            return await self._large(), "failed", verdict
         self._trusts_small = True
         try:
             return await self._small(PLAIN), "small", verdict

@@ -175,6 +175,17 @@ async def test_where_the_small_tier_cannot_the_large_one_answers(server: Running
     assert (headers[ROUTE], reply["model"]) == ("cascade; failed", "tiny")
 
 
+@pytest.mark.parametrize("route", ["best", "guess"])
+async def test_one_that_is_down_is_not_waited_for(
+    server: RunningServer, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.http.context.locals["small"].backend.engine
+    monkeypatch.setattr(engine, "healthy", False)
+    headers, reply = await ask(server, **body(route, "down?"))
+    assert headers[ROUTE].split("; ")[1] == "failed"
+    assert reply["model"] == "tiny"
+
+
 async def test_a_wrong_request_is_refused_once(server: RunningServer) -> None:
     async with (
         aiohttp.ClientSession() as session,
