@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import ConfigError
-from .features import AGREEMENT
 from .router_file import RouterFile, Ruling, Threshold, read_router_file
+from .scorer import Scorer
 from .values import Evidence, Question, Verdict
 
 Floats = NDArray[np.float64]
@@ -26,26 +26,19 @@ class Judge:
 
     Attributes:
         small, large: the tiers it was made for.
-        qualities: the promises that have been tried, lowest first.
+        embedding_model: whose vectors questions need, if they need any.
     """
 
     def __init__(self, found: RouterFile) -> None:
         self.small, self.large = found.small, found.large
         self.embedding_model = found.embedding_model
-        self._cascade = {ruling.buffer_tokens: _Scorer(ruling) for ruling in found.cascade}
-        self._predictive = None if found.predictive is None else _Scorer(found.predictive)
-        one = next(iter(self._cascade.values()), self._predictive)
-        self.qualities = () if one is None else tuple(sorted(one.thresholds))
+        self._cascade = {ruling.buffer_tokens: _Bench(ruling) for ruling in found.cascade}
+        self._predictive = None if found.predictive is None else _Bench(found.predictive)
 
     @classmethod
     def load(cls, path: str | Path) -> "Judge":
         """Raises ConfigError where the file is none, or of another format."""
         return cls(read_router_file(Path(path)))
-
-    @property
-    def wants_agreement(self) -> bool:
-        """A second, sampled answer must be drawn for `Evidence.agreement`: without it nothing is kept."""
-        return any(AGREEMENT in scorer.ruling.inputs.features for scorer in self._cascade.values())
 
     def check(
         self,
@@ -58,8 +51,8 @@ class Judge:
     ) -> None:
         """Whether a route may use it so; to be called before it is asked.
 
-        Raises ConfigError for other tiers, a promise or a number of tokens that it was not made for, or a question to be
-        judged alone where that was found to tell too little.
+        Raises ConfigError for other tiers, a promise or a number of tokens that it was not made for, a promise that only the
+        large tier keeps, or a question to be judged alone where that was found to tell too little.
         """
         if (small, large) != (self.small, self.large):
             raise ConfigError(
@@ -67,24 +60,11 @@ class Judge:
                 f"name those, or run `penstock tune router --tiers {small} {large}`.",
                 param="router",
             )
-        if predictive and self._predictive is None:
+        threshold = self._bench(predictive, buffer_tokens).checked_threshold(quality)
+        if threshold.score is None:
             raise ConfigError(
-                "The router file has nothing that picks a tier from the question alone: when it was made, that did not beat "
-                'picking one at random. Use policy = "cascade".',
-                param="policy",
-            )
-        if not predictive and buffer_tokens not in self._cascade:
-            known = ", ".join(map(str, sorted(self._cascade))) or "none"
-            raise ConfigError(
-                f"buffer_tokens is {buffer_tokens}; the router file judges answers by {known} tokens (0: all). Use one of "
-                f"these, or run `penstock tune router --buffer-tokens {buffer_tokens}`.",
-                param="buffer_tokens",
-            )
-        if quality is not None and quality not in self.qualities:
-            known = ", ".join(map(str, self.qualities))
-            raise ConfigError(
-                f"quality is {quality}; the router file has thresholds for {known}. Use one of these, or run `penstock tune "
-                f"router --qualities {quality}`.",
+                f"The router file has no threshold that keeps the promise {threshold.quality}: all would be answered by the "
+                "large tier. Choose a lower quality, or run `penstock tune router` with more questions.",
                 param="quality",
             )
 
@@ -105,15 +85,55 @@ class Judge:
         assert self._predictive is not None, "check() refuses"
         return self._predictive.judge(question, None, quality)
 
+    def _bench(self, predictive: bool, buffer_tokens: int) -> "_Bench":
+        wanted = self._predictive if predictive else self._cascade.get(buffer_tokens)
+        if wanted is not None:
+            return wanted
+        if predictive or not self._cascade:
+            what, other = ("a question alone", "cascade") if predictive else ("an answer", "predictive")
+            raise ConfigError(
+                f"The router file has nothing that judges {what}: when it was made, that did not beat picking a tier at "
+                f'random. Use policy = "{other}".',
+                param="policy",
+            )
+        known = ", ".join(map(str, sorted(self._cascade)))
+        raise ConfigError(
+            f"buffer_tokens is {buffer_tokens}; the router file judges answers by {known} tokens (0: all). Use one of "
+            f"these, or run `penstock tune router --buffer-tokens {buffer_tokens}`.",
+            param="buffer_tokens",
+        )
 
-class _Scorer:
-    """One ruling, as arrays."""
+
+class _Bench:
+    """One ruling: its score and its thresholds."""
 
     def __init__(self, ruling: Ruling) -> None:
-        self.ruling = ruling
+        self.scorer = Scorer(ruling)
         self.thresholds = {threshold.quality: threshold for threshold in ruling.thresholds}
-        self._means, self._scales = np.array(ruling.means), np.array(ruling.scales)
-        self._weights = np.array(ruling.weights)
+
+    def checked_threshold(self, quality: float | None) -> Threshold:
+        """Raises ConfigError where there is none for this promise."""
+        if quality is not None and quality not in self.thresholds:
+            known = ", ".join(map(str, sorted(self.thresholds)))
+            raise ConfigError(
+                f"quality is {quality}; the router file has thresholds for {known}. Use one of these, or run `penstock tune "
+                f"router --qualities {quality}`.",
+                param="quality",
+            )
+        return self.threshold(quality)
+
+    def judge(self, question: Question, evidence: Evidence | None, quality: float | None) -> Verdict:
+        scorer, lowest = self.scorer, self.threshold(quality).score
+        needed = NEVER if lowest is None else scorer.probability(lowest)
+        if missing := scorer.inputs.missing(question, evidence):
+            return Verdict(False, 0.0, needed, (missing,))
+        parts = scorer.parts(question, evidence)
+        score = scorer.total(parts)
+        probability = scorer.probability(score)
+        if lowest is None:
+            return Verdict(False, probability, needed, ("no_threshold",))
+        accept = score >= lowest
+        return Verdict(accept, probability, needed, self._reasons(parts if accept else -parts))
 
     def threshold(self, quality: float | None) -> Threshold:
         if quality is not None:
@@ -121,24 +141,7 @@ class _Scorer:
         able = [quality for quality, threshold in self.thresholds.items() if threshold.score is not None]
         return self.thresholds[max(able or self.thresholds)]
 
-    def judge(self, question: Question, evidence: Evidence | None, quality: float | None) -> Verdict:
-        threshold = self.threshold(quality)
-        needed = NEVER if threshold.score is None else self._probability(threshold.score)
-        if missing := self.ruling.inputs.missing(question, evidence):
-            return Verdict(False, 0.0, needed, (missing,))
-        values = self.ruling.inputs.values(question, evidence)
-        parts = self._weights * (values - self._means) / self._scales
-        score = float(parts.sum() + self.ruling.offset)
-        probability = self._probability(score)
-        if threshold.score is None:
-            return Verdict(False, probability, needed, ("no_threshold",))
-        accept = score >= threshold.score
-        return Verdict(accept, probability, needed, self._reasons(parts if accept else -parts))
-
     def _reasons(self, parts: Floats) -> tuple[str, ...]:
-        """What spoke most for the verdict, where more is for it."""
+        """What spoke most for the verdict."""
         strongest = [int(i) for i in np.argsort(-parts)[:_REASONS] if parts[i] > 0]
-        return tuple(dict.fromkeys(map(self.ruling.inputs.name, strongest)))
-
-    def _probability(self, score: float) -> float:
-        return float(np.interp(score, self.ruling.scores, self.ruling.probabilities))
+        return tuple(dict.fromkeys(map(self.scorer.inputs.name, strongest)))

@@ -1,6 +1,7 @@
 """What a judge of answers is told, and what it says. Knows neither files nor models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -13,20 +14,18 @@ class Evidence(msgspec.Struct, frozen=True):
         chosen: natural log-probability of each token written [T], the one that ended it left out.
         best: of each [T], the log-probabilities of up to five best tokens, best first.
         finished: the answer has come to its end.
-        agreement: share of equal tokens with a second, sampled answer, in [0, 1], where one was drawn.
     """
 
     prompt_tokens: int
     chosen: Sequence[float]
     best: Sequence[Sequence[float]]
     finished: bool
-    agreement: float | None = None
 
     def beginning(self, tokens: int) -> "Evidence":
         """What was known when so many tokens had been written, or it ended before; 0: all of it."""
         if not tokens or len(self.chosen) < tokens:
             return self
-        return Evidence(self.prompt_tokens, self.chosen[:tokens], self.best[:tokens], False, self.agreement)
+        return Evidence(self.prompt_tokens, self.chosen[:tokens], self.best[:tokens], False)
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -39,6 +38,17 @@ class Question(msgspec.Struct, frozen=True):
 
     text: str
     vector: Sequence[float] | None = None
+
+    @classmethod
+    def of_messages(
+        cls, messages: Sequence[Mapping[str, Any]], vector: Sequence[float] | None = None
+    ) -> "Question":
+        """Of a conversation as OpenAI's API has it; of content in parts, the texts count."""
+        contents = [message.get("content") for message in messages if message.get("role") == "user"]
+        last = contents[-1] if contents else ""
+        if isinstance(last, list):
+            last = "\n".join(str(part.get("text", "")) for part in last if isinstance(part, dict))
+        return cls(str(last or ""), vector)
 
 
 class Verdict(msgspec.Struct, frozen=True):
