@@ -73,6 +73,11 @@ def add_router_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, default=8, metavar="N", help="questions in flight (%(default)s)"
     )
     asking.add_argument(
+        "--embeddings",
+        metavar="MODEL",
+        help="embedding model of that server, whose vectors of the question are looked at, too",
+    )
+    asking.add_argument(
         "--drafts",
         action=argparse.BooleanOptionalAction,
         help="time the large tier with the small one's answer as a draft (default: unless --url is given)",
@@ -121,6 +126,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
             drafts=arguments["url"] is None if arguments["drafts"] is None else arguments["drafts"],
             seed=arguments["seed"],
             prices=prices,
+            embedding_model=arguments["embeddings"],
             identity=_identity(arguments),
             output=arguments["output"],
             force=arguments["force"],

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model.
+"""GET /v1/models and /v1/models/{id}: the local models, their adapters, routes, upstreams' models, and the embedding model.
 
 Anthropic's clients are told of those that can talk, as their own API tells it.
 """
@@ -68,6 +68,6 @@ def _card(context: Context, name: str) -> dict[str, object]:
     card = {"id": name, "object": "model", "created": context.started, "root": target.name}
     if isinstance(target, RemoteTarget):
         return {**card, "owned_by": target.upstream, "max_model_len": None}
-    backend = context.backend
+    backend = context.backends.of(target.served)
     length = backend.engine.info.max_model_len if backend.is_ready else None
     return {**card, "owned_by": "penstock", "max_model_len": length}

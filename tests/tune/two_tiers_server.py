@@ -62,6 +62,13 @@ class TwoTiers:
         chosen = [-abs(rng.gauss(1.5 if unsure else 0.2, 0.4)) - 0.001 for _ in range(USAGE_TOKENS)]
         return web.json_response(self._reply(body, RIGHT if right else WRONG, chosen))
 
+    async def embed(self, request: web.Request) -> web.Response:
+        """Of a text: how often it says that it is hard, and nothing."""
+        body = await request.json()
+        self.asked[body["model"]] += len(body["input"])
+        data = [{"embedding": [float(text.count("hard")), 0.0, 1.0]} for text in body["input"]]
+        return web.json_response({"data": data, "model": body["model"]})
+
     def _reply(self, body: dict[str, Any], text: str, chosen: list[float]) -> dict[str, Any]:
         usage = {"prompt_tokens": 12, "completion_tokens": USAGE_TOKENS}
         second = [math.log(max(1e-6, 1 - math.exp(value))) for value in chosen]
@@ -94,6 +101,7 @@ def two_tiers() -> Iterator[TwoTiers]:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", tiers.answer)
         app.router.add_post("/v1/completions", tiers.answer)
+        app.router.add_post("/v1/embeddings", tiers.embed)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -3,7 +3,6 @@
 Lists of log-probabilities are rounded: they are most of what is kept.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,11 +101,3 @@ def _logprobs(given: Mapping[str, Any]) -> tuple[list[float], list[tuple[float, 
 
 def _best(values: list[float]) -> tuple[float, ...]:
     return tuple(round(value, _DIGITS) for value in sorted(values, reverse=True)[:TOP])
-
-
-def reply_of(body: bytes) -> dict[str, Any]:
-    """Raises ValueError for what is no reply with an answer."""
-    reply = json.loads(body)
-    if not isinstance(reply, dict) or not reply.get("choices"):
-        raise ValueError("no choices")
-    return reply

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from ...errors import TuneError
-from .answers import Answer, AnswersFile, logprobs_asked, read_reply, reply_of
+from .answers import Answer, AnswersFile, logprobs_asked, read_reply
 from .workload import Item
 
 TIMED = 24
@@ -26,6 +26,8 @@ _REFUSED = {400, 413, 422}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _TRIES = 6
 _LONGEST_WAIT = 30.0
+# Texts embedded at once.
+_BATCH = 64
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,6 +107,19 @@ async def collect(
             raise errors.exceptions[0] from None
 
 
+async def embed(tier: Tier, model: str, texts: Sequence[str]) -> list[list[float]]:
+    """The vector of each text, by `model` of the tier's server. Raises TuneError where it gives none."""
+    found: list[list[float]] = []
+    async with aiohttp.ClientSession() as session:
+        for start in range(0, len(texts), _BATCH):
+            body = {"model": model, "input": [text or " " for text in texts[start : start + _BATCH]]}
+            reply = await _reply(session, msgspec.structs.replace(tier, model=model), "/v1/embeddings", body)
+            if isinstance(reply, str):
+                raise TuneError(f"{model} at {tier.url} refuses to embed a question: {reply}")
+            found += [one["embedding"] for one in reply["data"]]
+    return found
+
+
 def _order(place: int, item: Item, drafts: bool) -> tuple[int, ...]:
     if place >= TIMED or not drafts or not item.asked.messages:
         return SMALL, LARGE
@@ -114,6 +129,21 @@ def _order(place: int, item: Item, drafts: bool) -> tuple[int, ...]:
 async def _told(
     session: aiohttp.ClientSession, tier: Tier, path: str, body: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Fields of an `Answer`."""
+    reply = await _reply(session, tier, path, body)
+    if isinstance(reply, str):
+        return {"text": None, "refusal": reply}
+    who = f"{tier.model} at {tier.url}"
+    try:
+        return read_reply(reply, who)
+    except (KeyError, IndexError, TypeError) as error:
+        raise TuneError(f"{who} does not answer as OpenAI's API does: {error!r}.") from error
+
+
+async def _reply(
+    session: aiohttp.ClientSession, tier: Tier, path: str, body: Mapping[str, Any]
+) -> dict[str, Any] | str:
+    """The reply, or why this question is refused."""
     who = f"{tier.model} at {tier.url}"
     for attempt in range(_TRIES):
         try:
@@ -125,11 +155,11 @@ async def _told(
             raise TuneError(f"{tier.url} cannot be reached: {error}. Run this again to go on.") from error
         if response.status == 200:
             try:
-                return read_reply(reply_of(content), who)
-            except (ValueError, KeyError, TypeError) as error:
-                raise TuneError(f"{who} does not answer as OpenAI's API does: {error!r}.") from error
+                return msgspec.json.decode(content, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise TuneError(f"{who} does not answer as OpenAI's API does: {error}.") from error
         if response.status in _REFUSED:
-            return {"text": None, "refusal": _message(content)}
+            return _message(content)
         if response.status not in _AGAIN:
             raise TuneError(f"{who} answers {response.status}: {_message(content)}")
         await asyncio.sleep(_wait(response.headers.get("Retry-After"), attempt))

@@ -13,12 +13,12 @@ from ...compress.folder import WorkFolder
 from ...errors import TuneError
 from ...proxy.routing.learned.router_file import FORMAT, RouterFile
 from .answers import AnswersFile
-from .collect import Progress, Tier, collect
+from .collect import LARGE, Progress, Tier, collect, embed
 from .learn import Learned, learn
 from .plot import draw
 from .report import Report, as_dict, lines
 from .rows import split
-from .scoring import Price, Score, score_answers, timed_escalation, timed_prices
+from .scoring import Price, Score, Scored, score_answers, timed_escalation, timed_prices
 from .workload import Item, fingerprint
 
 
@@ -30,6 +30,7 @@ class RouterJob:
     drafts: the large tier takes the small one's answer as a draft.
     prices: of both tiers' tokens, per million; None: costs are seconds, as timed.
     buffers: after how many tokens a cascade may decide; 0: after all.
+    embedding_model: of the large tier's server, for the questions; None: only their words are looked at.
     identity: what makes the tiers the same as in an earlier run.
     output: the router file; the report lies beside it.
     """
@@ -46,6 +47,7 @@ class RouterJob:
     drafts: bool
     seed: int
     prices: tuple[Price, Price] | None
+    embedding_model: str | None
     identity: Sequence[str]
     output: Path
     force: bool
@@ -66,38 +68,9 @@ def make_router(
 
     Raises TuneError where no router can be recommended: then only the report is written, unless `job.force`.
     """
-    file = AnswersFile(work.path / "answers.jsonl")
-    asyncio.run(
-        collect(
-            tiers,
-            items,
-            file,
-            max_tokens=job.max_tokens,
-            concurrency=job.concurrency,
-            drafts=job.drafts,
-            progress=progress,
-        )
-    )
-    prices = job.prices or timed_prices(file.answers)
-    escalation = timed_escalation(file.answers) if job.drafts else 1.0
-    scored = score_answers(items, file.answers, job.score, prices, escalation)
-    parts = split(scored.rows, job.seed)
-    learned = learn(parts, buffers=job.buffers, qualities=job.qualities, delta=job.delta)
-    report = Report(
-        small=job.small,
-        large=job.large,
-        workload=job.workload,
-        score=job.score,
-        cost_unit="seconds" if job.prices is None else "in the unit of --prices",
-        delta=job.delta,
-        questions=len(items),
-        left_out=scored.left_out,
-        refusal=scored.refusal,
-        fitted=len(parts.fit),
-        calibrated=len(parts.calibrate),
-        tested=len(parts.test),
-        learned=learned,
-    )
+    scored = ask_and_score(job, tiers, items, work, progress)
+    report = learn_from(job, scored, job.seed)
+    learned = report.learned
     _write(job.output.with_suffix(".md"), "\n".join(lines(report)).encode() + b"\n")
     figures = json.dumps(msgspec.to_builtins(as_dict(report)), indent=1)
     _write(job.output.with_suffix(".figures.json"), figures.encode() + b"\n")
@@ -113,6 +86,50 @@ def make_router(
     return report
 
 
+def ask_and_score(
+    job: RouterJob, tiers: tuple[Tier, Tier], items: Sequence[Item], work: WorkFolder, progress: Progress
+) -> Scored:
+    """Asks what `work` does not hold yet."""
+    file = AnswersFile(work.path / "answers.jsonl")
+    asyncio.run(
+        collect(
+            tiers,
+            items,
+            file,
+            max_tokens=job.max_tokens,
+            concurrency=job.concurrency,
+            drafts=job.drafts,
+            progress=progress,
+        )
+    )
+    vectors = None
+    if job.embedding_model is not None:
+        texts = [item.question.text for item in items]
+        vectors = asyncio.run(embed(tiers[LARGE], job.embedding_model, texts))
+    prices = job.prices or timed_prices(file.answers)
+    escalation = timed_escalation(file.answers) if job.drafts else 1.0
+    return score_answers(items, file.answers, job.score, prices, escalation, vectors)
+
+
+def learn_from(job: RouterJob, scored: Scored, seed: int) -> Report:
+    parts = split(scored.rows, seed)
+    return Report(
+        small=job.small,
+        large=job.large,
+        workload=job.workload,
+        score=job.score,
+        cost_unit="seconds" if job.prices is None else "in the unit of --prices",
+        delta=job.delta,
+        questions=len(scored.rows) + scored.left_out,
+        left_out=scored.left_out,
+        refusal=scored.refusal,
+        fitted=len(parts.fit),
+        calibrated=len(parts.calibrate),
+        tested=len(parts.test),
+        learned=learn(parts, buffers=job.buffers, qualities=job.qualities, delta=job.delta),
+    )
+
+
 def router_file(job: RouterJob, learned: Learned) -> RouterFile:
     """Of what is recommended; with `job.force`, of all."""
     chosen = [policy for policy in learned.policies if job.force or policy.objection is None]
@@ -125,6 +142,8 @@ def router_file(job: RouterJob, learned: Learned) -> RouterFile:
         delta=job.delta,
         cascade=tuple(policy.ruling for policy in chosen if policy.cascade),
         predictive=predictive[0] if predictive else None,
+        # Only the judge of questions may look at vectors.
+        embedding_model=job.embedding_model if predictive and predictive[0].inputs.vector_width else None,
     )
 
 

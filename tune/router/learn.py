@@ -26,7 +26,6 @@ FEWEST_FITTED = 40
 FEWEST_TESTED = 20
 _BOTH = EVIDENCE_FEATURES + QUESTION_FEATURES
 _OF_ANSWERS = (Inputs(EVIDENCE_FEATURES), Inputs(_BOTH), Inputs(_BOTH, word_buckets=WORD_BUCKETS))
-_OF_QUESTIONS = (Inputs(QUESTION_FEATURES), Inputs(QUESTION_FEATURES, word_buckets=WORD_BUCKETS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def learn(split: Split, *, buffers: Sequence[int], qualities: Sequence[float], d
     policies = []
     if len(answered) >= FEWEST_FITTED:
         policies += [_policy(split, _OF_ANSWERS, buffer, qualities, delta) for buffer in buffers]
-    policies.append(_policy(split, _OF_QUESTIONS, None, qualities, delta))
+    policies.append(_policy(split, _of_questions(split.fit[0]), None, qualities, delta))
     weights = resampled_weights(held_back.groups)
     return Learned(
         policies,
@@ -123,6 +122,12 @@ def learn(split: Split, *, buffers: Sequence[int], qualities: Sequence[float], d
         held_back.dear_cost,
         without_logprobs=len(split.fit) - len(answered),
     )
+
+
+def _of_questions(row: Row) -> list[Inputs]:
+    width = len(row.question.vector or ())
+    choices = [Inputs(QUESTION_FEATURES), Inputs(QUESTION_FEATURES, word_buckets=WORD_BUCKETS)]
+    return choices + ([Inputs(QUESTION_FEATURES, vector_width=width)] if width else [])
 
 
 def _policy(
@@ -152,13 +157,14 @@ def _policy(
 
 
 def _fitted(rows: Sequence[Row], choices: Sequence[Inputs], buffer_tokens: int) -> Ruling:
-    """The inputs of each choice are the first ones of the last."""
-    widest = choices[-1]
     seen = [(row, row.evidence.beginning(buffer_tokens)) for row in rows]
-    usable = [(row, evidence) for row, evidence in seen if not widest.missing(row.question, evidence)]
-    values = np.array([widest.values(row.question, evidence) for row, evidence in usable])
+    # What one choice misses, all do: log-probabilities.
+    usable = [(row, evidence) for row, evidence in seen if not choices[0].missing(row.question, evidence)]
     outcomes = outcomes_of([row for row, _ in usable])
-    examples = [Examples(choice, values[:, : choice.width]) for choice in choices]
+    examples = [
+        Examples(choice, np.array([choice.values(row.question, evidence) for row, evidence in usable]))
+        for choice in choices
+    ]
     return fit(examples, ~outcomes.loses, outcomes.groups, buffer_tokens=buffer_tokens)
 
 

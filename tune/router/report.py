@@ -153,6 +153,8 @@ def _inputs(policy: Policy) -> str:
     what = [f"{len(inputs.features)} features"]
     if inputs.word_buckets:
         what.append(f"{inputs.word_buckets} buckets of words")
+    if inputs.vector_width:
+        what.append(f"an embedding of {inputs.vector_width}")
     return " and ".join(what)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from ...cache.trust.same_answer import same_answer
 from ...compress.distill.dataset import prompt_of
 from ...errors import TuneError
+from ...proxy.routing.learned import Question
 from .answers import Answer
 from .collect import DRAFTED, LARGE, SMALL
 from .rows import Row, groups_of
@@ -45,10 +46,13 @@ def score_answers(
     score: Score,
     prices: tuple[Price, Price],
     escalation: float,
+    vectors: Sequence[Sequence[float]] | None = None,
 ) -> Scored:
     """One row for each question that both tiers answered.
 
-    `escalation`: what an answer of the large tier costs with a draft, over what it costs without.
+    Args:
+        escalation: what an answer of the large tier costs with a draft, over what it costs without.
+        vectors: of each question.
 
     Raises TuneError where there is none.
     """
@@ -66,9 +70,9 @@ def score_answers(
         else:
             right = same(small.text, large.text), True
         costs = prices[SMALL].of(small), prices[LARGE].of(large)
-        rows.append(
-            Row(groups[place], item.question, small.evidence, *right, *costs, costs[LARGE] * escalation)
-        )
+        question = Question(item.question.text, None if vectors is None else vectors[place])
+        escalated = costs[LARGE] * escalation
+        rows.append(Row(groups[place], question, small.evidence, *right, *costs, escalated))
     if not rows:
         raise TuneError(f"Both tiers answered none of the {len(items)} questions: {refusals[0]}")
     return Scored(rows, len(refusals), refusals[0] if refusals else "")

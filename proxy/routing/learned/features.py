@@ -2,6 +2,7 @@
 
 Which of them says how much is not known here. Log-probabilities of tokens at the low end of an answer say more than their
 sum or mean (Gupta et al., Language model cascades: token-level uncertainty and beyond, ICLR 2024): hence the quantiles.
+Whether a second, sampled answer agrees is not among them: it cost the small tier twice and told nothing more (bench/LOG.md).
 """
 
 import math
@@ -40,7 +41,6 @@ EVIDENCE_FEATURES = (
     "prompt_length",
     "finished",
 )
-AGREEMENT = "agreement"
 QUESTION_FEATURES = (
     "question_length",
     "question_words",
@@ -84,8 +84,6 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What they cannot do without, and is not there."""
         if self.wants_evidence and (evidence is None or not evidence.chosen):
             return "no_logprobs"
-        if AGREEMENT in self.features and (evidence is None or evidence.agreement is None):
-            return "no_second_answer"
         if self.vector_width and len(question.vector or ()) != self.vector_width:
             return "no_embedding"
         return None
@@ -95,7 +93,6 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         known = dict(zip(QUESTION_FEATURES, _question_values(question), strict=True))
         if self.wants_evidence and evidence is not None:
             known |= dict(zip(EVIDENCE_FEATURES, _evidence_values(evidence), strict=True))
-            known[AGREEMENT] = evidence.agreement or 0.0
         named = np.array([known[name] for name in self.features])
         vector = np.asarray(question.vector if self.vector_width else (), dtype=np.float64)
         return np.concatenate((named, _word_values(question, self.word_buckets), vector))

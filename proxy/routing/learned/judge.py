@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import ConfigError
-from .features import AGREEMENT
 from .router_file import RouterFile, Ruling, Threshold, read_router_file
 from .scorer import Scorer
 from .values import Evidence, Question, Verdict
@@ -27,7 +26,7 @@ class Judge:
 
     Attributes:
         small, large: the tiers it was made for.
-        qualities: the promises that have been tried, lowest first.
+        embedding_model: whose vectors questions need, if they need any.
     """
 
     def __init__(self, found: RouterFile) -> None:
@@ -35,18 +34,11 @@ class Judge:
         self.embedding_model = found.embedding_model
         self._cascade = {ruling.buffer_tokens: _Bench(ruling) for ruling in found.cascade}
         self._predictive = None if found.predictive is None else _Bench(found.predictive)
-        one = next(iter(self._cascade.values()), self._predictive)
-        self.qualities = () if one is None else tuple(sorted(one.thresholds))
 
     @classmethod
     def load(cls, path: str | Path) -> "Judge":
         """Raises ConfigError where the file is none, or of another format."""
         return cls(read_router_file(Path(path)))
-
-    @property
-    def wants_agreement(self) -> bool:
-        """A second, sampled answer must be drawn for `Evidence.agreement`: without it nothing is kept."""
-        return any(AGREEMENT in bench.scorer.inputs.features for bench in self._cascade.values())
 
     def check(
         self,
@@ -59,8 +51,8 @@ class Judge:
     ) -> None:
         """Whether a route may use it so; to be called before it is asked.
 
-        Raises ConfigError for other tiers, a promise or a number of tokens that it was not made for, or a question to be
-        judged alone where that was found to tell too little.
+        Raises ConfigError for other tiers, a promise or a number of tokens that it was not made for, a promise that only the
+        large tier keeps, or a question to be judged alone where that was found to tell too little.
         """
         if (small, large) != (self.small, self.large):
             raise ConfigError(
@@ -68,24 +60,11 @@ class Judge:
                 f"name those, or run `penstock tune router --tiers {small} {large}`.",
                 param="router",
             )
-        if predictive and self._predictive is None:
+        threshold = self._bench(predictive, buffer_tokens).checked_threshold(quality)
+        if threshold.score is None:
             raise ConfigError(
-                "The router file has nothing that picks a tier from the question alone: when it was made, that did not beat "
-                'picking one at random. Use policy = "cascade".',
-                param="policy",
-            )
-        if not predictive and buffer_tokens not in self._cascade:
-            known = ", ".join(map(str, sorted(self._cascade))) or "none"
-            raise ConfigError(
-                f"buffer_tokens is {buffer_tokens}; the router file judges answers by {known} tokens (0: all). Use one of "
-                f"these, or run `penstock tune router --buffer-tokens {buffer_tokens}`.",
-                param="buffer_tokens",
-            )
-        if quality is not None and quality not in self.qualities:
-            known = ", ".join(map(str, self.qualities))
-            raise ConfigError(
-                f"quality is {quality}; the router file has thresholds for {known}. Use one of these, or run `penstock tune "
-                f"router --qualities {quality}`.",
+                f"The router file has no threshold that keeps the promise {threshold.quality}: all would be answered by the "
+                "large tier. Choose a lower quality, or run `penstock tune router` with more questions.",
                 param="quality",
             )
 
@@ -106,6 +85,24 @@ class Judge:
         assert self._predictive is not None, "check() refuses"
         return self._predictive.judge(question, None, quality)
 
+    def _bench(self, predictive: bool, buffer_tokens: int) -> "_Bench":
+        wanted = self._predictive if predictive else self._cascade.get(buffer_tokens)
+        if wanted is not None:
+            return wanted
+        if predictive or not self._cascade:
+            what, other = ("a question alone", "cascade") if predictive else ("an answer", "predictive")
+            raise ConfigError(
+                f"The router file has nothing that judges {what}: when it was made, that did not beat picking a tier at "
+                f'random. Use policy = "{other}".',
+                param="policy",
+            )
+        known = ", ".join(map(str, sorted(self._cascade)))
+        raise ConfigError(
+            f"buffer_tokens is {buffer_tokens}; the router file judges answers by {known} tokens (0: all). Use one of "
+            f"these, or run `penstock tune router --buffer-tokens {buffer_tokens}`.",
+            param="buffer_tokens",
+        )
+
 
 class _Bench:
     """One ruling: its score and its thresholds."""
@@ -114,8 +111,19 @@ class _Bench:
         self.scorer = Scorer(ruling)
         self.thresholds = {threshold.quality: threshold for threshold in ruling.thresholds}
 
+    def checked_threshold(self, quality: float | None) -> Threshold:
+        """Raises ConfigError where there is none for this promise."""
+        if quality is not None and quality not in self.thresholds:
+            known = ", ".join(map(str, sorted(self.thresholds)))
+            raise ConfigError(
+                f"quality is {quality}; the router file has thresholds for {known}. Use one of these, or run `penstock tune "
+                f"router --qualities {quality}`.",
+                param="quality",
+            )
+        return self.threshold(quality)
+
     def judge(self, question: Question, evidence: Evidence | None, quality: float | None) -> Verdict:
-        scorer, lowest = self.scorer, self._threshold(quality).score
+        scorer, lowest = self.scorer, self.threshold(quality).score
         needed = NEVER if lowest is None else scorer.probability(lowest)
         if missing := scorer.inputs.missing(question, evidence):
             return Verdict(False, 0.0, needed, (missing,))
@@ -127,7 +135,7 @@ class _Bench:
         accept = score >= lowest
         return Verdict(accept, probability, needed, self._reasons(parts if accept else -parts))
 
-    def _threshold(self, quality: float | None) -> Threshold:
+    def threshold(self, quality: float | None) -> Threshold:
         if quality is not None:
             return self.thresholds[quality]
         able = [quality for quality, threshold in self.thresholds.items() if threshold.score is not None]

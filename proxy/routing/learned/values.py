@@ -14,20 +14,18 @@ class Evidence(msgspec.Struct, frozen=True):
         chosen: natural log-probability of each token written [T], the one that ended it left out.
         best: of each [T], the log-probabilities of up to five best tokens, best first.
         finished: the answer has come to its end.
-        agreement: share of equal tokens with a second, sampled answer, in [0, 1], where one was drawn.
     """
 
     prompt_tokens: int
     chosen: Sequence[float]
     best: Sequence[Sequence[float]]
     finished: bool
-    agreement: float | None = None
 
     def beginning(self, tokens: int) -> "Evidence":
         """What was known when so many tokens had been written, or it ended before; 0: all of it."""
         if not tokens or len(self.chosen) < tokens:
             return self
-        return Evidence(self.prompt_tokens, self.chosen[:tokens], self.best[:tokens], False, self.agreement)
+        return Evidence(self.prompt_tokens, self.chosen[:tokens], self.best[:tokens], False)
 
 
 class Question(msgspec.Struct, frozen=True):

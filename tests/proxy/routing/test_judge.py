@@ -57,7 +57,6 @@ def test_a_promise_that_cannot_be_kept_escalates_always(load):
 
 def test_by_default_the_strictest_promise_that_can_be_kept_holds(load):
     judge = load(ruling("lowest_logprob"))
-    assert judge.qualities == (0.9, 0.99)
     assert judge.keeps(QUESTION, SURE) == judge.keeps(QUESTION, SURE, 0.9)
 
 
@@ -71,16 +70,10 @@ def test_more_tokens_than_are_judged_change_nothing(load):
     assert judge.keeps(QUESTION, ended, buffer_tokens=2) == judge.keeps(QUESTION, two, buffer_tokens=2)
 
 
-def test_what_is_missing_escalates_and_is_named(load):
-    judge = load(ruling("lowest_logprob", "agreement"))
-    assert judge.wants_agreement
-    assert judge.keeps(QUESTION, SURE).reasons == ("no_second_answer",)
-    none = Evidence(12, [], [], finished=True)
-    assert judge.keeps(QUESTION, none) == msgspec.structs.replace(
-        judge.keeps(QUESTION, SURE), reasons=("no_logprobs",)
-    )
-    agreeing = msgspec.structs.replace(SURE, agreement=1.0)
-    assert judge.keeps(QUESTION, agreeing).accept
+def test_an_answer_without_log_probabilities_is_escalated(load):
+    judge = load(ruling("lowest_logprob"))
+    verdict = judge.keeps(QUESTION, Evidence(12, [], [], finished=True), 0.9)
+    assert not verdict.accept and verdict.needed == 0.5 and verdict.reasons == ("no_logprobs",)
 
 
 def test_a_question_is_judged_by_its_words_and_vector(load):
@@ -103,6 +96,7 @@ def test_impossible_tokens_and_missing_alternatives_give_numbers(load):
     [
         ({"large": "other"}, "made for the tiers 'small' and 'large', not 'small' and 'other'"),
         ({"quality": 0.95}, "thresholds for 0.9, 0.99"),
+        ({"quality": 0.99}, "no threshold that keeps the promise 0.99"),
         ({"buffer_tokens": 16}, "--buffer-tokens 16"),
         ({"predictive": True}, 'policy = "cascade"'),
     ],
@@ -112,6 +106,13 @@ def test_what_it_was_not_made_for_is_refused(load, asked, message):
     judge.check(small="small", large="large", quality=0.9)
     with pytest.raises(ConfigError, match=message):
         judge.check(**{"small": "small", "large": "large", **asked})
+
+
+def test_a_file_that_judges_no_answers_serves_no_cascade(load):
+    judge = load(predictive=ruling("question_mark"))
+    judge.check(small="small", large="large", predictive=True)
+    with pytest.raises(ConfigError, match='policy = "predictive"'):
+        judge.check(small="small", large="large")
 
 
 @pytest.mark.parametrize(
