@@ -112,10 +112,10 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     require_matplotlib()
     with interruptible() as was_interrupted:
         items = _items(settings, arguments)
-        names = arguments["names"] or arguments["tiers"]
+        small, large = _names(arguments)
         job = RouterJob(
-            small=names[0],
-            large=names[1],
+            small=small,
+            large=large,
             workload="the cache" if arguments["data"] is None else f"`{arguments['data'].name}`",
             score=_score(arguments),
             qualities=qualities,
@@ -159,7 +159,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("max_tokens", "concurrency"):
         if arguments[name] < 1:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least 1.", param=name)
-    small, large = arguments["names"] or arguments["tiers"]
+    small, large = _names(arguments)
     if small == large:
         raise ConfigError(f"Both tiers are called {small!r}; tell them apart with --names.", param="names")
     if arguments["url"] is None and arguments["url_key"] is not None:
@@ -171,6 +171,15 @@ def _check(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(
             "What a cache was asked has no matchers; give --score agreement or command.", param="score"
         )
+
+
+def _names(arguments: Mapping[str, Any]) -> list[str]:
+    if arguments["names"] is not None or arguments["url"] is not None:
+        return list(arguments["names"] or arguments["tiers"])
+    from .cli_model_spec import model_spec
+    from .models.location import model_name
+
+    return [model_name(model_spec(text).model) for text in arguments["tiers"]]
 
 
 def _score(arguments: Mapping[str, Any]) -> Any:

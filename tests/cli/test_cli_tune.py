@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+from tiny_model import write_tiny_model
 from two_tiers_server import two_tiers
 
 from penstock.cli import main
@@ -172,3 +173,29 @@ def test_what_is_there_is_not_replaced(arguments, tmp_path, capsys):
 def test_a_large_tier_that_is_cheaper_is_refused(arguments, capsys):
     assert main(arguments("--prices", "2/2", "1/1")) == 1
     assert "costs 2.00 times one of the large tier" in capsys.readouterr().err
+
+
+def test_a_small_tier_that_loses_nothing_needs_no_router(arguments, tmp_path, capsys):
+    data = tmp_path / "questions.jsonl"
+    data.write_text(data.read_text().replace("hard", "soft"))
+    assert main(arguments()) == 1
+    assert "Serve it alone; there is nothing to route." in capsys.readouterr().err
+
+
+def test_models_are_served_for_it_where_no_server_is_named(tmp_path, capsys):
+    small, large = (
+        write_tiny_model(tmp_path / name, seed=seed) for name, seed in (("small", 1), ("large", 2))
+    )
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps({"question": f"count to {place}"}) + "\n" for place in range(120)))
+    given = ["tune", "router", "--tiers", str(small), str(large), "--names", "little", "big"]
+    given += ["--data", str(data), "--score", "agreement", "--max-tokens", "4", "--qualities", "0.5"]
+    given += ["--prices", "1/1", "9/9", "--output", str(tmp_path / "router.json"), "--force"]
+    assert main(given) == 0
+    printed = capsys.readouterr().out
+    assert "# Router between `little` and `big`" in printed
+    # Their answers are random: none agrees, which no judge can help.
+    assert "cascade: not recommended" in printed and "without log-probabilities" not in printed
+    figures = json.loads((tmp_path / "router.figures.json").read_bytes())
+    assert figures["questions"] == 120 and figures["learned"]["small_right"]["value"] < 0.1
+    Judge.load(tmp_path / "router.json")

@@ -105,6 +105,11 @@ def learn(split: Split, *, buffers: Sequence[int], qualities: Sequence[float], d
         )
     if not held_back.large_right.any():
         raise TuneError("The large tier answers none of the questions right: there is no quality to keep.")
+    if not held_back.loses.any():
+        raise TuneError(
+            f"The small tier loses nothing: of {len(held_back)} questions held back, it answers all right that the large "
+            "tier does. Serve it alone; there is nothing to route."
+        )
     answered = [row for row in split.fit if not _OF_ANSWERS[0].missing(row.question, row.evidence)]
     policies = []
     if len(answered) >= FEWEST_FITTED:

@@ -48,8 +48,8 @@ class Judge:
         predictive: bool = False,
         quality: float | None = None,
         buffer_tokens: int = 0,
-    ) -> None:
-        """Whether a route may use it so; to be called before it is asked.
+    ) -> float:
+        """Whether a route may use it so; to be called before it is asked. The promise that counts then.
 
         Raises ConfigError for other tiers, a promise or a number of tokens that it was not made for, a promise that only the
         large tier keeps, or a question to be judged alone where that was found to tell too little.
@@ -67,6 +67,7 @@ class Judge:
                 "large tier. Choose a lower quality, or run `penstock tune router` with more questions.",
                 param="quality",
             )
+        return threshold.quality
 
     def keeps(
         self, question: Question, evidence: Evidence, quality: float | None = None, *, buffer_tokens: int = 0

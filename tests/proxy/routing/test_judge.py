@@ -58,6 +58,7 @@ def test_a_promise_that_cannot_be_kept_escalates_always(load):
 def test_by_default_the_strictest_promise_that_can_be_kept_holds(load):
     judge = load(ruling("lowest_logprob"))
     assert judge.keeps(QUESTION, SURE) == judge.keeps(QUESTION, SURE, 0.9)
+    assert judge.check(small="small", large="large") == 0.9
 
 
 def test_more_tokens_than_are_judged_change_nothing(load):
