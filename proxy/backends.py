@@ -58,12 +58,12 @@ class Backends:
 
     def find(self, name: str | None) -> Backend:
         """Whose name it is, or who takes any; None: the main model. Raises ModelNotFoundError."""
+        main = self.main
         if name is None:
-            return self.main
+            return main
         served = self.named(name)
         found = self.default if served is None else self.of(served)
         if found is None:
-            self.main  # noqa: B018  # raises where there is none at all
             raise ModelNotFoundError(
                 f"The model {name!r} does not exist here; served are: {', '.join(self.names)}.", param="model"
             )

@@ -61,8 +61,6 @@ def learned_route(
 
 
 def _check_needs(judge: "Judge", route: "Route", small: Target, settings: "Settings") -> None:
-    if judge.wants_agreement:
-        raise ConfigError("The router file wants a second answer of the small tier, which no route draws.")
     if judge.embedding_model is not None:
         chosen = choose_embedding_model(settings.embedding_model)
         served = None if chosen is None else embedding_model_name(chosen)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
+import orjson
 from aiohttp import web
 
 from ...cache.trust.same_answer import same_answer
@@ -110,10 +111,12 @@ class Shadow:
             request_id=asked.record.request_id, method="", route="", started=now, time=time.time()
         )
         fields = {name: value for name, value in asked.fields.items() if name != "stream_options"}
+        fields["stream"] = False
         unseen = msgspec.structs.replace(
             asked,
             record=record,
-            fields={**fields, "stream": False},
+            body=orjson.dumps(fields),
+            fields=fields,
             stream=False,
             attempt=Attempt(unseen=True),
             unaccounted=Admission(asked.caller.account, Reserved(tokens=0, cost=0.0), None, None),

@@ -127,6 +127,8 @@ class _Walk:
         return await self._large(guess), decision, trial.verdict
 
     async def _kept_of_large(self) -> "Started | None":
+        if self._asked.context.cache is None:
+            return None
         try:
             return await self._ask(self._as(Attempt(only_kept=True)), self._route.large)
         except PenstockError:

@@ -63,8 +63,9 @@ def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str,
 
 
 def _card(context: Context, name: str) -> dict[str, object]:
-    """`root`: what answers first, as things are now."""
-    target = context.router.plan(name, Ask(0, 0)).targets[0]
+    """`root`: what answers first, as things are now; of a learned route the large tier, whose promise it is."""
+    plan = context.router.plan(name, Ask(0, 0))
+    target = plan.targets[0] if plan.learned is None else plan.targets[-1]
     card = {"id": name, "object": "model", "created": context.started, "root": target.name}
     if isinstance(target, RemoteTarget):
         return {**card, "owned_by": target.upstream, "max_model_len": None}

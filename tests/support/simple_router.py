@@ -18,17 +18,19 @@ def write_router(
     *,
     buffers: Sequence[int] = (0,),
     predictive: bool = True,
-    evidence: str = "mean_logprob",
+    embedding_model: str | None = None,
 ) -> Path:
-    """`evidence`: a feature that is looked at, and decides nothing."""
     picks = _ruling(("question_mark",)) if predictive else None
-    cascade = tuple(_ruling(("question_mark", evidence), buffer) for buffer in buffers)
-    file.write_bytes(msgspec.json.encode(RouterFile(FORMAT, small, large, "agreement", 0.05, cascade, picks)))
+    cascade = tuple(_ruling(("question_mark", "mean_logprob"), buffer) for buffer in buffers)
+    made = RouterFile(
+        FORMAT, small, large, "agreement", 0.05, cascade, picks, embedding_model=embedding_model
+    )
+    file.write_bytes(msgspec.json.encode(made))
     return file
 
 
 def _ruling(features: tuple[str, ...], buffer_tokens: int = 0) -> Ruling:
-    """A score of 1 or -1, which are probabilities of 0.75 and 0.25."""
+    """Log-probabilities are looked at, and decide nothing. A score of 1 or -1, which are probabilities of 0.75 and 0.25."""
     return Ruling(
         buffer_tokens=buffer_tokens,
         inputs=Inputs(features),

@@ -46,7 +46,6 @@ async def server(
             "early": Route(
                 targets=("small", "tiny"), policy="cascade", router=router, quality=QUALITY, buffer_tokens=4
             ),
-            "never": Route(targets=("small", "tiny"), policy="cascade", router=router, quality=0.99),
             "guess": Route(targets=("small", "tiny"), policy="predictive", router=router),
             "twins": Route(targets=("twin", "tiny"), policy="cascade", router=twins, quality=QUALITY),
         },
@@ -155,11 +154,6 @@ async def test_what_the_small_tier_wrote_is_the_large_ones_draft(server: Running
     after = server.engine.stats.drafters["draft"]
     accepted = after.accepted - (before["draft"].accepted if "draft" in before else 0)
     assert accepted > 150
-
-
-async def test_a_promise_that_cannot_be_kept_is_the_large_tiers(server: RunningServer) -> None:
-    headers, _ = await ask(server, **body("never", "ever?"))
-    assert headers[ROUTE] == "cascade; escalated; p=0.75; needs=never; by=no_threshold"
 
 
 async def test_several_answers_are_not_judged(server: RunningServer) -> None:

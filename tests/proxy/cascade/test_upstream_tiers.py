@@ -1,6 +1,7 @@
 """Tiers that are upstreams: asked for log-probabilities, which the client sees only where it asked for them."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -178,16 +179,38 @@ async def test_anothers_api_is_judged_too(tmp_path: Path) -> None:
             assert json.loads(reply.body)["content"][0]["text"] == said
 
 
-async def test_one_that_tells_no_log_probabilities_in_its_api_is_refused_at_the_start(tmp_path: Path) -> None:
-    router = write_router(tmp_path / "router.json", "small/m", "large/m")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"small": "anthropic"}, "gives no log-probabilities to judge an answer by"),
+        ({"quality": 0.99}, "no threshold that keeps the promise 0.99"),
+        ({"quality": 0.5}, "has thresholds for 0.9, 0.99"),
+        ({"buffer_tokens": 3}, "judges answers by 0 tokens"),
+        ({"targets": ("large/m", "small/m")}, "made for the tiers 'small/m' and 'large/m', not 'large/m'"),
+        ({"router": Path("nowhere.json")}, "nowhere.json cannot be read"),
+        (
+            {"policy": "predictive", "quality": QUALITY, "shadow_share": 0.5, "shadow_budget": 9},
+            "shadow_share cannot look at what small/m says",
+        ),
+        ({"words": 3}, "needs embeddings by an-embedder, and this server has none"),
+    ],
+)
+async def test_a_route_that_could_not_work_is_refused_at_the_start(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    given = dict(changes)
     upstreams = {
         name: settings_of("http://127.0.0.1:1/v1", models=MODELS, format=form)
-        for name, form in (("small", "anthropic"), ("large", "openai"))
+        for name, form in (("small", given.pop("small", "openai")), ("large", "openai"))
     }
-    routes = {"best": Route(targets=("small/m", "large/m"), policy="cascade", router=router)}
-    with pytest.raises(ConfigError, match="gives no log-probabilities to judge an answer by"):
-        async with running_gateway(upstreams, routes=routes):
+    embedder = "an-embedder" if given.pop("words", None) else None
+    router = write_router(tmp_path / "router.json", "small/m", "large/m", embedding_model=embedder)
+    route = {"targets": ("small/m", "large/m"), "policy": "cascade", "router": router, **given}
+    with pytest.raises(ConfigError) as caught:
+        async with running_gateway(upstreams, routes={"best": Route(**route)}, embedding_model="none"):
             pass
+    assert caught.value.message.startswith("routes.best: ")
+    assert re.search(says, caught.value.message)
 
 
 async def test_what_was_spent_on_an_answer_that_is_not_used_is_counted(tmp_path: Path) -> None:
