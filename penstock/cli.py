@@ -14,6 +14,7 @@ from . import __version__
 from .cli_cache import add_cache_arguments
 from .cli_distill import add_distill_arguments
 from .cli_eval import add_eval_arguments
+from .cli_flywheel import add_flywheel_arguments
 from .cli_keys import add_keys_arguments
 from .cli_prune import add_prune_arguments
 from .cli_quantize import add_quantize_arguments
@@ -37,6 +38,7 @@ _COMMANDS = {
     "prune": ".cli_prune",
     "distill": ".cli_distill",
     "tune": ".cli_tune",
+    "flywheel": ".cli_flywheel",
     "top": ".cli_top",
 }
 
@@ -139,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_tune_arguments(
         commands.add_parser("tune", help="find out by measuring which settings pay on your own traffic")
+    )
+    add_flywheel_arguments(
+        commands.add_parser(
+            "flywheel",
+            help="from logged traffic to a cheaper model in service: distil, route, check, switch, and back",
+            allow_abbrev=False,
+        )
     )
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")

@@ -3,20 +3,29 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import aiohttp
 
 from ...errors import TuneError
 from .catalogue import ASKED
-from .workload import Request
 
 _DATA = b"data: "
 _DONE = b"[DONE]"
 # Until what is loaded behind the model, the cache's embedder, has come too.
 _WARM_SECONDS = 20.0
 _TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=10)
+
+
+class Request(Protocol):
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """Without what is the same for all; what it names all the same, counts."""
 
 
 @dataclass(slots=True)
@@ -37,12 +46,14 @@ class Replay:
     seconds: float = 0.0
 
 
-async def replay(url: str, requests: Sequence[Request], *, concurrency: int, max_tokens: int) -> Replay:
+async def replay(
+    url: str, requests: Sequence[Request], *, concurrency: int, max_tokens: int, model: str = ASKED
+) -> Replay:
     """Raises TuneError where the server cannot be reached, or refuses a request."""
     count = len(requests)
     found = Replay([""] * count, [0.0] * count, [0.0] * count, [""] * count, [""] * count)
     left = iter(enumerate(requests))
-    usual = {"model": ASKED, "temperature": 0, "max_tokens": max_tokens, "stream": True}
+    usual = {"model": model, "temperature": 0, "max_tokens": max_tokens, "stream": True}
     connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session:
         await _warm(session, url, requests[0], usual)

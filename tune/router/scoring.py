@@ -56,7 +56,7 @@ def score_answers(
 
     Raises TuneError where there is none.
     """
-    same = _SAME.get(score)
+    same = SAME.get(score)
     groups = groups_of([prompt_of(item.asked) for item in items])
     rows, refusals = [], []
     for place, item in enumerate(items):
@@ -124,4 +124,5 @@ def _same_command(small: str, large: str) -> bool:
     return same_command(one, other)
 
 
-_SAME: dict[Score, Callable[[str, str], bool]] = {"agreement": _same_text, "command": _same_command}
+# Whether two answers say the same, for scores without a matcher.
+SAME: dict[Score, Callable[[str, str], bool]] = {"agreement": _same_text, "command": _same_command}

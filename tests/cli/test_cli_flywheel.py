@@ -1,0 +1,145 @@
+"""`penstock flywheel` as a user runs it: one line for every mistake, and the way there and back."""
+
+import pytest
+from cache_worker import make_completion, make_key
+
+from penstock.cache import CompletionCache, WholePrompt
+from penstock.cli import main
+from penstock.tune.flywheel.check import Checked
+from penstock.tune.flywheel.gain import Expected, Timings
+from penstock.tune.flywheel.report import Report, as_json, lines, read_report
+from penstock.tune.flywheel.student import Student
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "penstock.toml"
+    file.write_text('model = "builtin"\ntenants = false\n')
+    return file
+
+
+@pytest.fixture
+def report(tmp_path):
+    return Report(
+        asked="builtin",
+        teacher="builtin",
+        read=1000,
+        private=3,
+        by_rule={"email": 2, "card": 1},
+        repeated=97,
+        distilled_on=450,
+        routed_on=300,
+        student=Student(str(tmp_path / "out" / "student"), 500, 12.5, 0.5, 0.7, 20),
+        quality=0.95,
+        delta=0.05,
+        timed=64,
+        concurrency=8,
+        timings=Timings(6.4, 6.4, 5.0, 1.0, False),
+        router=["**cascade: recommended**"],
+        expected=Expected("cascade", 0.5, 0.45, 0.55, 0.6),
+        checked=Checked(150, 0.1, 0.06, 0.03, 0.58, 6),
+        objection=None,
+        changes={"draft_model": "student"},
+        machine="a machine",
+    )
+
+
+def written(report, folder):
+    folder.mkdir()
+    (folder / "flywheel.json").write_bytes(as_json(report))
+    return folder
+
+
+def test_a_report_says_what_was_expected_and_what_was_checked(report):
+    assert read_report(as_json(report)) == report
+    text = "\n".join(lines(report))
+    assert "**Cascade: 1.67 times cheaper per answer, as checked; 2.00 was expected.**" in text
+    assert "3 are left out for what rules found in them (card in 1, email in 2)" in text
+    assert "| times cheaper per answer | 2.00 [1.82, 2.22] | 1.67 |" in text
+    assert "| answers that say the same as the model's | at least 95% | 96.0% |" in text
+    assert "| the student | 15.6 | 0.16 |" in text
+
+
+def test_what_a_folder_holds_is_switched_on_and_back(report, file, tmp_path, capsys):
+    folder, before = written(report, tmp_path / "out"), file.read_text()
+    command = ["flywheel", "--config", str(file)]
+    assert main([*command, "--output", str(folder)]) == 1
+    assert "give --switch to put into service what the flywheel wrote there" in capsys.readouterr().err
+    assert main([*command, "--output", str(folder), "--switch"]) == 0
+    assert "Restart `penstock serve` for it" in capsys.readouterr().out
+    assert 'draft_model = "student"' in file.read_text()
+    file.write_text(file.read_text() + "max_num_seqs = 3\n")
+    assert main([*command, "--back"]) == 1
+    assert "+max_num_seqs = 3" in capsys.readouterr().err
+    assert main([*command, "--back", "--force"]) == 0
+    assert "lost: +max_num_seqs = 3" in capsys.readouterr().out
+    assert file.read_text() == before
+    assert main([*command, "--back"]) == 1
+    assert "is put back already" in capsys.readouterr().err
+
+
+def test_what_gained_nothing_or_is_of_another_model_is_not_switched_on(report, file, tmp_path, capsys):
+    import msgspec
+
+    for name, changed, says in (
+        ("a", {"objection": "no faster"}, "is not to be switched on: no faster."),
+        ("b", {"teacher": "other"}, "was made for the model 'other', and 'builtin' is served now"),
+    ):
+        folder = written(msgspec.structs.replace(report, **changed), tmp_path / name)
+        assert main(["flywheel", "--config", str(file), "--output", str(folder), "--switch"]) == 1
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "penstock.toml.before").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "output is missing"),
+        (["--output", "o", "--switch"], "There is no settings file to switch; name it with --config."),
+        (["--output", "o", "--minutes", "0"], "minutes is 0.0; it must be above 0."),
+        (["--output", "o", "--quality", "1"], "quality is 1.0; it must be between 0 and 1."),
+        (["--output", "o", "--force"], "force is for --back"),
+        (["--output", "o", "--tenant", "a", "--tenant", "b"], "A student learns from one tenant's traffic"),
+        (["--output", "o", "--keep-pii", "names"], "no rule is called so"),
+        (["--output", "o", "--student", "./nowhere"], "no such folder"),
+        (["--output", "o", "--cache-path", "/nowhere"], "There is no cache at /nowhere"),
+        (["--back"], "Name the settings file that is to be put back with --config."),
+    ],
+)
+def test_a_mistake_is_one_line(options, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["flywheel", *options]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("penstock flywheel: ") and not (tmp_path / "o").exists()
+
+
+def test_too_little_traffic_is_refused_and_private_things_are_never_shown(tmp_path, capsys):
+    with CompletionCache(tmp_path / "cache") as cache:
+        for number in range(20):
+            asked = [
+                {
+                    "role": "user",
+                    "content": f"how {chr(97 + number)}, asks jane@example.org" if number else "x",
+                }
+            ]
+            cache.store(
+                make_key(number, "acme"), make_completion(number, 20), prompt=WholePrompt("m", messages=asked)
+            )
+        cache.flush()
+    output = tmp_path / "out"
+    command = [
+        "flywheel",
+        "--output",
+        str(output),
+        "--cache-path",
+        str(tmp_path / "cache"),
+        "--tenant",
+        "acme",
+    ]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "20 examples of tenant 'acme' from the cache" in error
+    assert "1 different questions are left, and 400 are needed" in error and "cache_prompts = true" in error
+    assert not output.exists()
+    # When there is more traffic, it is read anew.
+    assert sorted(path.name for path in (tmp_path / ".out.work").iterdir()) == ["job.json", "lock"]

@@ -1,0 +1,86 @@
+"""What is expected of timings and a router, and when a check undoes it."""
+
+import pytest
+from simulated_tiers import SimulatedTiers
+
+from penstock.tune.flywheel.check import Checked, checked
+from penstock.tune.flywheel.gain import (
+    GUESSED,
+    GUESSED_DRAFTED,
+    LARGE,
+    LARGE_DRAFTED,
+    SMALL,
+    Timings,
+    expected,
+)
+from penstock.tune.flywheel.timing import Run
+from penstock.tune.router.learn import learn
+from penstock.tune.router.rows import split
+
+
+def runs(*seconds, texts=("a",), models=("large",)):
+    return [Run(one, [*texts], [*models]) for one in seconds]
+
+
+def timings(**changed):
+    seconds = {LARGE: 10.0, GUESSED: 10.0, SMALL: 2.0, LARGE_DRAFTED: 8.0, GUESSED_DRAFTED: 7.0} | changed
+    return Timings.of({name: runs(value, value * 1.5, value * 0.9) for name, value in seconds.items()})
+
+
+@pytest.fixture(scope="module")
+def policies():
+    rows = SimulatedTiers(0, telling=2.0).rows(1500)
+    return learn(split(rows, 0), buffers=[0], qualities=[0.8, 0.9], delta=0.05).policies
+
+
+def test_the_student_guesses_where_that_saves_more_than_chance():
+    assert not timings(guessed=9.6).guesses
+    found = timings(guessed=9.0)
+    assert found.guesses and (found.large, found.main, found.escalated, found.small) == (10, 9, 7, 2)
+    assert expected(found, [], 0.9).policy == "drafts" and expected(found, [], 0.9).cheaper == pytest.approx(
+        1 / 0.9
+    )
+
+
+def test_a_router_is_worth_what_it_saves_besides(policies):
+    cascade = next(policy for policy in policies if policy.cascade)
+    promise = next(p for p in cascade.promises if p.threshold.quality == 0.9)
+    plain, guessing = (expected(timings(guessed=seconds), policies, 0.9) for seconds in (10.0, 9.0))
+    assert plain.policy == "cascade" and plain.kept == promise.kept
+    assert plain.cost == promise.cost.value and plain.low < plain.cost < plain.high
+    assert guessing.cost == pytest.approx(0.9 * plain.cost)
+
+
+def test_nothing_is_expected_of_a_promise_that_no_router_keeps(policies):
+    assert expected(timings(), policies, 0.999).policy == "nothing"
+    assert expected(timings(), [], 0.9).cheaper == 1
+
+
+def test_guessing_alone_is_taken_where_a_router_saves_hardly_more(policies):
+    found = expected(timings(guessed=3.0, small=2.0), policies[:1], 0.9)
+    cascade = policies[0].promises[-1].cost.value
+    assert found.policy == ("cascade" if cascade < 0.95 else "drafts")
+
+
+def test_a_check_counts_who_answered_and_what_says_the_same():
+    now = runs(10.0, 12.0, 11.0, texts=("a", "b", "c", "d"), models=["large"] * 4)
+    new = runs(5.0, 5.5, 6.0, texts=("a", "b", "x", "d"), models=["small", "small", "small", "large"])
+    found = checked(now, new, "small", lambda one, other: one == other)
+    assert (found.questions, found.now, found.new, found.cheaper) == (4, 11 / 4, 5.5 / 4, 2.0)
+    assert (found.kept, found.different) == (0.75, 1)
+    assert found.noise == pytest.approx(2 / 11)
+    assert found.objection(0.9) is None  # one of four is no proof
+
+
+@pytest.mark.parametrize(
+    ("different", "new", "says"),
+    [
+        (0, 0.5, None),
+        (14, 0.5, None),
+        (40, 0.5, "40 of 200 answers say something else, which the promise 0.95 hardly allows"),
+        (0, 1.1, "an answer costs 1.10 times as much as now"),
+    ],
+)
+def test_what_a_check_undoes(different, new, says):
+    objection = Checked(200, 1.0, new, 0.05, 0.5, different).objection(0.95)
+    assert objection is None if says is None else says in objection

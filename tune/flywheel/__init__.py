@@ -1,0 +1,1 @@
+"""From logged traffic to a cheaper model in service: `penstock flywheel`."""

@@ -1,0 +1,58 @@
+"""What was gained in truth: the questions put aside for it, answered with the settings as they are and as they would be."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ...cache.trust.bound import lower
+from .timing import Run, seconds_of, spread_of
+
+NOW, NEW = "now", "new"
+_CONFIDENCE = 0.99
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Attributes:
+    now, new: seconds of the machine per answer; noise: how far repeats of either lie apart, as a share.
+    kept: share of answers that the student gave.
+    different: answers that say something else than the model's own.
+    """
+
+    questions: int
+    now: float
+    new: float
+    noise: float
+    kept: float
+    different: int
+
+    @property
+    def cheaper(self) -> float:
+        return self.now / self.new
+
+    def objection(self, quality: float) -> str | None:
+        """Why it is not switched on after all; None: it may be."""
+        if self.cheaper <= 1:
+            return f"checked, an answer costs {1 / self.cheaper:.2f} times as much as now"
+        if lower(self.different, self.questions, _CONFIDENCE) > 1 - quality:
+            return (
+                f"checked, {self.different} of {self.questions} answers say something else, which the promise {quality:g} "
+                "hardly allows"
+            )
+        return None
+
+
+def checked(now: Sequence[Run], new: Sequence[Run], small: str, same: Callable[[str, str], bool]) -> Checked:
+    """Args:
+    small: the student's name, as answers bear it.
+    same: whether two answers say the same.
+    """
+    first, other = now[0], new[0]
+    count = len(first.texts)
+    return Checked(
+        count,
+        seconds_of(now) / count,
+        seconds_of(new) / count,
+        max(spread_of(now), spread_of(new)),
+        other.models.count(small) / count,
+        sum(not same(one, two) for one, two in zip(other.texts, first.texts, strict=True)),
+    )
