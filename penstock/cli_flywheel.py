@@ -137,7 +137,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         )
     if arguments["switch"] or _agreed(arguments):
         return _switch(settings, arguments, report)
-    from .tune.flywheel.job import SETTINGS
+    from .tune.flywheel.run import SETTINGS
 
     print(f"The settings with it: penstock serve --config {output / SETTINGS}")
     return 0
@@ -171,8 +171,8 @@ def _check(settings: Settings, arguments: Mapping[str, Any]) -> None:
 def _turn(settings: Settings, arguments: Mapping[str, Any]) -> "Report":
     from .cli_long_job import interruptible, progress_bars
     from .compress.evaluate.plot import require_matplotlib
-    from .tune.flywheel.job import turn
     from .tune.flywheel.report import lines
+    from .tune.flywheel.run import turn
 
     require_matplotlib()
     job = _job(settings, arguments)
@@ -270,8 +270,8 @@ def _agreed(arguments: Mapping[str, Any]) -> bool:
 def _written(output: Path) -> "Report":
     import msgspec
 
-    from .tune.flywheel.job import FIGURES
     from .tune.flywheel.report import read_report
+    from .tune.flywheel.run import FIGURES
 
     try:
         return read_report((output / FIGURES).read_bytes())

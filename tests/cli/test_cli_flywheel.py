@@ -6,8 +6,8 @@ from cache_worker import make_completion, make_key
 from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 from penstock.tune.flywheel.check import Checked
-from penstock.tune.flywheel.gain import Expected, Timings
-from penstock.tune.flywheel.report import Report, as_json, lines, read_report
+from penstock.tune.flywheel.gain import Option, Timings
+from penstock.tune.flywheel.report import Rehearsed, Report, as_json, lines, read_report
 from penstock.tune.flywheel.student import Student
 
 
@@ -36,7 +36,10 @@ def report(tmp_path):
         concurrency=8,
         timings=Timings(6.4, 6.4, 5.0, 1.0, False),
         router=["**cascade: recommended**"],
-        expected=Expected("cascade", 0.5, 0.45, 0.55, 0.6),
+        rehearsed=[
+            Rehearsed(Option("predictive", 0.45, 0.4, 0.5, 0.6), Checked(200, 0.1, 0.11, 0.02, 0.6, 8)),
+            Rehearsed(Option("cascade", 0.5, 0.45, 0.55, 0.6), Checked(200, 0.1, 0.055, 0.02, 0.61, 9)),
+        ],
         checked=Checked(150, 0.1, 0.06, 0.03, 0.58, 6),
         objection=None,
         changes={"draft_model": "student"},
@@ -53,10 +56,11 @@ def written(report, folder):
 def test_a_report_says_what_was_expected_and_what_was_checked(report):
     assert read_report(as_json(report)) == report
     text = "\n".join(lines(report))
-    assert "**Cascade: 1.67 times cheaper per answer, as checked; 2.00 was expected.**" in text
+    assert "**Cascade: 1.67 times cheaper per answer, as checked; 1.82 was expected.**" in text
     assert "3 are left out for what rules found in them (card in 1, email in 2)" in text
-    assert "| times cheaper per answer | 2.00 [1.82, 2.22] | 1.67 |" in text
-    assert "| answers that say the same as the model's | at least 95% | 96.0% |" in text
+    assert "| predictive | 2.22 [2.00, 2.50] | 0.91 (100.0 to 110.0 ms) | | 60% | 96.0% | 2% |" in text
+    assert "| cascade | 2.00 [1.82, 2.22] | 1.82 (100.0 to 55.0 ms) | | 61% | 95.5% | 2% |" in text
+    assert "| cascade | | | **1.67 (100.0 to 60.0 ms)** | 58% | 96.0% | 3% |" in text
     assert "| the student | 15.6 | 0.16 |" in text
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...errors import TuneError
 from ..router.answers import Answer, AnswersFile
 from ..router.collect import LARGE, SMALL, Progress, Tier, collect
 from ..router.workload import Item
@@ -61,21 +62,25 @@ def ask_both(
 def to_time(
     items: Sequence[Item], answers: Answers, same: Callable[[str, str], bool], count: int
 ) -> list[int]:
-    """Places of so many questions that both answered: first those answered otherwise, which are what is escalated."""
+    """Places of so many questions that both answered: first those answered otherwise, which are what is escalated.
 
-    def texts(place: int) -> tuple[str, str] | None:
-        small, large = answers[place, SMALL], answers[place, LARGE]
-        if (
-            small.text is None
-            or large.text is None
-            or not large.completion_tokens
-            or not small.completion_tokens
-        ):
-            return None
-        return small.text, large.text
+    Raises TuneError where there is none.
+    """
 
-    told = {place: found for place in range(len(items)) if (found := texts(place)) is not None}
-    return sorted(told, key=lambda place: same(*told[place]))[:count]
+    told = [
+        place
+        for place in range(len(items))
+        if answers[place, SMALL].completion_tokens and answers[place, LARGE].completion_tokens
+    ]
+    if not told:
+        raise TuneError(
+            f"Both models answered none of the {len(items)} questions: {answers[0, SMALL].refusal}"
+        )
+
+    def says_the_same(place: int) -> bool:
+        return same(answers[place, SMALL].text or "", answers[place, LARGE].text or "")
+
+    return sorted(told, key=says_the_same)[:count]
 
 
 def tokens_of(answers: Answers, places: Sequence[int], kind: int) -> int:

@@ -1,13 +1,16 @@
-"""What was gained in truth: the questions put aside for it, answered with the settings as they are and as they would be."""
+"""What is gained in truth: the same questions, answered with the settings as they are and as they would be.
+
+First of questions that the router was made with, the rehearsal: what it shows is what is expected. Then of those put aside.
+"""
 
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ...cache.trust.bound import lower
+from .gain import WORTH
 from .timing import Run, seconds_of, spread_of
 
-NOW, NEW = "now", "new"
 _CONFIDENCE = 0.99
 
 
@@ -30,14 +33,12 @@ class Checked(msgspec.Struct, frozen=True):
         return self.now / self.new
 
     def objection(self, quality: float) -> str | None:
-        """Why it is not switched on after all; None: it may be."""
-        if self.cheaper <= 1:
-            return f"checked, an answer costs {1 / self.cheaper:.2f} times as much as now"
+        """Why it is not switched on; None: it may be."""
+        cost = self.new / self.now
+        if cost > WORTH:
+            return f"an answer costs {cost:.2f} times what it does now"
         if lower(self.different, self.questions, _CONFIDENCE) > 1 - quality:
-            return (
-                f"checked, {self.different} of {self.questions} answers say something else, which the promise {quality:g} "
-                "hardly allows"
-            )
+            return f"{self.different} of {self.questions} answers say something else, too many for the promise {quality:g}"
         return None
 
 

@@ -1,6 +1,7 @@
-"""What is switched on, and what it is expected to save, from timings and a router's figures; measures nothing.
+"""What could be switched on, and what it should save by timings and a router's figures; measures nothing.
 
-An expectation is made before the check: for questions that neither timings nor router have seen.
+Seconds of both models are added up, which holds while one waits for the other, or the machine has no more to give. In
+between they are in each other's way, or have smaller batches: hence the rehearsal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ from .timing import Run, seconds_of
 
 # What saves less is not worth a model more, nor told from what machines do by themselves.
 WORTH = 0.95
-# Timed on the same questions: the model as it is served, with the student guessing for it, the student, and the first two
-# with its answers as drafts.
+# Timed on the same questions: the model as it is served, with the student guessing for it if it may, the student, and the
+# first two with its answers as drafts.
 LARGE, GUESSED, SMALL, LARGE_DRAFTED, GUESSED_DRAFTED = (
     "large",
     "guessed",
@@ -41,41 +42,36 @@ class Timings(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, runs: Mapping[str, Sequence[Run]]) -> "Timings":
         seconds = {name: seconds_of(found) for name, found in runs.items()}
-        guesses = seconds[GUESSED] < WORTH * seconds[LARGE]
+        guesses = seconds.get(GUESSED, float("inf")) < WORTH * seconds[LARGE]
         main, drafted = (GUESSED, GUESSED_DRAFTED) if guesses else (LARGE, LARGE_DRAFTED)
         return cls(seconds[LARGE], seconds[main], seconds[drafted], seconds[SMALL], guesses)
 
 
-class Expected(msgspec.Struct, frozen=True):
+class Option(msgspec.Struct, frozen=True):
     """Attributes:
-    policy: "cascade", "predictive", "drafts", the student only guesses, or "nothing".
+    policy: "cascade", "predictive", or "drafts", where the student only guesses.
     cost: of an answer, over what it costs now; low, high: what 95 of 100 such samples of questions would show, of timings
         that are what they are.
     kept: share of answers that the student gives.
     """
 
     policy: str
-    cost: float = 1.0
-    low: float = 1.0
-    high: float = 1.0
+    cost: float
+    low: float
+    high: float
     kept: float = 0.0
 
-    @property
-    def cheaper(self) -> float:
-        return 1 / self.cost
 
-
-def expected(timings: Timings, policies: Sequence[Policy], quality: float) -> Expected:
-    """The cheapest of what keeps the promise `quality`."""
+def options(timings: Timings, policies: Sequence[Policy], quality: float) -> list[Option]:
+    """What keeps the promise `quality` and should save something, the cheapest first."""
     main = timings.main / timings.large
-    best = Expected("drafts", main, main, main) if timings.guesses else Expected("nothing")
+    found = [Option("drafts", main, main, main)] if timings.guesses else []
     for policy in policies:
         promise = _kept_promise(policy, quality)
-        if promise is not None and promise.cost.value * main < WORTH * best.cost:
-            cost = promise.cost
-            name = "cascade" if policy.cascade else "predictive"
-            best = Expected(name, cost.value * main, cost.low * main, cost.high * main, promise.kept)
-    return best
+        if promise is not None:
+            cost, name = promise.cost, "cascade" if policy.cascade else "predictive"
+            found.append(Option(name, cost.value * main, cost.low * main, cost.high * main, promise.kept))
+    return sorted((one for one in found if one.cost < WORTH), key=lambda one: one.cost)
 
 
 def _kept_promise(policy: Policy, quality: float) -> Promise | None:

@@ -1,4 +1,4 @@
-"""What an answer costs, expected and as checked, in one picture."""
+"""What an answer costs beside now, as expected and as checked, in one picture."""
 
 from pathlib import Path
 
@@ -9,20 +9,19 @@ def draw(report: Report, file: Path) -> None:
     """Raises ImportError where matplotlib is missing."""
     from matplotlib.figure import Figure
 
-    expected, checked, timings = report.expected, report.checked, report.timings
+    timings = report.timings
     bars = [("the model, now", 1.0, "0.6"), ("the student alone", timings.small / timings.large, "0.8")]
-    if expected.policy != "nothing":
-        bars.append((f"{expected.policy}, expected", expected.cost, "tab:blue"))
-    if checked is not None:
-        bars.append((f"{expected.policy}, checked", 1 / checked.cheaper, "tab:green"))
+    for one in report.rehearsed:
+        policy = one.option.policy
+        bars.append((f"{policy}, by figures", one.option.cost, "tab:cyan"))
+        bars.append((f"{policy}, rehearsed", 1 / one.seen.cheaper, "tab:blue"))
+    if report.chosen is not None and report.checked is not None:
+        bars.append((f"{report.chosen.option.policy}, checked", 1 / report.checked.cheaper, "tab:green"))
     figure = Figure(figsize=(7, 0.9 + 0.55 * len(bars)), layout="constrained")
     axes = figure.subplots()
     for place, (_, cost, color) in enumerate(bars):
         axes.barh(place, cost, color=color, height=0.6)
         axes.annotate(f"{cost:.2f}", (cost, place), textcoords="offset points", xytext=(4, -3), fontsize=9)
-    if expected.high > expected.low:
-        around = [[expected.cost - expected.low], [expected.high - expected.cost]]
-        axes.errorbar(expected.cost, 2, xerr=around, color="0.2", capsize=4)
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * max(cost for _, cost, _ in bars))

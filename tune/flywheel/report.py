@@ -6,18 +6,26 @@ from typing import Any
 import msgspec
 
 from .check import Checked
-from .gain import Expected, Timings
+from .gain import Option, Timings
 from .student import Student
+
+
+class Rehearsed(msgspec.Struct, frozen=True):
+    """An option, and what it did on questions that the router was made with."""
+
+    option: Option
+    seen: Checked
 
 
 class Report(msgspec.Struct, frozen=True):
     """Attributes:
-    asked: the model's name; teacher: what it is; present: the fingerprint of nothing else, as it was when measured.
+    asked: the model's name; teacher: what it is.
     read, private, by_rule, repeated: see `Gathered`.
     distilled_on, routed_on: questions.
     timed: questions that timings are of; concurrency: at a time.
     router: what `penstock tune router` would advise, a line for each policy.
-    checked: None where there was nothing to check.
+    rehearsed: options, the cheapest by figures first, up to the one that is chosen.
+    checked: of that; None where there is none.
     objection: why nothing is switched on; None: `changes` are.
     changes: to be laid over the settings file.
     """
@@ -37,32 +45,36 @@ class Report(msgspec.Struct, frozen=True):
     concurrency: int
     timings: Timings
     router: list[str]
-    expected: Expected
+    rehearsed: list[Rehearsed]
     checked: Checked | None
     objection: str | None
     changes: dict[str, Any]
     machine: str
+
+    @property
+    def chosen(self) -> Rehearsed | None:
+        """What was checked."""
+        return None if self.checked is None else self.rehearsed[-1]
 
 
 WHAT = {
     "cascade": "the student answers first, and the model where the student's answer is not good enough",
     "predictive": "the student answers questions that it is picked for, the model all others",
     "drafts": "the student only guesses tokens for the model, which verifies them: answers are the same to the letter",
-    "nothing": "the student is of no use here",
 }
 
 
 def lines(report: Report) -> Iterator[str]:
-    expected, checked = report.expected, report.checked
+    chosen, checked = report.chosen, report.checked
     yield f"# A student of `{report.asked}`"
     yield ""
-    if report.objection is not None:
+    if chosen is None or checked is None or report.objection is not None:
         yield f"**Not to be switched on: {report.objection}.**"
     else:
-        assert checked is not None
+        policy = chosen.option.policy
         yield (
-            f"**{expected.policy.capitalize()}: {checked.cheaper:.2f} times cheaper per answer, as checked; "
-            f"{expected.cheaper:.2f} was expected.** That is, {WHAT[expected.policy]}."
+            f"**{policy.capitalize()}: {checked.cheaper:.2f} times cheaper per answer, as checked; "
+            f"{chosen.seen.cheaper:.2f} was expected.** That is, {WHAT[policy]}."
         )
     yield ""
     yield from _data(report)
@@ -73,9 +85,9 @@ def lines(report: Report) -> Iterator[str]:
     if report.router:
         yield ""
         yield from (f"- {line}" for line in report.router)
-    if checked is not None:
+    if report.rehearsed:
         yield ""
-        yield from _check(report, checked)
+        yield from _gains(report)
 
 
 def _data(report: Report) -> Iterator[str]:
@@ -127,25 +139,33 @@ def _timings(report: Report) -> Iterator[str]:
         yield "Guessing for its teacher, the student is not worth its time here: it saves less than it takes."
 
 
-def _check(report: Report, checked: Checked) -> Iterator[str]:
-    expected = report.expected
+def _gains(report: Report) -> Iterator[str]:
     yield "## Expected, and checked"
     yield ""
     yield (
-        f"On {checked.questions} questions that neither student, router nor timings have seen, with the settings as they "
-        f"are and as they would be. Repeats lie {100 * checked.noise:.1f} % apart at most."
+        "Answers with the settings as they are, and as they would be. *By figures*: by the timings above and what the "
+        "router keeps, as if both models had the machine in turn. *Rehearsed*: "
+        f"{report.rehearsed[0].seen.questions} questions that the router was made with. What that shows is expected"
+        + (
+            f" of the {report.checked.questions} questions that neither student, router nor timings have seen: *checked*."
+            if report.checked
+            else "."
+        )
     )
     yield ""
-    yield "| | expected | checked |"
-    yield "|---|---|---|"
-    low, high = 1 / expected.high, 1 / expected.low
-    around = f" [{low:.2f}, {high:.2f}]" if high > low else ""
-    yield f"| times cheaper per answer | {expected.cheaper:.2f}{around} | {checked.cheaper:.2f} |"
-    yield f"| ms per answer, now and then | | {1000 * checked.now:.1f}, {1000 * checked.new:.1f} |"
-    yield f"| answers of the student | {expected.kept:.0%} | {checked.kept:.0%} |"
-    promised = f"at least {report.quality:.0%}" if expected.kept else "all"
-    same = 1 - checked.different / checked.questions
-    yield f"| answers that say the same as the model's | {promised} | {same:.1%} |"
+    yield "| | times cheaper by figures | rehearsed | checked | of the student | say the same | repeats apart |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in report.rehearsed:
+        by_figures = f"{1 / one.option.cost:.2f} [{1 / one.option.high:.2f}, {1 / one.option.low:.2f}]"
+        yield f"| {one.option.policy} | {by_figures} | {_seen(one.seen)} |"
+    if report.chosen is not None and report.checked is not None:
+        yield f"| {report.chosen.option.policy} | | {_seen(report.checked, is_check=True)} |"
+
+
+def _seen(seen: Checked, *, is_check: bool = False) -> str:
+    gain = f"{seen.cheaper:.2f} ({1000 * seen.now:.1f} to {1000 * seen.new:.1f} ms)"
+    gains = f"| **{gain}**" if is_check else f"{gain} |"
+    return f"{gains} | {seen.kept:.0%} | {1 - seen.different / seen.questions:.1%} | {seen.noise:.0%}"
 
 
 def as_json(report: Report) -> bytes:

@@ -45,8 +45,8 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What is switched on.
+class InService:
+    """What of the student is switched on.
 
     Attributes:
         route: policy, router file and quality; None: the student answers nobody.
@@ -67,22 +67,22 @@ class Routed:
     shadowed: bool
 
 
-def changes(turn: Turn, names: Names, settings: Settings) -> dict[str, Any]:
+def changes(service: InService, names: Names, settings: Settings) -> dict[str, Any]:
     """What is to be laid over the present settings."""
     changed: dict[str, Any] = {}
-    if turn.drafts:
-        changed |= {"draft_model": str(turn.student), "draft_quantize": turn.quantize}
-    if turn.route is None:
+    if service.drafts:
+        changed |= {"draft_model": str(service.student), "draft_quantize": service.quantize}
+    if service.route is None:
         return changed
     route: dict[str, Any] = {
-        "policy": turn.route.policy,
+        "policy": service.route.policy,
         "targets": [names.small, names.asked],
-        "router": str(turn.route.router),
-        "quality": turn.route.quality,
+        "router": str(service.route.router),
+        "quality": service.route.quality,
     }
-    if turn.route.shadowed:
+    if service.route.shadowed:
         route |= {"shadow_share": SHADOW_SHARE, "shadow_budget": SHADOW_BUDGET}
-    tier = student_of(turn.student, turn.quantize, settings)
+    tier = student_of(service.student, service.quantize, settings)
     others = [
         alias
         for alias, target in settings.model_aliases.items()

@@ -12,7 +12,7 @@ from tiny_model import write_tiny_model
 
 from penstock.config import load_settings
 from penstock.errors import ConfigError
-from penstock.tune.flywheel.settings import Names, Routed, Turn, alone, changes, laid_over, measured
+from penstock.tune.flywheel.settings import InService, Names, Routed, alone, changes, laid_over, measured
 from penstock.tune.flywheel.settings_text import with_changes
 from penstock.tune.flywheel.switch import back, switch
 from penstock.tune.own_server import own_server
@@ -49,7 +49,7 @@ def settings_of(text, tmp_path):
 def made(tmp_path, settings, *, drafts=True, policy="cascade", shadowed=True):
     student = tmp_path / "out" / "student"
     route = Routed(policy, tmp_path / "out" / "router.json", 0.95, shadowed)
-    return changes(Turn(student, "w8a8", route, drafts), Names.of(settings), settings)
+    return changes(InService(student, "w8a8", route, drafts), Names.of(settings), settings)
 
 
 def test_the_route_has_the_models_name_and_comments_stay(file, tmp_path):
@@ -82,8 +82,10 @@ def test_other_names_of_the_model_lead_to_the_route_too(tmp_path):
     assert new.model_aliases == {"gpt": "builtin", "*": "builtin", "builtin-large": "builtin"}
     assert new.draft_model == str(tmp_path / "out" / "student") and "*" not in new.routes
     # A second turn takes the place of the first.
-    turn = Turn(tmp_path / "next", "w8a8", Routed("predictive", tmp_path / "r.json", 0.9, False), False)
-    again = changes(turn, Names.of(new), new)
+    service = InService(
+        tmp_path / "next", "w8a8", Routed("predictive", tmp_path / "r.json", 0.9, False), False
+    )
+    again = changes(service, Names.of(new), new)
     third = settings_of(with_changes(changed, again), tmp_path)
     assert list(third.tiers) == ["builtin-student"] and third.tiers["builtin-student"].model == str(
         tmp_path / "next"
@@ -184,7 +186,9 @@ def test_what_comes_out_serves_under_the_same_name(tmp_path):
     settings = settings_of(text, tmp_path)
     names = Names.of(settings)
     router = write_router(tmp_path / "router.json", names.small, names.asked)
-    changed = changes(Turn(student, "none", Routed("cascade", router, QUALITY, True), True), names, settings)
+    changed = changes(
+        InService(student, "none", Routed("cascade", router, QUALITY, True), True), names, settings
+    )
     file = tmp_path / "penstock.toml"
     file.write_text(text)
     switch(file, changed)
