@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import re
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
