@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-PARTS = ("proxy", "scheduler", "kernels", "cache", "models", "compress")
+PARTS = ("proxy", "scheduler", "kernels", "cache", "models", "compress", "tune")
 
 packages = ["penstock"]
 package_dir = {"penstock": "penstock"}

@@ -46,9 +46,9 @@ async def figures(url: str) -> dict[str, float]:
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
         lines = (await response.text()).splitlines()
     wanted = (
-        "penstock_num_requests_running ",
-        "penstock_num_requests_waiting ",
-        "penstock_kv_cache_usage_perc ",
+        "penstock_num_requests_running{",
+        "penstock_num_requests_waiting{",
+        "penstock_kv_cache_usage_perc{",
     )
     return {name: float(value) for name, value in (line.split() for line in lines if line.startswith(wanted))}
 

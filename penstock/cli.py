@@ -17,6 +17,7 @@ from .cli_eval import add_eval_arguments
 from .cli_keys import add_keys_arguments
 from .cli_prune import add_prune_arguments
 from .cli_quantize import add_quantize_arguments
+from .cli_tune import add_tune_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
 
@@ -35,6 +36,7 @@ _COMMANDS = {
     "quantize": ".cli_quantize",
     "prune": ".cli_prune",
     "distill": ".cli_distill",
+    "tune": ".cli_tune",
     "top": ".cli_top",
 }
 
@@ -134,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_prune_arguments(
         commands.add_parser("prune", help="cut out what matters least, and recover", allow_abbrev=False)
+    )
+    add_tune_arguments(
+        commands.add_parser("tune", help="find out by measuring which settings pay on your own traffic")
     )
     add_cache_arguments(
         commands.add_parser("cache", help="look into the cache, and change it, while servers use it")

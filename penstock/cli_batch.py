@@ -20,7 +20,7 @@ import msgspec
 
 from .cli_jsonl import lines_of, work_through
 from .cli_talk import base_url, served_models
-from .config import NO_MODEL, Settings
+from .config import Settings
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ async def _session(
 async def _served_here(settings: Settings) -> AsyncIterator[str]:
     """Serves the model on a socket in a folder that only this user can enter; its path."""
     from .models.embedding_location import choose_embedding_model
-    from .proxy.server import engine_config, serve
-    from .scheduler import AsyncEmbedder, AsyncEngine
+    from .proxy.server import engines_of, serve
+    from .scheduler import AsyncEmbedder
 
     embedding_model = choose_embedding_model(settings.embedding_model)
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
@@ -217,12 +217,14 @@ async def _served_here(settings: Settings) -> AsyncIterator[str]:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(path)
             ready = asyncio.get_running_loop().create_future()
+            engine, tiers = engines_of(settings)
             serving = asyncio.create_task(
                 serve(
                     settings,
-                    None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings)),
+                    engine,
                     sock,
                     None if embedding_model is None else AsyncEmbedder(embedding_model),
+                    tiers=tiers,
                     on_ready=lambda _: ready.set_result(None),
                     manages=False,
                     signals=(),

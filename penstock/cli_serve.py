@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
-from .config import NO_MODEL, Settings, SettingsSource
-from .scheduler import AsyncEmbedder, AsyncEngine, ModelInfo
+from .config import Settings, SettingsSource
+from .scheduler import AsyncEmbedder, ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         from .proxy.workers import serve_with_workers
 
         serve_with_workers(
-            settings, source, on_ready=lambda address, info: _announce(settings, address, info)
+            settings, source, on_ready=lambda address, infos: _announce(settings, address, infos)
         )
     else:
         _serve_alone(settings, source)
@@ -38,40 +38,39 @@ def _serve_alone(settings: Settings, source: SettingsSource) -> None:
 
     from .models.embedding_location import choose_embedding_model
     from .proxy.reload import follow
-    from .proxy.server import address_of, engine_config, listen, serve
+    from .proxy.server import address_of, engines_of, listen, serve
 
     sock = listen(settings)
     embedding_model = choose_embedding_model(settings.embedding_model)
 
     async def main() -> None:
+        engine, tiers = engines_of(settings)
         await serve(
             settings,
-            None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings)),
+            engine,
             sock,
             None if embedding_model is None else AsyncEmbedder(embedding_model),
+            tiers=tiers,
             on_serving=lambda context: follow(context, source),
-            on_ready=lambda backend: _announce(
-                settings, address_of(sock), None if backend is None else backend.engine.info
+            on_ready=lambda backends: _announce(
+                settings, address_of(sock), {backend.name: backend.engine.info for backend in backends}
             ),
         )
 
     uvloop.run(main())
 
 
-def _announce(settings: Settings, address: str, info: ModelInfo | None) -> None:
-    """`info` None: only upstreams are served."""
+def _announce(settings: Settings, address: str, infos: Mapping[str, ModelInfo]) -> None:
+    """`infos`: of the models served here by their names, the main one first; none: only upstreams are served."""
     upstreams = ", ".join(settings.upstreams)
-    if info is None:
+    if not infos:
         print(f"Penstock {__version__} serves what its upstreams do ({upstreams}), at {address}")
         print(embeddings_line(settings), flush=True)
         return
-    from .models.location import model_name
-
-    name = settings.served_model_name or model_name(settings.model)
-    precision = info.dtype if info.precision == "none" else info.precision.upper()
-    size = f"{info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device}"
-    model = f"{name} ({info.architecture}, {size})"
-    print(f"Penstock {__version__} serves {model}, up to {info.max_model_len} tokens, at {address}")
+    (name, info), *tiers = infos.items()
+    print(f"Penstock {__version__} serves {_described(name, info)}, at {address}")
+    for tier, its in tiers:
+        print(f"Beside it: {_described(tier, its)}")
     print(info.kernels)
     print(embeddings_line(settings))
     if upstreams:
@@ -85,6 +84,12 @@ def _announce(settings: Settings, address: str, info: ModelInfo | None) -> None:
         f"Try:  curl -N {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         flush=True,
     )
+
+
+def _described(name: str, info: ModelInfo) -> str:
+    precision = info.dtype if info.precision == "none" else info.precision.upper()
+    size = f"{info.num_parameters / 1e6:.1f}M parameters, {precision} on {info.device}"
+    return f"{name} ({info.architecture}, {size}), up to {info.max_model_len} tokens"
 
 
 def embeddings_line(settings: Settings) -> str:

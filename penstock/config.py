@@ -2,7 +2,7 @@
 
 A flag wins over the environment, that over the file, that over the default. A setting has one name
 everywhere: `max_num_seqs` in TOML, `PENSTOCK_MAX_NUM_SEQS`, `--max-num-seqs`. No other module reads the
-environment. Tables (upstreams, routes) are for the file alone.
+environment. Tables (tiers, upstreams, routes) are for the file alone.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from .errors import ConfigError
-from .tables import Route, Upstream, with_keys
+from .tables import Route, Tier, Upstream, check_tier_names, with_keys
 
 PREFIX = "PENSTOCK_"
 FILE_SETTING = "config"
@@ -146,6 +146,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "what managing takes; better in TOML or the environment, where no list of processes shows it",
         ),
     ] = None
+    tiers: Annotated[dict[str, Tier], About(FILE_ONLY, "further models served here (tables.py)")] = {}
     upstreams: Annotated[dict[str, Upstream], About(FILE_ONLY, "services to ask (tables.py)")] = {}
     routes: Annotated[dict[str, Route], About(FILE_ONLY, "model names that stand for several")] = {}
     local_hour_price: Annotated[
@@ -295,6 +296,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 "model is 'none', and there are no upstreams: nothing would answer. Add an [upstreams.NAME] table to the "
                 "settings file, or serve a model.",
                 param="model",
+            )
+        check_tier_names(self.tiers)
+        if self.model == NO_MODEL and self.tiers:
+            raise ConfigError(
+                f"model is 'none', but there are tiers ({', '.join(self.tiers)}), which are served beside it; make one "
+                "the model.",
+                param="tiers",
             )
         if self.otel_endpoint is not None and not self.otel_endpoint.startswith(("http://", "https://")):
             raise ConfigError(

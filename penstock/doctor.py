@@ -124,37 +124,41 @@ def model(settings: Settings) -> Iterator[Finding]:
     if settings.model == NO_MODEL:
         yield Finding("model", "ok", "none here; upstreams answer")
         return
-    try:
-        folder = find_model(settings.model)
-    except PenstockError as error:
-        yield Finding("model", "fail", error.message, "give 'builtin', a folder, or a hub id")
-        return
-    if folder is None:
-        yield Finding(
-            "model",
-            "ok",
-            f"{settings.model} is a hub id: what is not in the hub's cache is loaded at the start",
-        )
-        return
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not size or not (folder / "config.json").is_file():
-        yield Finding(
-            "model", "fail", f"{folder} has no config.json, or no *.safetensors", "convert or copy the model"
-        )
-        return
-    yield _fits(settings.model, size, _memory_available())
+    available = _memory_available()
+    models = {
+        "model": settings.model,
+        **{f"tier {name}": tier.model for name, tier in settings.tiers.items()},
+    }
+    for check, name in models.items():
+        try:
+            folder = find_model(name)
+        except PenstockError as error:
+            yield Finding(check, "fail", error.message, "give 'builtin', a folder, or a hub id")
+            continue
+        if folder is None:
+            text = f"{name} is a hub id: what is not in the hub's cache is loaded at the start"
+            yield Finding(check, "ok", text)
+            continue
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if not size or not (folder / "config.json").is_file():
+            text = f"{folder} has no config.json, or no *.safetensors"
+            yield Finding(check, "fail", text, "convert or copy the model")
+            continue
+        yield _fits(check, name, size, available)
+        if available is not None:
+            available = max(0, available - size)  # for those that follow
 
 
-def _fits(name: str, size: int, available: int | None) -> Finding:
+def _fits(check: str, name: str, size: int, available: int | None) -> Finding:
     text = f"{name} has {_gib(size)} of weights"
     if available is None:
-        return Finding("model", "ok", text)
+        return Finding(check, "ok", text)
     text += f", and {_gib(available)} of memory are free"
     if size > available:
-        return Finding("model", "fail", text, "choose a smaller or a quantized model, or more memory")
+        return Finding(check, "fail", text, "choose a smaller or a quantized model, or more memory")
     if size > 0.7 * available:
-        return Finding("model", "warn", text, "little is left for KV and cache; set kv_cache_tokens")
-    return Finding("model", "ok", text)
+        return Finding(check, "warn", text, "little is left for KV and cache; set kv_cache_tokens")
+    return Finding(check, "ok", text)
 
 
 def processor(settings: Settings) -> Iterator[Finding]:
@@ -321,6 +325,24 @@ def clock(_settings: Settings) -> Iterator[Finding]:
         yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
+def routers(settings: Settings) -> Iterator[Finding]:
+    """The files that `penstock tune router` made; whether their tiers are there is known once they are loaded."""
+    from .proxy.routing.learned import Judge
+
+    for name, route in settings.routes.items():
+        if route.router is None:
+            continue
+        check = f"route {name}"
+        try:
+            judge = Judge.load(route.router)
+        except PenstockError as error:
+            yield Finding(
+                check, "fail", error.message, "run penstock tune router, or set router to what it wrote"
+            )
+        else:
+            yield Finding(check, "ok", f"{route.router} judges {judge.small} and {judge.large}")
+
+
 def upstreams(settings: Settings) -> Iterator[Finding]:
     """Asks each for its models: the cheapest question that needs the key."""
     for name, upstream in settings.upstreams.items():
@@ -436,5 +458,6 @@ CHECKS: tuple[Check, ...] = (
     temporary_files,
     embeddings,
     clock,
+    routers,
     upstreams,
 )

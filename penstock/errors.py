@@ -23,7 +23,8 @@
     │   └── UpstreamRefusedError  it answered with an error, which is passed on
     ├── ConfigError               at start: a setting is wrong
     ├── ModelLoadError            at start: a model cannot be served
-    └── CompressError             a model cannot be compressed or judged: never on the wire
+    ├── CompressError             a model cannot be compressed or judged: never on the wire
+    └── TuneError                 nothing that was measured can be recommended: never on the wire
 
 A message names the value, the limit and the remedy. A leaf: imports nothing of ours.
 """
@@ -226,3 +227,7 @@ class ModelLoadError(PenstockError):
 
 class CompressError(PenstockError):
     code = "compress_failed"
+
+
+class TuneError(PenstockError):
+    code = "tune_failed"

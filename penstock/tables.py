@@ -1,4 +1,7 @@
-"""The tables of the settings file: upstreams, the models they have, and routes. A leaf beside config.
+"""The tables of the settings file: further local models, upstreams, the models they have, and routes. A leaf beside config.
+
+[tiers.small]
+model = "/models/small-w8a8"
 
 [upstreams.openai]
 base_url = "https://api.openai.com/v1"
@@ -25,6 +28,8 @@ import msgspec
 from .errors import ConfigError
 
 ANY_MODEL = "*"
+# Settings of a route with a judge, and of no other.
+_LEARNED = ("router", "quality", "buffer_tokens", "shadow_share", "shadow_budget")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -141,19 +146,68 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return has_key and self.base_url.startswith("http://") and not _is_near(self.base_url)
 
 
+class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further model served here, by an engine of its own, under the name of its table.
+
+    What it says means what the setting of the same name means, and has the same default: of the main model's settings it
+    takes none. Engines share the machine: where two of them compute at once, each has that much less of it.
+
+    Attributes:
+        hour_price: what an hour of this engine costs; None: as much as `local_hour_price` says. An answer of a smaller model
+            is cheaper in any case, by the seconds that it takes.
+    """
+
+    model: str
+    quantize: Literal["auto", "none", "w8a8", "w8a16", "w4a16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_waiting: int = 1024
+    trust_max_tokens: bool = False
+    kv_cache_tokens: int | None = None
+    kv_cache_dtype: Literal["auto", "none", "int8"] = "auto"
+    gpu_memory_utilization: float = 0.9
+    block_size: int | None = None
+    speculation: Literal["auto", "on", "off"] = "auto"
+    draft_model: str | None = None
+    draft_quantize: Literal["auto", "none", "w8a8", "w8a16", "w4a16"] = "auto"
+    prefix_caching: bool = True
+    threads: int | None = None
+    hour_price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.hour_price is not None and not 0 <= self.hour_price < float("inf"):
+            raise ConfigError(f"hour_price is {self.hour_price}; it must be 0 or more.", param="tiers")
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model name that stands for several.
 
     Attributes:
-        targets: names of the local model, or UPSTREAM/MODEL.
+        targets: names of local models, or UPSTREAM/MODEL.
         policy: which is asked first: the first named, one drawn by `weights`, or the cheapest that is healthy. The others
-            follow, in the same order, should it fail.
+            follow, in the same order, should it fail. Or what a judge decides of two targets, the small one named first:
+            "cascade" keeps the small one's answer where it is good enough, "predictive" picks by the question alone.
         weights: shares, one per target; only with "weighted".
+
+    Only where a judge decides:
+        router: the file that `penstock tune router` made for these targets.
+        quality: which of its promises counts; None: the strictest that can be kept.
+        buffer_tokens: so many tokens of the small one's answer are judged, and the rest is streamed; 0: all of it is judged.
+        shadow_share: of what is judged, so much is looked at in the background: would the large one have said the same?
+        shadow_budget: most tokens that this may take of the large one in an hour.
     """
 
     targets: tuple[str, ...]
-    policy: Literal["fixed", "weighted", "cheapest"] = "fixed"
+    policy: Literal["fixed", "weighted", "cheapest", "cascade", "predictive"] = "fixed"
     weights: tuple[float, ...] = ()
+    router: Path | None = None
+    quality: float | None = None
+    buffer_tokens: int = 0
+    shadow_share: float = 0.0
+    shadow_budget: int = 0
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -169,6 +223,57 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")):
             raise ConfigError("weights must be 0 or more, and one of them above 0.", param="routes")
+        if self.is_learned:
+            self._check_learned()
+        elif given := [name for name in _LEARNED if getattr(self, name) not in (None, 0)]:
+            raise ConfigError(
+                f'{given[0]} is for policy = "cascade" or "predictive", not "{self.policy}"; remove it.',
+                param="routes",
+            )
+
+    @property
+    def is_learned(self) -> bool:
+        """A judge decides."""
+        return self.policy in ("cascade", "predictive")
+
+    def _check_learned(self) -> None:
+        if len(self.targets) != 2:
+            raise ConfigError(
+                f'policy = "{self.policy}" has two targets, the small one and the large one, not {len(self.targets)}.',
+                param="routes",
+            )
+        if self.router is None:
+            raise ConfigError(
+                f'policy = "{self.policy}" needs router = "FILE", which `penstock tune router` makes.',
+                param="routes",
+            )
+        if self.quality is not None and not 0 < self.quality <= 1:
+            raise ConfigError(f"quality is {self.quality}; it must be above 0 and at most 1.", param="routes")
+        if self.buffer_tokens < 0 or (self.buffer_tokens and self.policy == "predictive"):
+            raise ConfigError(
+                f'buffer_tokens is {self.buffer_tokens}; it must be at least 0, and is for policy = "cascade".',
+                param="routes",
+            )
+        if not 0 <= self.shadow_share <= 1:
+            raise ConfigError(f"shadow_share is {self.shadow_share}; it must be 0..1.", param="routes")
+        if (self.shadow_share > 0) != (self.shadow_budget > 0):
+            raise ConfigError(
+                f"shadow_share is {self.shadow_share} and shadow_budget {self.shadow_budget}; give both, or neither.",
+                param="routes",
+            )
+        if self.shadow_share and self.quality is None:
+            raise ConfigError(
+                "shadow_share looks whether a promise is kept; say which, as quality = 0.95.", param="routes"
+            )
+
+
+def check_tier_names(tiers: Mapping[str, Tier]) -> None:
+    """Raises ConfigError for what is no name: in "a/b" a is an upstream, and in "a:b" b is an adapter."""
+    for name in tiers:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"A tier is called {name!r}; use up to 64 letters, digits, '_', '.' and '-'.", param="tiers"
+            )
 
 
 def _is_near(url: str) -> bool:

@@ -1,7 +1,7 @@
 """Two scrapes of `/metrics` as figures of the time between them. Pure: knows neither the network nor the terminal."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -98,8 +98,8 @@ def figures_of(before: Scrape, after: Scrape, *, ready: str, model: str | None =
         requests_per_second=sum(statuses.values()) / seconds,
         errors_per_second=errors / seconds,
         statuses={status: round(count) for status, count in sorted(statuses.items())},
-        running=_whole(after.value("penstock_num_requests_running")),
-        waiting=_whole(after.value("penstock_num_requests_waiting")),
+        running=_whole(_over(sum, after, "penstock_num_requests_running")),
+        waiting=_whole(_over(sum, after, "penstock_num_requests_waiting")),
         tokens_in_per_second=(delta.total("penstock_prompt_tokens_total") + upstream_in) / seconds,
         tokens_out_per_second=(delta.total("penstock_generation_tokens_total") + upstream_out) / seconds,
         ttft=delta.spread("penstock_time_to_first_token_seconds"),
@@ -108,7 +108,7 @@ def figures_of(before: Scrape, after: Scrape, *, ready: str, model: str | None =
         outcomes={outcome: round(count) for outcome, count in sorted(outcomes.items())},
         hit_share=sum(outcomes.get(name, 0.0) for name in _GENERATED) / answerable if answerable else None,
         saved_seconds=sum(after.series("penstock_cache_saved_seconds_total").values()),
-        kv_usage=after.value("penstock_kv_cache_usage_perc"),
+        kv_usage=_over(max, after, "penstock_kv_cache_usage_perc"),
         accepted=delta.total("penstock_draft_accepted_tokens_total") / drafted if drafted else None,
         upstreams=_upstreams(delta, seconds),
     )
@@ -192,6 +192,12 @@ def _upstreams(delta: _Delta, seconds: float) -> list[UpstreamFigures]:
             )
         )
     return rows
+
+
+def _over(together: Callable[[Iterable[float]], float], scrape: Scrape, name: str) -> float | None:
+    """One figure for all models; None where there is none."""
+    values = scrape.series(name).values()
+    return together(values) if values else None
 
 
 def _whole(value: float | None) -> int | None:

@@ -26,11 +26,15 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
     ask = _within_context(context, plan, ask)
     tokens = ask.prompt_tokens + n * ask.max_tokens
     expected = TokenCounts(ask.prompt_tokens, 0, n * ask.max_tokens)  # as if nothing were cached there
-    costs = [_price(context, target, expected) for target in plan.targets]
-    # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
-    cost = None if costs[0] is None else max(one for one in costs if one is not None)
+    costs = [price(context, target, expected) for target in plan.targets]
+    known = [one for one in costs if one is not None]
+    if plan.learned is not None:
+        cost = sum(known) if len(known) == len(costs) else None  # both may be asked
+    else:
+        # Reserved is what the dearest would cost; a price that only a fallback lacks is no reason to refuse.
+        cost = None if costs[0] is None else max(known)
     admission = request[ADMISSION] = context.tenants.admit(tenant, model=model, tokens=tokens, cost=cost)
-    if len(names) > 1:
+    if len(names) > 1 and plan.learned is None:
         admission.appraise = lambda spend: _with_saving(context, plan, spend)
     return admission
 
@@ -41,7 +45,7 @@ def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:
     if spend.reused or spend.cost is None or prompt is None or completion is None:
         return spend
     tokens = TokenCounts(prompt, spend.cached_tokens, completion)
-    rivals = [_price(context, target, tokens) for target in plan.targets if target.name != spend.model]
+    rivals = [price(context, target, tokens) for target in plan.targets if target.name != spend.model]
     dearest = max((one for one in rivals if one is not None), default=0.0)
     if dearest <= spend.cost:
         return spend
@@ -51,19 +55,21 @@ def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:
 
 def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
     """Clients that ask for tens of thousands of tokens by default get no more of the local engine than it has room for."""
-    local = context.local
-    if local is None or not local.backend.is_ready or len(plan.targets) > 1:
+    target = plan.targets[0]
+    if len(plan.targets) > 1 or not isinstance(target, LocalTarget) or not ask.max_tokens:
         return ask
-    if not isinstance(plan.targets[0], LocalTarget):
+    backend = context.backends.of(target.served)
+    if not backend.is_ready:
         return ask
-    return Ask(ask.prompt_tokens, min(ask.max_tokens, local.backend.engine.info.max_model_len))
+    return Ask(ask.prompt_tokens, min(ask.max_tokens, backend.engine.info.max_model_len))
 
 
-def _price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
-    """None: unknown."""
+def price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
+    """What a request of so many tokens costs there; None: unknown."""
     if isinstance(target, RemoteTarget):
         return cost_of(target, tokens)
     # What embeds is a part of the server, and has no price.
-    if context.local is None or not tokens.completion:
+    if not tokens.completion:
         return 0.0
-    return context.local.service.account.expected_cost((tokens.prompt or 0) + tokens.completion)
+    account = context.local_of(target.served).service.account
+    return account.expected_cost((tokens.prompt or 0) + tokens.completion)

@@ -5,7 +5,7 @@ Knows no API's fields beyond those that all have; an API is a `Dialect`.
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from aiohttp import web
@@ -21,18 +21,23 @@ from ..errors import (
 from ..scheduler.urgency import ORDINARY, Urgency
 from .admitting import admitted_to
 from .backend import Served
+from .cascade.attempt import PLAIN, Attempt
 from .context import CONTEXT, Context
 from .controls import CacheControls, cache_controls
-from .edge import ADMISSION, Caller, caller_of
+from .edge import ADMISSION, ROUTING, Caller, caller_of
 from .observe.record import Operation, RequestRecord
 from .observe.recorder import record_of
 from .openai_types import decode_object, urgency_of
 from .request_body import read_body
 from .routing.plan import Ask, Plan
 from .routing.target import LocalTarget, Target
+from .service import Job
 from .tenants.admission import Admission
 from .tenants.rights import permitted_urgency
 from .upstreams.refusal import may_do_better_elsewhere
+
+if TYPE_CHECKING:
+    from .cascade.learned_route import LearnedRoute
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         body: as it came; `fields`: the same, decoded.
         model: the name that the client uses.
+        attempt: what asking one target is within a learned route.
+        unaccounted: the admission of what no tenant has asked for.
     """
 
     request: web.Request
@@ -59,6 +66,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     controls: CacheControls
+    attempt: Attempt = PLAIN
+    unaccounted: Admission | None = None
 
     @property
     def choices(self) -> int:
@@ -79,23 +88,41 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def admission(self) -> Admission:
         """Once it is planned, and until its answer has ended."""
+        if self.unaccounted is not None:
+            return self.unaccounted
         admission: Admission = self.request[ADMISSION]
         return admission
 
+    def attempted(self, job: Job) -> Job:
+        """The same, as this attempt wants it."""
+        return msgspec.structs.replace(job, attempt=self.attempt)
+
 
 class Started(Protocol):
-    """An answer whose first token is there. Sending it, in whatever way that ends, also closes it."""
+    """An answer whose first token is there. Sending it, in whatever way that ends, also closes it; so does `whole`, which
+    gives the body of one that is no stream. `said`: its text, once all of it has been sent; None where that is not known."""
 
     async def send(self) -> web.StreamResponse: ...
+    async def whole(self) -> bytes: ...
+    @property
+    def said(self) -> str | None: ...
 
 
 class Ready(msgspec.Struct, frozen=True):
     """An answer that is there as a whole."""
 
-    response: web.StreamResponse
+    response: web.Response
 
     async def send(self) -> web.StreamResponse:
         return self.response
+
+    async def whole(self) -> bytes:
+        assert isinstance(self.response.body, bytes)
+        return self.response.body
+
+    @property
+    def said(self) -> str | None:
+        return None
 
 
 def usual_plan(asked: Asked) -> Plan:
@@ -138,15 +165,12 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
 
 
 async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
+    if plan.learned is not None and dialect.generates:
+        return await _start_learned(asked, plan.learned, dialect)
     last, record = plan.targets[-1], asked.record
     for target in plan.targets:
-        record.model, record.model_series = target.name, target.series
-        record.targets += 1
         try:
-            if isinstance(target, LocalTarget):
-                started = await dialect.local(asked, target.served)
-            else:
-                started = await dialect.remote(asked, target)
+            started = await _ask_target(asked, target, dialect)
         except PenstockError as error:
             if target is last or not _another_may_answer(error):
                 raise
@@ -157,6 +181,31 @@ async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
         asked.context.metrics.routed(target.series, plan.reason)
         return started
     raise AssertionError("a plan has targets")
+
+
+async def _start_learned(asked: Asked, route: "LearnedRoute", dialect: Dialect) -> Started:
+    from .cascade import walk  # judges need numpy, and other routes none
+
+    started, explanation = await walk.start(
+        asked,
+        route,
+        lambda given, target: _ask_target(given, target, dialect),
+        may_pass=_another_may_answer,
+    )
+    metrics, record = asked.context.metrics, asked.record
+    record.routing = asked.request[ROUTING] = explanation.text
+    metrics.judged(route.name, explanation.decision)
+    metrics.routed(record.model_series or "", explanation.decision)
+    return started
+
+
+async def _ask_target(asked: Asked, target: Target, dialect: Dialect) -> Started:
+    record = asked.record
+    record.model, record.model_series, record.upstream = target.name, target.series, None
+    record.targets += not asked.attempt.only_kept
+    if isinstance(target, LocalTarget):
+        return await dialect.local(asked, target.served)
+    return await dialect.remote(asked, target)
 
 
 async def _read(request: web.Request, dialect: Dialect) -> Asked:

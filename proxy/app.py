@@ -7,13 +7,14 @@ from aiohttp import web
 from ..cache import CompletionCache
 from ..cache.near import NearHits
 from ..config import Settings
-from .backend import Backend
+from .backends import Backends
+from .cascade.drift import Drifts
 from .context import CONTEXT, Context, Local
 from .edge import Edge, name_response
 from .embeddings import EmbeddingBackend
 from .endpoints import ENDPOINTS
 from .keeping import Keeping
-from .local_account import LocalAccount
+from .local_account import LocalAccount, hour_price
 from .metrics import Metrics
 from .observe.journal import Journal
 from .observe.recorder import Recorder
@@ -28,7 +29,7 @@ from .upstreams.relay import Relay
 
 def create_app(
     settings: Settings,
-    backend: Backend | None,
+    backends: Backends,
     cache: CompletionCache | None,
     embeddings: EmbeddingBackend | None = None,
     near: NearHits | None = None,
@@ -40,39 +41,44 @@ def create_app(
     within a running event loop.
 
     Args:
+        backends: the tiers among them are called as the settings call them.
         tenants: None knows the settings' static keys only.
         shared_metrics: folder in which several workers keep their figures together.
     """
-    figures = Metrics(backend, cache, shared=shared_metrics)
+    figures = Metrics(backends, cache, shared=shared_metrics)
     tenants = tenants or Tenants(api_keys=settings.api_keys)
     journal = Journal(settings)
     recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
     edge = Edge(recorder, tenants)
+    drifts = Drifts()
     pool = UpstreamPool(settings.upstreams, figures.upstream)
     keeping = Keeping.of(settings)
-    local = None
-    if backend is not None:
+    locals_, accounts = {}, {}
+    for one in backends:
+        account = accounts[one.name] = LocalAccount(one, hour_price(settings, one.name))
         service = CompletionService(
-            backend,
+            one,
             cache,
             near,
             figures,
-            LocalAccount(backend, settings.local_hour_price),
+            account,
             keeping=keeping,
-            speculation=settings.speculation,
+            speculation=settings.tiers.get(one.name, settings).speculation,
         )
-        local = Local(backend, service)
+        locals_[one.name] = Local(one, service)
     app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
     app[CONTEXT] = Context(
         settings=settings,
-        router=router_of(settings, backend, pool),
-        local=local,
+        router=router_of(settings, backends, pool, accounts, drifts),
+        backends=backends,
+        locals=locals_,
         upstreams=pool,
         relay=Relay(pool, cache, keeping),
         cache=cache,
         metrics=figures,
         edge=edge,
         recorder=recorder,
+        drifts=drifts,
         journal=journal,
         tenants=tenants,
         embeddings=embeddings,

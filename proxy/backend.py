@@ -74,7 +74,7 @@ class Backend:
 
     @property
     def is_ready(self) -> bool:
-        return self._loaded.is_set() and self.failure is None and self.engine.healthy
+        return self.is_loaded and self.engine.healthy
 
     async def start(self) -> None:
         """Returns when the model can answer. Raises ModelLoadError, which requests then see too."""
@@ -119,6 +119,14 @@ class Backend:
         raise ModelNotFoundError(
             f"The model {name!r} does not exist here; served are: {', '.join(self.names)}.", param="model"
         )
+
+    def serves(self, served: Served) -> bool:
+        return self._served.get(served.name) == served
+
+    @property
+    def is_loaded(self) -> bool:
+        """It could answer once, whether or not its engine lives now."""
+        return self._loaded.is_set() and self.failure is None
 
     @property
     def names(self) -> list[str]:

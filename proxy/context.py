@@ -1,14 +1,16 @@
 """What handlers share: the parts of one running server."""
 
 import time
+from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
 
 from ..cache import CompletionCache
 from ..config import Settings
-from ..errors import ModelNotFoundError
 from .backend import Backend, Served
+from .backends import Backends
+from .cascade.drift import Drifts
 from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
@@ -22,18 +24,20 @@ from .upstreams.relay import Relay
 
 
 class Local(msgspec.Struct, frozen=True):
-    """The model that is served here."""
+    """A model that is served here."""
 
     backend: Backend
     service: CompletionService
 
 
 class Context(msgspec.Struct, kw_only=True):
-    """`settings`, `router`: replaced together when the settings file is read anew."""
+    """`settings`, `router`: replaced together when the settings file is read anew. `locals`: the models of `backends`, by
+    their own names."""
 
     settings: Settings
     router: Router
-    local: Local | None
+    backends: Backends
+    locals: Mapping[str, Local]
     upstreams: UpstreamPool
     relay: Relay
     cache: CompletionCache | None
@@ -42,28 +46,21 @@ class Context(msgspec.Struct, kw_only=True):
     recorder: Recorder
     journal: Journal
     tenants: Tenants
+    drifts: Drifts
     embeddings: EmbeddingBackend | None = None
     started: int = msgspec.field(default_factory=lambda: int(time.time()))
 
     @property
     def backend(self) -> Backend:
-        """Raises ModelNotFoundError where only upstreams are served."""
-        return self._local.backend
+        """Of the main model. Raises ModelNotFoundError where only upstreams are served."""
+        return self.backends.main
 
-    @property
-    def service(self) -> CompletionService:
-        """As `backend`."""
-        return self._local.service
-
-    @property
-    def _local(self) -> Local:
-        if self.local is None:
-            raise ModelNotFoundError("No model is served here, only upstreams: the setting model is 'none'.")
-        return self.local
+    def local_of(self, served: Served) -> Local:
+        return self.locals[self.backends.of(served).name]
 
     def system_fingerprint(self, served: Served) -> str:
         """Changes whenever a seeded answer could; the model must be ready."""
-        info = self.backend.engine.info
+        info = self.backends.of(served).engine.info
         adapter = "" if served.adapter is None else f"_{info.adapters[served.adapter][:12]}"
         return f"fp_{info.fingerprint[:12]}{adapter}"
 

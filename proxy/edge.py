@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ..errors import EngineDeadError, InvalidRequestError, PenstockError
 from .anthropic import errors as anthropic
+from .cascade.explanation import HEADER as ROUTE
 from .controls import REQUEST_ID, request_id
 from .errors import SERVER, error_response, http_error_response, internal_error
 from .observe.recorder import Recorder, record_of
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CALLER = "penstock_caller"
 ADMISSION = "penstock_admission"
+ROUTING = "penstock_routing"
 # Open without a key: probes and scrapers have none, and the description of the API, the same on every server of this
 # version, names no model and no version. Routes as they were matched, not paths as they were written.
 OPEN_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
@@ -104,6 +106,8 @@ async def name_response(request: web.Request, response: web.StreamResponse) -> N
     response.headers["Server"] = SERVER
     if (admission := request.get(ADMISSION)) is not None:
         response.headers.update(admission.headers)
+    if (routing := request.get(ROUTING)) is not None:
+        response.headers[ROUTE] = routing
     identity = request.get(REQUEST_ID)
     if identity is not None:
         response.headers[REQUEST_ID] = identity

@@ -13,6 +13,7 @@ from .provenance import REUSED
 from .tenants.spend import Prices, Saving, Spend, cost
 
 if TYPE_CHECKING:
+    from ..config import Settings
     from .flight import Source
     from .service import Head, Job
 
@@ -20,6 +21,12 @@ Batches = AsyncGenerator[list[Chunk], None]
 
 # How much of the mean seconds a token one more generation makes.
 _NEWS = 0.05
+
+
+def hour_price(settings: "Settings", name: str) -> float:
+    """What an hour of an engine costs: of the tier called `name`, or of the main model."""
+    tier = settings.tiers.get(name)
+    return settings.local_hour_price if tier is None or tier.hour_price is None else tier.hour_price
 
 
 class LocalAccount:
@@ -33,9 +40,13 @@ class LocalAccount:
     def set_price(self, hour_price: float) -> None:
         self._prices = Prices(per_engine_second=hour_price / 3600)
 
+    def expected_seconds(self, tokens: int) -> float:
+        """By what tokens have taken so far; 0 before the first generation has shown that."""
+        return tokens * self._seconds_per_token
+
     def expected_cost(self, tokens: int) -> float:
-        """By what tokens have taken so far; nothing before the first generation has shown that."""
-        return cost(self._prices, engine_seconds=tokens * self._seconds_per_token) or 0.0
+        """What `expected_seconds` cost."""
+        return cost(self._prices, engine_seconds=self.expected_seconds(tokens)) or 0.0
 
     async def counted(self, job: "Job", head: "Head", batches: "Source[list[Chunk]]") -> Batches:
         """Passes batches on; with their end, however they end, what they took is settled."""

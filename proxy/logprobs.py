@@ -22,7 +22,7 @@ class ChatLogprobs:
         return {"content": self.entries(chunk), "refusal": None}
 
     def entries(self, chunk: Chunk) -> list[dict[str, object]]:
-        return [self._entry(token) for token in _visible(chunk)]
+        return [self._entry(token) for token in visible(chunk)]
 
     def encode(self, chunk: Chunk) -> bytes:
         return orjson.dumps(self.of(chunk))
@@ -52,7 +52,7 @@ class CompletionLogprobs:
         logprobs: list[float] = []
         top: list[dict[str, float]] = []
         offsets: list[int] = []
-        for token in _visible(chunk):
+        for token in visible(chunk):
             text = self._text(token.token_id)
             tokens.append(text)
             logprobs.append(max(token.logprob, IMPOSSIBLE))
@@ -75,7 +75,7 @@ class CompletionLogprobs:
         return _text(self._tokenizer.token_bytes(token_id))
 
 
-def _visible(chunk: Chunk) -> Iterable[TokenLogprob]:
+def visible(chunk: Chunk) -> Iterable[TokenLogprob]:
     """All but the stop token: it ended the text and is no part of it."""
     logprobs = chunk.logprobs or []
     ended_by_token = chunk.finish_reason == "stop" and not isinstance(chunk.stop_reason, str)

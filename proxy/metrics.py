@@ -7,6 +7,7 @@ of them does is in the access log.
 """
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
@@ -60,13 +61,13 @@ class Metrics:
     """All figures of one process. A sink of records.
 
     Args:
-        backend: whose engine is asked; None without one.
+        backends: whose engines are asked.
         cache: whose size is asked; None when caching is off.
         shared: folder of the workers' files; None when this process is the only one.
     """
 
     def __init__(
-        self, backend: Backend | None, cache: CompletionCache | None, *, shared: Path | None = None
+        self, backends: Iterable[Backend], cache: CompletionCache | None, *, shared: Path | None = None
     ) -> None:
         own = CollectorRegistry()
         figures = self._figures = Figures(own)
@@ -94,6 +95,20 @@ class Metrics:
         )
         self._fallbacks = figures.counter(
             "penstock_fallbacks", "Targets that could not answer, so that the next was asked.", "target"
+        )
+        self._judged = figures.counter(
+            "penstock_cascade",
+            "Requests of learned routes by what became of them: kept, escalated (as the judge said of the small tier's "
+            "answer), small, large (as it picked), cached, failed, unjudged, drifted.",
+            *("route", "decision"),
+        )
+        self._shadows = figures.counter(
+            "penstock_shadow",
+            "Kept answers that were compared with the large tier's, and routes that were found not to keep their promise.",
+            *("route", "outcome"),
+        )
+        self._shadow_tokens = figures.counter(
+            "penstock_shadow_tokens", "Tokens that comparing took of the large tier.", "route"
         )
         self._finished = figures.counter(
             "penstock_request_success", "Finished choices by reason.", "finished_reason"
@@ -146,8 +161,7 @@ class Metrics:
         if shared is not None:
             self._asked = CollectorRegistry()
             MultiProcessCollector(self._asked, path=str(shared))  # type: ignore[no-untyped-call]  # the library's own
-        if backend is not None:
-            self._asked.register(EngineCollector(backend))
+        self._asked.register(EngineCollector(backends))
         if cache is not None:
             self._asked.register(CacheCollector(cache))
 
@@ -170,6 +184,18 @@ class Metrics:
     def fallback(self, target: str) -> None:
         """A target could not answer, and the next is asked."""
         self._fallbacks[(target,)].inc()
+
+    def judged(self, route: str, decision: str) -> None:
+        """A learned route has begun to answer."""
+        self._judged[route, decision].inc()
+
+    def shadowed(self, route: str, *, same: bool, tokens: int, broken: bool) -> None:
+        """A kept answer was compared with the large tier's; `broken`: the route is found not to keep its promise by it."""
+        self._shadows[route, "same" if same else "different"].inc()
+        self._shadow_tokens[(route,)].inc(tokens)
+        if broken:
+            self._shadows[route, "broken"].inc()
+        self._show_soon()
 
     def ended(self, record: RequestRecord) -> None:
         self._show_soon()

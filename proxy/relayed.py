@@ -10,7 +10,7 @@ from ..tables import Upstream
 from .answering import Asked
 from .errors import JSON
 from .event_stream import send_events
-from .observe.observation import Observation
+from .observe.observation import Observation, Unobserved
 from .reply import MODEL
 from .routing.target import RemoteTarget, Target
 from .upstreams.relay import UPSTREAM_ID, Bytes, RelayHead
@@ -31,6 +31,10 @@ async def relay(
         raise UnsupportedParameterError(
             f"{target.name} is asked in an API that has nothing like {asked.request.path}.", param="model"
         )
+    if asked.attempt.trial is not None:
+        from .cascade.upstream_trial import judged_api  # judges need numpy, and other routes none
+
+        api = judged_api(api, asked.attempt.trial)
     asked.record.upstream = target.upstream
     asked.record.hand_over()
     head, source = await asked.context.relay.start(asked, target, api)
@@ -44,7 +48,8 @@ class RelayedAnswer:
         self._asked = asked
         self._target, self._head = target, head
         self._source = source
-        self._observation = Observation(asked.context.metrics, asked.record, head.provenance)
+        observe = Unobserved if asked.attempt.unseen else Observation
+        self._observation = observe(asked.context.metrics, asked.record, head.provenance)
         self._observation.piece()  # its first token is there
         self._whole = False
         self._headers = {**head.provenance.headers(), MODEL: target.name}
@@ -62,16 +67,33 @@ class RelayedAnswer:
                         failed=self._failed,
                         write_timeout=self._asked.context.settings.write_timeout,
                     )
-            async for body in self._source:
-                self._whole = True
-                return web.Response(body=body, content_type=JSON, headers=self._headers)
-            raise AssertionError("a body has one piece")
+            return web.Response(body=await self._body(), content_type=JSON, headers=self._headers)
         finally:
-            await self._source.aclose()
-            if self._head.provenance.outcome == "shared":
-                with self._asked.admission.call(self._target.name) as call:
-                    call.settle(reused_spend(self._target, self._head.tokens, None))
-            self._close()
+            await self._end()
+
+    async def whole(self) -> bytes:
+        try:
+            return await self._body()
+        finally:
+            await self._end()
+
+    @property
+    def said(self) -> str | None:
+        trial = self._asked.attempt.trial
+        return trial.said if trial is not None and self._whole else None
+
+    async def _body(self) -> bytes:
+        async for body in self._source:
+            self._whole = True
+            return body
+        raise AssertionError("a body has one piece")
+
+    async def _end(self) -> None:
+        await self._source.aclose()
+        if self._head.provenance.outcome == "shared":
+            with self._asked.admission.call(self._target.name) as call:
+                call.settle(reused_spend(self._target, self._head.tokens, None))
+        self._close()
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Of the stream; the first has been waited for."""

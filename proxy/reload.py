@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..config import Settings, SettingsSource
 from ..errors import ConfigError, PenstockError
 from .keeping import Keeping
+from .local_account import hour_price
 from .log import set_level
 
 if TYPE_CHECKING:
@@ -57,15 +58,15 @@ def apply(context: "Context", settings: Settings) -> None:
     names = changed(context.settings, settings)
     if not names:
         return
-    backend = None if context.local is None else context.local.backend
-    router = router_of(settings, backend, context.upstreams)
+    accounts = {name: local.service.account for name, local in context.locals.items()}
+    router = router_of(settings, context.backends, context.upstreams, accounts, context.drifts)
     context.upstreams.replace(settings.upstreams)
     context.router = router
     context.settings = settings
     context.relay.keeping = keeping = Keeping.of(settings)
-    if context.local is not None:
-        context.local.service.account.set_price(settings.local_hour_price)
-        context.local.service.keeping = keeping
+    for name, local in context.locals.items():
+        local.service.account.set_price(hour_price(settings, name))
+        local.service.keeping = keeping
     context.tenants.take_keys(settings.api_keys)
     set_level(settings.log_level)
     log.info("settings taken anew: %s", ", ".join(names))

@@ -195,6 +195,7 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: Literal["live", "ready", "loading", "draining", "failed"]
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     reason: str | msgspec.UnsetType = msgspec.UNSET
+    tiers: dict[str, Literal["ready", "loading"]] | msgspec.UnsetType = msgspec.UNSET
     upstreams: dict[str, Literal["ready", "left_alone"]] | msgspec.UnsetType = msgspec.UNSET
 
 

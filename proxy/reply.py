@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ..errors import PenstockError
 from ..scheduler.outputs import Chunk
+from .cascade.answer_text import answer_text
 from .errors import JSON
 from .event_stream import send_events
 from .observe.recorder import record_of
@@ -51,6 +52,15 @@ class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True):
         return await stream(
             self.request, self.generation, self.form, self.headers, write_timeout=self.write_timeout
         )
+
+    async def whole(self) -> bytes:
+        return await _whole(self.generation, self.build)
+
+    @property
+    def said(self) -> str | None:
+        if not self.generation.transcript.finished:
+            return None
+        return answer_text(orjson.dumps(self.build(self.generation)))
 
 
 def reply_headers(generation: Generation, *, model: str, dropped: list[str]) -> dict[str, str]:
@@ -100,11 +110,15 @@ async def body(
     headers: dict[str, str],
 ) -> web.Response:
     """Waits for the whole generation; a client that leaves meanwhile aborts it."""
+    content = await _whole(generation, build)
+    headers["Server-Timing"] = f"total;dur={1000 * record_of(request).duration:.3f}"
+    return web.Response(body=content, content_type=JSON, headers=headers)
+
+
+async def _whole(generation: Generation, build: Callable[[Generation], dict[str, object]]) -> bytes:
     try:
         async for _ in generation:
             pass
     finally:
         await generation.aclose()
-    content = orjson.dumps(build(generation))
-    headers["Server-Timing"] = f"total;dur={1000 * record_of(request).duration:.3f}"
-    return web.Response(body=content, content_type=JSON, headers=headers)
+    return orjson.dumps(build(generation))

@@ -4,15 +4,17 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Settings
-from ..errors import ConfigError
+from ..config import NO_MODEL, Settings
+from ..errors import ConfigError, PenstockError
 from ..models.location import find_model
 from ..scheduler import AsyncEmbedder, AsyncEngine, EngineConfig
+from ..tables import Tier
 from .backend import Backend
+from .backends import Backends
 from .embeddings import EmbeddingBackend
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ DRAIN_POLL_SECONDS = 0.02
 FAREWELL_SECONDS = 1.0
 
 
-def engine_config(settings: Settings) -> EngineConfig:
+def engine_config(settings: Settings | Tier) -> EngineConfig:
     """The engine's share of the settings: the fields that bear the same name.
 
     Raises ModelLoadError when `model` is nothing that could be loaded.
@@ -40,6 +42,24 @@ def engine_config(settings: Settings) -> EngineConfig:
     find_model(settings.model)
     shared = set(EngineConfig.__struct_fields__) & set(settings.__struct_fields__)
     return EngineConfig(**{name: getattr(settings, name) for name in shared})
+
+
+def tier_configs(settings: Settings) -> dict[str, EngineConfig]:
+    """The same of each tier, by its name. Raises ConfigError and ModelLoadError that say which."""
+    configs = {}
+    for name, tier in settings.tiers.items():
+        try:
+            configs[name] = engine_config(tier)
+        except PenstockError as error:
+            error.message = f"tiers.{name}: {error.message}"
+            raise
+    return configs
+
+
+def engines_of(settings: Settings) -> tuple[AsyncEngine | None, dict[str, AsyncEngine]]:
+    """That of the main model, None for upstreams only, and those of the tiers; not started. Raises as `tier_configs`."""
+    main = None if settings.model == NO_MODEL else AsyncEngine(engine_config(settings))
+    return main, {name: AsyncEngine(config) for name, config in tier_configs(settings).items()}
 
 
 def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
@@ -94,7 +114,7 @@ def address_of(sock: socket.socket) -> str:
 
 
 class HttpServer:
-    """The HTTP side around a backend and a cache that the caller starts and closes; made within a running event loop.
+    """The HTTP side around models and a cache that the caller starts and closes; made within a running event loop.
 
     Args:
         sock: bound; `listen` makes it.
@@ -105,7 +125,7 @@ class HttpServer:
     def __init__(
         self,
         settings: Settings,
-        backend: Backend | None,
+        backends: Backends,
         cache: "CompletionCache | None",
         sock: socket.socket,
         embeddings: EmbeddingBackend | None = None,
@@ -119,7 +139,7 @@ class HttpServer:
         from .context import CONTEXT
         from .runner import production_runner
 
-        app = create_app(settings, backend, cache, embeddings, near, tenants, shared_metrics=shared_metrics)
+        app = create_app(settings, backends, cache, embeddings, near, tenants, shared_metrics=shared_metrics)
         self.context = app[CONTEXT]
         self._edge = app[CONTEXT].edge
         self._runner = production_runner(app, self.context.recorder, write_timeout=settings.write_timeout)
@@ -149,9 +169,10 @@ class HttpServer:
     async def close(self) -> None:
         """Cuts what still runs, and waits for what is to be kept, and told, of the rest."""
         await self._runner.cleanup()
+        await self.context.drifts.close()
         await self.context.upstreams.close()
-        if self.context.local is not None:
-            await self.context.service.close()
+        for local in self.context.locals.values():
+            await local.service.close()
         await self.context.journal.close()
         self.context.metrics.close()
 
@@ -162,7 +183,8 @@ async def serve(
     sock: socket.socket,
     embedder: AsyncEmbedder | None = None,
     *,
-    on_ready: Callable[[Backend | None], None],
+    tiers: Mapping[str, AsyncEngine] = {},
+    on_ready: Callable[[Backends], None],
     on_serving: Callable[["Context"], Coroutine[Any, Any, None]] | None = None,
     manages: bool = True,
     shared_metrics: Path | None = None,
@@ -173,6 +195,7 @@ async def serve(
 
     Args:
         engine: None for upstreams only.
+        tiers: engines of the settings' tiers.
         on_serving: runs beside it, from when the address is listened on; for what changes a running server.
         manages: of several processes, the one that also listens on `admin_port`, if that is set.
 
@@ -182,9 +205,10 @@ async def serve(
     from .tenants.tenants import Tenants
 
     stop, hurry = _on_signals(signals)
-    backend = None if engine is None else _backend(settings, engine)
+    backend = None if engine is None else main_backend(settings, engine)
+    backends = Backends(backend, [tier_backend(settings, name, engine) for name, engine in tiers.items()])
     embeddings = None if embedder is None else EmbeddingBackend(settings, embedder)
-    loading = asyncio.create_task(_load(backend))
+    loading = asyncio.create_task(backends.start())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP side does
     cache = store = admin = server = starting = None
@@ -195,7 +219,7 @@ async def serve(
         near = None if backend is None else near_hits(settings, cache, embedder)
         tenants = None if store is None else Tenants(store, api_keys=settings.api_keys)
         server = HttpServer(
-            settings, backend, cache, sock, embeddings, near, tenants, shared_metrics=shared_metrics
+            settings, backends, cache, sock, embeddings, near, tenants, shared_metrics=shared_metrics
         )
         await server.start()
         admin_sock = listen_for_admin(settings) if manages and store is not None else None
@@ -208,7 +232,7 @@ async def serve(
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
             loading.result()
-            on_ready(backend)
+            on_ready(backends)
             if near is not None:
                 starting = asyncio.create_task(near.start())  # after the model, which is waited for
         await stopped
@@ -219,8 +243,7 @@ async def serve(
             task.cancel()
         await asyncio.wait(tasks)
         # The engine goes first: streams that still run end with an error event that says why, not with a cut.
-        if backend is not None:
-            await backend.close()
+        await backends.close()
         if server is not None:
             await server.drain(FAREWELL_SECONDS, hurry)
             await server.close()
@@ -234,19 +257,21 @@ async def serve(
             await asyncio.to_thread(cache.close)
 
 
-def _backend(settings: Settings, engine: AsyncEngine) -> Backend:
+def main_backend(settings: Settings, engine: AsyncEngine) -> Backend:
+    """Around the engine of `settings.model`. Raises ConfigError when an alias names what is not served."""
     return Backend(
         settings.model,
         engine,
         served_name=settings.served_model_name,
-        aliases=settings.model_aliases,
+        aliases={name: of for name, of in settings.model_aliases.items() if of not in settings.tiers},
         adapters=settings.adapters,
     )
 
 
-async def _load(backend: Backend | None) -> None:
-    if backend is not None:
-        await backend.start()
+def tier_backend(settings: Settings, name: str, engine: AsyncEngine) -> Backend:
+    """The same of a tier."""
+    aliases = {alias: of for alias, of in settings.model_aliases.items() if of == name}
+    return Backend(settings.tiers[name].model, engine, served_name=name, aliases=aliases)
 
 
 def open_cache(settings: Settings) -> "CompletionCache | None":

@@ -19,9 +19,10 @@ from ..cache.near import MODES, Mode, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
-from ..scheduler.urgency import ORDINARY, Urgency
+from ..scheduler.urgency import LOWEST, ORDINARY, Urgency
 from .backend import Backend
 from .cache_scope import CacheScope
+from .cascade.attempt import PLAIN, Attempt, Guess, NotKeptError
 from .controls import CacheControls
 from .flight import Flights, Source, at_once
 from .keeping import Keeping
@@ -29,7 +30,7 @@ from .local_account import LocalAccount
 from .merge import merged
 from .metrics import Metrics
 from .near_search import NearSearch
-from .observe.observation import Observation
+from .observe.observation import Observation, Unobserved
 from .observe.record import RequestRecord, excerpt_of_answer, excerpt_of_prompt
 from .provenance import Provenance
 from .tenants.admission import Admission
@@ -61,7 +62,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `nothing`: a limit of 0 tokens, so that only the prompt is counted. `default_limit`: most tokens where
     `params` names no limit, cut to what the context has room for; None for all it has. `cut_limit`: that of `params` is
     cut so too, instead of being refused. `thoughts`: what their tokens are counted by; None where they are not.
-    `whole`: what may be kept of the prompt; None where it is not one text or conversation.
+    `whole`: what may be kept of the prompt; None where it is not one text or conversation. `attempt`: what it is within a
+    learned route.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cut_limit: bool = False
     thoughts: ThoughtTokens | None = None
     whole: WholePrompt | None = None
+    attempt: Attempt = PLAIN
 
     @property
     def tenant(self) -> str:
@@ -184,14 +187,19 @@ class CompletionService:
     async def start(self, job: Job, record: RequestRecord) -> Generation:
         """A generation whose first chunks are there. `record`: of the request; what becomes of it is filled in.
 
-        Raises InvalidRequestError, ContextLengthError, OverloadedError or EngineDeadError.
+        Raises InvalidRequestError, ContextLengthError, OverloadedError or EngineDeadError; NotKeptError and EscalatedError
+        as the job's attempt wants it.
         """
         started = time.perf_counter()
         record.response_id = job.id
         if record.keeps_text and job.prompts[0].text is not None:
             record.prompt = excerpt_of_prompt(job.prompts[0].text)
         await self._backend.ready()
-        job = msgspec.structs.replace(job, urgency=permitted_urgency(job.admission.tenant, job.urgency))
+        urgency = permitted_urgency(job.admission.tenant, job.urgency)
+        if job.attempt.unseen:
+            urgency = Urgency(priority=LOWEST)
+        params = job.params if job.attempt.trial is None else job.attempt.trial.params(job.params)
+        asked, job = job, msgspec.structs.replace(job, urgency=urgency, params=params)
         scope = self._scope(job)
         key = None if scope is None else scope.key()
         if self._cache is not None and key is not None and job.controls.read:
@@ -199,17 +207,26 @@ class CompletionService:
             if hit is not None:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
                 kept = self.account.counted(job, head, at_once(replayed(hit.completion)))
-                return await self._begun(job, record, head, kept)
+                return await self._begun(asked, record, head, kept)
             # A prediction counts in the usage figures, and a deadline from its request's arrival: both are its client's own.
-            if job.controls.write and not job.draft and not job.urgency.has_deadline:
-                return await self._shared(job, record, started, scope, key)
-        return await self._begun(job, record, *await self._lead(job, record, started, scope, key))
+            may_share = job.controls.write and not job.draft and not job.urgency.has_deadline
+            if may_share and not job.attempt.only_kept:
+                return await self._shared(asked, job, record, started, scope, key)
+        if job.attempt.only_kept:
+            raise NotKeptError("Nothing was kept.")
+        return await self._begun(asked, record, *await self._lead(job, record, started, scope, key))
 
     async def _shared(
-        self, job: Job, record: RequestRecord, started: float, scope: CacheScope | None, key: CacheKey
+        self,
+        asked: Job,
+        job: Job,
+        record: RequestRecord,
+        started: float,
+        scope: CacheScope | None,
+        key: CacheKey,
     ) -> Generation:
         """A place on the generation of whoever asked first, or a new one that others may join. It counts for the first,
-        whoever leaves."""
+        whoever leaves. `asked`: the job as its client sees it."""
         like = (key.place, key.digest, job.urgency, self._mode(job), job.controls.ttl, job.cut_limit)
         reader, first = self._flights.board(like, lambda: self._lead(job, record, started, scope, key))
         try:
@@ -218,7 +235,7 @@ class CompletionService:
             if not first:
                 head = msgspec.structs.replace(head, provenance=Provenance("shared"))
                 batches = self.account.counted(job, head, reader)
-            return await self._begun(job, record, head, batches)
+            return await self._begun(asked, record, head, batches)
         except BaseException:
             await reader.aclose()
             raise
@@ -241,20 +258,22 @@ class CompletionService:
         self._check_length(encoded)
         if job.nothing:
             return Head(Provenance("bypass"), prompt_tokens), at_once(_nothing(job))
-        prediction = None
+        prediction = guess = None
         if job.draft:
             in_thread = len(job.draft) >= LONG_TEXT
             prediction = await self._encode(
                 Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread
             )
+        elif job.attempt.guess is not None:
+            guess = await self._guess(job.attempt.guess)
         search = None if scope is None else self._search(job, scope)
         if search is not None and self._mode(job) == "trusted":
             neighbour = await search.trusted()
             if neighbour is not None:
                 chunks = replayed(neighbour.completion, prompt_tokens=prompt_tokens)
                 return Head(Provenance.of_trusted(neighbour), prompt_tokens), at_once(chunks)
-        draft: Draft = prediction
-        if search is not None and prediction is None:
+        draft: Draft = prediction or guess
+        if search is not None and not draft:
             draft = search.draft()
         head = Head(
             Provenance("miss" if key is not None and job.controls.read else "bypass"),
@@ -279,6 +298,7 @@ class CompletionService:
         # Where a near tie may depend on the batch, guessing is for those who ask for it: elsewhere it changes no letter.
         exact = self._backend.engine.info.precision == "w8a8"
         drafts = self._speculation == "on" or (self._speculation == "auto" and exact)
+        drafts = drafts and job.attempt.guess is None  # which is for this very question
         machine_reads_it = job.params.grammar is not None
         return NearSearch(self._near, question, find=find, drafts=drafts, exact=machine_reads_it)
 
@@ -292,8 +312,18 @@ class CompletionService:
         return permitted_mode(job.admission.tenant, min(allowed, asked, key=MODES.index))
 
     async def _begun(self, job: Job, record: RequestRecord, head: Head, batches: Batches) -> Generation:
+        """`job`: as its client sees it."""
         transcript = _transcript(job, head)
-        observation = Observation(self._metrics, record, head.provenance)
+        trial = job.attempt.trial
+        if trial is not None:
+            batches = trial.judged(
+                batches,
+                prompt_tokens=head.prompt_tokens,
+                tokenizer=self._backend.tokenizer.fingerprint,
+                shown=job.params,
+            )
+        observe = Unobserved if job.attempt.unseen else Observation
+        observation = observe(self._metrics, record, head.provenance)
         generation = Generation(head.provenance, transcript, batches, observation)
         try:
             await generation.begin()
@@ -390,6 +420,12 @@ class CompletionService:
         if not in_thread:
             return encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
+
+    async def _guess(self, guess: Guess) -> list[int]:
+        if guess.token_ids is not None and guess.tokenizer == self._backend.tokenizer.fingerprint:
+            return guess.token_ids
+        prompt = Prompt(text=guess.text, add_special_tokens=False)
+        return await self._encode(prompt, in_thread=len(guess.text) >= LONG_TEXT)
 
     async def close(self) -> None:
         """Waits, for `SETTLING_SECONDS` at most, for what is still to be kept of replies that have ended."""

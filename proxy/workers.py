@@ -1,4 +1,4 @@
-"""`--workers N`: one engine process, N HTTP processes on one port (SO_REUSEPORT), and a parent that keeps
+"""`--workers N`: one engine process per model, N HTTP processes on one port (SO_REUSEPORT), and a parent that keeps
 them alive.
 """
 
@@ -24,7 +24,7 @@ from ..errors import ModelLoadError, PenstockError
 from ..models.embedding_location import choose_embedding_model
 from ..scheduler import EmbedderProcess, EngineProcess, ModelInfo
 from .reload import Watcher, apply, changed
-from .server import address_of, engine_config, listen
+from .server import address_of, engine_config, listen, tier_configs
 
 if TYPE_CHECKING:
     from .context import Context
@@ -42,13 +42,14 @@ class Addresses(msgspec.Struct, frozen=True):
     """Where the workers find what they share. None: there is no such model."""
 
     engine: str | None
+    tiers: dict[str, str]
     embedder: str | None
 
 
 class Serving(msgspec.Struct, frozen=True):
-    """A worker answers now. `info` None: upstreams only."""
+    """A worker answers now. `infos`: of the models served here, the main one first."""
 
-    info: ModelInfo | None
+    infos: dict[str, ModelInfo]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -78,7 +79,7 @@ class _Worker:
 
 
 def serve_with_workers(
-    settings: Settings, source: SettingsSource, *, on_ready: Callable[[str, ModelInfo | None], None]
+    settings: Settings, source: SettingsSource, *, on_ready: Callable[[str, dict[str, ModelInfo]], None]
 ) -> None:
     """Runs until SIGTERM or SIGINT; passes them on, so that every worker drains. Changed settings are handed to all workers.
 
@@ -95,28 +96,35 @@ def serve_with_workers(
     signal.signal(signal.SIGHUP, lambda received, _frame: hangups.append(received))
     metrics = Path(tempfile.mkdtemp(prefix="penstock-metrics-"))
     engine = None if settings.model == NO_MODEL else EngineProcess(engine_config(settings))
+    tiers = {name: EngineProcess(config) for name, config in tier_configs(settings).items()}
+    engines = [*([] if engine is None else [engine]), *tiers.values()]
     embedding_model = choose_embedding_model(settings.embedding_model)
     embedder = None if embedding_model is None else EmbedderProcess(embedding_model)
     workers: list[_Worker] = []
     changes = Changes(settings, source, asked_port, hangups)
     try:
-        if engine is not None:
-            engine.start()
-        addresses = _addresses(engine, embedder)
+        for one in engines:
+            one.start()
+        addresses = Addresses(
+            None if engine is None else engine.address,
+            {name: tier.address for name, tier in tiers.items()},
+            None if embedder is None else embedder.address,
+        )
         workers = [_Worker(settings, addresses, metrics, place) for place in range(settings.workers)]
         _watch(
-            engine,
+            engines,
+            addresses,
             embedder,
             workers,
             metrics,
             signals,
             changes,
-            lambda info: on_ready(address_of(reserved), info),
+            lambda infos: on_ready(address_of(reserved), infos),
         )
     finally:
         _stop(workers, signals, changes.settings.drain_timeout)
-        if engine is not None:
-            engine.stop()
+        for one in engines:
+            one.stop()
         if embedder is not None:
             embedder.stop()
         reserved.close()
@@ -166,13 +174,14 @@ class Changes:
 
 
 def _watch(
-    engine: EngineProcess | None,
+    engines: list[EngineProcess],
+    addresses: Addresses,
     embedder: EmbedderProcess | None,
     workers: list[_Worker],
     metrics: Path,
     signals: list[int],
     changes: Changes,
-    on_ready: Callable[[ModelInfo | None], None],
+    on_ready: Callable[[dict[str, ModelInfo]], None],
 ) -> None:
     """Returns on a signal. Raises ModelLoadError when workers or engine cannot get going."""
     serving: set[int] = set()
@@ -201,7 +210,7 @@ def _watch(
                 young_deaths = 0
                 if len(serving) == len(workers) and not announced:
                     announced = True
-                    on_ready(news.info)
+                    on_ready(news.infos)
             if worker.process.is_alive() or signals:
                 continue
             young = time.monotonic() - worker.started < YOUNG_SECONDS
@@ -218,18 +227,14 @@ def _watch(
             worker.news.close()
             for file in metrics.glob(f"gauge_live*_{worker.process.pid}.db"):
                 file.unlink()  # its counters go on counting; how it saw upstreams does not
-            workers[place] = _Worker(changes.settings, _addresses(engine, embedder), metrics, place)
-        if engine is not None and not engine.alive and not signals:
+            workers[place] = _Worker(changes.settings, addresses, metrics, place)
+        for engine in engines:
+            if engine.alive or signals:
+                continue
             if not announced:
                 raise ModelLoadError("The engine process ended while loading the model; its log says why.")
             log.error("the engine ended; starting it again")
             engine.start()
-
-
-def _addresses(engine: EngineProcess | None, embedder: EmbedderProcess | None) -> Addresses:
-    return Addresses(
-        None if engine is None else engine.address, None if embedder is None else embedder.address
-    )
 
 
 def _stop(workers: list[_Worker], signals: list[int], drain_timeout: float) -> None:
@@ -273,6 +278,7 @@ def _run_worker(
     async def run() -> None:
         _end_with_parent()
         engine = None if addresses.engine is None else AsyncEngine.connect(addresses.engine)
+        tiers = {name: AsyncEngine.connect(address) for name, address in addresses.tiers.items()}
         embedder = None if addresses.embedder is None else AsyncEmbedder.connect(addresses.embedder)
         sock = listen(settings, shared=True)
         await serve(
@@ -280,8 +286,11 @@ def _run_worker(
             engine,
             sock,
             embedder,
+            tiers=tiers,
             on_serving=lambda context: _follow(context, news),
-            on_ready=lambda backend: news.send(Serving(None if backend is None else backend.engine.info)),
+            on_ready=lambda backends: news.send(
+                Serving({backend.name: backend.engine.info for backend in backends})
+            ),
             manages=place == 0,
             shared_metrics=metrics,
             signals=(signal.SIGTERM,),

@@ -1,6 +1,6 @@
 """The one direction of imports, and what an import costs. Reads syntax trees, lazy imports included.
 
-    kernels ← models ← scheduler ← proxy ← cli          cache ← proxy          kernels, models ← compress
+    kernels ← models ← scheduler ← proxy ← tune ← cli     cache ← proxy     kernels, models ← compress ← tune
 
 `penstock.errors`, `penstock.config` and `penstock.native_build` are leaves that all may import, but kernels only the last.
 """
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "cache": LEAVES,
     "compress": {"models", "kernels", *LEAVES},
     "proxy": {"scheduler", "models", "kernels", "cache", *LEAVES},
-    "cli": {"proxy", "scheduler", "models", "kernels", "cache", "compress", *LEAVES},
+    "tune": {"proxy", "models", "cache", "compress", *LEAVES},
+    "cli": {"proxy", "scheduler", "models", "kernels", "cache", "compress", "tune", *LEAVES},
 }
 MAY_NOT_USE = {
     "errors": {"aiohttp", "lmdb", "torch", "transformers", "msgspec"},
@@ -43,11 +44,12 @@ MAY_NOT_USE = {
     "cache": {"aiohttp", "torch", "transformers"},
     "compress": {"aiohttp", "lmdb"},
     "proxy": {"lmdb", "torch", "transformers"},
+    "tune": {"lmdb", "torch", "transformers"},
     "cli": {"lmdb", "torch", "transformers"},
 }
 # One module each that may, for all of its part.
 MAY_USE_ALONE = {"penstock.proxy.tenants.environment": {"lmdb"}}
-PARTS = ("kernels", "models", "scheduler", "cache", "proxy", "compress")
+PARTS = ("kernels", "models", "scheduler", "cache", "proxy", "compress", "tune")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -46,6 +46,7 @@ def fields_of(record: RequestRecord) -> dict[str, object]:
         "response_id": record.response_id,
         "stream": record.stream,
         "cache": record.outcome,
+        "routing": record.routing,
         "upstream": record.upstream,
         "targets": record.targets,
         "prompt_tokens": record.prompt_tokens,

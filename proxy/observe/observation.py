@@ -47,3 +47,13 @@ class Observation:
         record.completed = whole
         record.cut = not whole and not self.refused
         record.finish_reasons = list(finish_reasons)
+
+
+class Unobserved(Observation):
+    """Of an answer that nobody waits for: it is in no figure, and its record is nobody's."""
+
+    def piece(self) -> None:
+        self._last = self.record.piece_came()
+
+    def queued(self, seconds: float) -> None:
+        pass

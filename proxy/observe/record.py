@@ -33,6 +33,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
         upload_seconds, write_seconds: waited for the client: for its body, and for it to read.
         completed: an answer that came whole. `cut`: one that did not, but for refusals.
         error: the code, or else type, of the error that the client was told.
+        routing: why a learned route went as it did.
         upstream: who answered, if it was no engine of ours; `targets`: how many models were asked until one did.
         cost, saved_cost: money, in the currency of the configured prices.
         saved_seconds: of the engine, spared by the cache.
@@ -70,6 +71,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
     saved_seconds: float | None = None
     error: str | None = None
 
+    routing: str | None = None
     upstream: str | None = None
     targets: int = 0
     cost: float | None = None

@@ -179,6 +179,7 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue | None]:
         "gen_ai.input.messages": _message("user", record.prompt),
         "gen_ai.output.messages": _message("assistant", record.answer),
         "penstock.cache": record.outcome,
+        "penstock.routing": record.routing,
         "penstock.overhead": record.overhead,
         "penstock.cost": record.cost,
     }

@@ -32,7 +32,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _local(given: Asked, served: Served) -> LocalAnswer:
-    context = given.context
+    context, local = given.context, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.chat(given.fields), ChatRequest)
     job, layout = await chat_job(
@@ -40,13 +40,13 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         id=f"chatcmpl-{uuid.uuid4().hex}",
         admission=given.admission,
         controls=given.controls,
-        backend=context.backend,
+        backend=local.backend,
         served=served,
         policy=policy,
     )
-    generation = await context.service.start(job, given.record)
+    generation = await local.service.start(given.attempted(job), given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
-    logprobs = ChatLogprobs(context.backend.tokenizer) if asked.logprobs else None
+    logprobs = ChatLogprobs(local.backend.tokenizer) if asked.logprobs else None
     head = context.reply_head(job.id, served)
     form = None
     if given.stream:

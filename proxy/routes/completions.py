@@ -26,11 +26,11 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _local(given: Asked, served: Served) -> LocalAnswer:
-    context = given.context
+    context, local = given.context, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     asked = convert(policy.completions(given.fields), CompletionRequest)
-    await context.backend.ready()
-    params, nothing = asked.sampling_params(context.backend.defaults.sampling)
+    await local.backend.ready()
+    params, nothing = asked.sampling_params(local.backend.defaults.sampling)
     prompts = _prompts(asked)
     text = prompts[0].text if len(prompts) == 1 else None
     job = Job(
@@ -45,9 +45,9 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
         default_limit=COMPLETION_MAX_TOKENS,
         whole=None if text is None else WholePrompt(served.name, text=text),
     )
-    generation = await context.service.start(job, given.record)
+    generation = await local.service.start(given.attempted(job), given.record)
     headers = reply_headers(generation, model=served.name, dropped=policy.dropped)
-    logprobs = None if asked.logprobs is None else CompletionLogprobs(context.backend.tokenizer)
+    logprobs = None if asked.logprobs is None else CompletionLogprobs(local.backend.tokenizer)
     head = context.reply_head(job.id, served)
     form = None
     if given.stream:

@@ -34,7 +34,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 
 async def _local(given: Asked, served: Served) -> LocalAnswer:
-    context, caller = given.context, given.caller
+    context, caller, local = given.context, given.caller, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     check_headers(given.request.headers, policy)
     translated = to_chat(given.fields, policy, for_engine=True)
@@ -45,12 +45,13 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             id=f"msg_{uuid.uuid4().hex}",
             admission=given.admission,
             controls=given.controls,
-            backend=context.backend,
+            backend=local.backend,
             served=served,
             policy=policy,
         )
         # Clients ask for tens of thousands of tokens by default; the stop_reason says where the context ended.
-        generation = await context.service.start(msgspec.structs.replace(job, cut_limit=True), given.record)
+        job = msgspec.structs.replace(given.attempted(job), cut_limit=True)
+        generation = await local.service.start(job, given.record)
     head = Head(job.id, served.name, asked.max_tokens, translated.shows_thoughts)
     form = None
     if given.stream:
@@ -97,7 +98,7 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def _count(given: Asked, served: Served) -> Ready:
-    context = given.context
+    context, local = given.context, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     check_headers(given.request.headers, policy)
     translated = to_counted_chat(given.fields, policy)
@@ -107,11 +108,11 @@ async def _count(given: Asked, served: Served) -> Ready:
             id=given.caller.request_id,
             admission=given.admission,
             controls=CacheControls(),
-            backend=context.backend,
+            backend=local.backend,
             served=served,
             policy=policy,
         )
-    return Ready(json_response({"input_tokens": await prompt_tokens(job, context.backend)}))
+    return Ready(json_response({"input_tokens": await prompt_tokens(job, local.backend)}))
 
 
 COUNT = Dialect(

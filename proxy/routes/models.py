@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the local model, its adapters, routes, upstreams' models, and the embedding model.
+"""GET /v1/models and /v1/models/{id}: the local models, their adapters, routes, upstreams' models, and the embedding model.
 
 Anthropic's clients are told of those that can talk, as their own API tells it.
 """
@@ -63,11 +63,12 @@ def _embedding_card(context: Context, embeddings: EmbeddingBackend) -> dict[str,
 
 
 def _card(context: Context, name: str) -> dict[str, object]:
-    """`root`: what answers first, as things are now."""
-    target = context.router.plan(name, Ask(0, 0)).targets[0]
+    """`root`: what answers first, as things are now; of a learned route the large tier, whose promise it is."""
+    plan = context.router.plan(name, Ask(0, 0))
+    target = plan.targets[0] if plan.learned is None else plan.targets[-1]
     card = {"id": name, "object": "model", "created": context.started, "root": target.name}
     if isinstance(target, RemoteTarget):
         return {**card, "owned_by": target.upstream, "max_model_len": None}
-    backend = context.backend
+    backend = context.backends.of(target.served)
     length = backend.engine.info.max_model_len if backend.is_ready else None
     return {**card, "owned_by": "penstock", "max_model_len": length}

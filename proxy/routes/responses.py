@@ -40,7 +40,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 
 async def _local(given: Asked, served: Served) -> LocalAnswer:
-    context = given.context
+    context, local = given.context, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     asked = read_request(given.fields, policy)
     as_chat = to_chat(asked, policy)
@@ -50,12 +50,12 @@ async def _local(given: Asked, served: Served) -> LocalAnswer:
             id=f"resp_{uuid.uuid4().hex}",
             admission=given.admission,
             controls=given.controls,
-            backend=context.backend,
+            backend=local.backend,
             served=served,
             policy=policy,
         )
-        logprobs = _logprobs(asked, layout, context.backend.tokenizer, policy)
-        generation = await context.service.start(job, given.record)
+        logprobs = _logprobs(asked, layout, local.backend.tokenizer, policy)
+        generation = await local.service.start(given.attempted(job), given.record)
     head = head_of(
         asked,
         id=job.id,
@@ -81,7 +81,7 @@ async def count_input_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def _count(given: Asked, served: Served) -> Ready:
-    context = given.context
+    context, local = given.context, given.context.local_of(served)
     policy = FieldPolicy(context.settings.unsupported)
     as_chat = to_chat(read_request({**given.fields, "model": served.name}, policy), policy)
     with as_chat.names.in_errors():
@@ -90,11 +90,11 @@ async def _count(given: Asked, served: Served) -> Ready:
             id=given.caller.request_id,
             admission=given.admission,
             controls=CacheControls(),
-            backend=context.backend,
+            backend=local.backend,
             served=served,
             policy=policy,
         )
-    counted = await prompt_tokens(job, context.backend)
+    counted = await prompt_tokens(job, local.backend)
     return Ready(json_response({"object": "response.input_tokens", "input_tokens": counted}))
 
 

@@ -18,9 +18,10 @@ async def live(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 while new requests would be answered: the model is loaded, the engine lives, nobody stops us.
+    """200 while new requests would be answered: all models are loaded, the main one's engine lives, nobody stops us.
 
-    Upstreams do not count: a sidecar taken out because one of them is down could not use the others, nor its cache.
+    Upstreams do not count, nor tiers that were loaded once: a sidecar taken out because one of them is down could not use
+    the others, nor its cache.
     """
     context = request.app[CONTEXT]
     if context.edge.draining:
@@ -28,15 +29,20 @@ async def ready(request: web.Request) -> web.Response:
     upstreams = {
         upstream.name: "ready" if upstream.healthy else "left_alone" for upstream in context.upstreams
     }
-    if context.local is None:
+    if not context.backends:
         return json_response({"status": "ready", "model": None, "upstreams": upstreams})
-    backend = context.backend
-    if backend.failure is not None:
-        return json_response({"status": "failed", "reason": backend.failure.message}, status=503)
-    if not backend.is_ready:
-        return json_response({"status": "loading"}, status=503)
-    body = {"status": "ready", "model": backend.name}
-    return json_response({**body, "upstreams": upstreams} if upstreams else body)
+    main, *tiers = context.backends
+    for backend in context.backends:
+        if backend.failure is not None:
+            return json_response({"status": "failed", "reason": backend.failure.message}, status=503)
+    body: dict[str, object] = {"status": "ready", "model": main.name}
+    if not (main.is_ready and all(tier.is_loaded for tier in tiers)):
+        body = {"status": "loading"}
+    if tiers:
+        body["tiers"] = {tier.name: "ready" if tier.is_ready else "loading" for tier in tiers}
+    if upstreams:
+        body["upstreams"] = upstreams
+    return json_response(body, status=503 if body["status"] == "loading" else 200)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -18,11 +18,11 @@ from ..tools import Tools
 async def tokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     asked = convert(decode_object(await read_body(request)), TokenizeRequest)
-    context.backend.find(asked.model)
+    backend = context.backends.find(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidRequestError("Send either prompt or messages.", param="prompt")
-    await context.backend.ready()
-    tokenizer = context.backend.tokenizer
+    await backend.ready()
+    tokenizer = backend.tokenizer
     special = asked.add_special_tokens
     if asked.messages is not None:
         messages = template_messages(asked.messages, tokenizer=tokenizer, policy=FieldPolicy("refuse"))
@@ -43,7 +43,7 @@ async def tokenize(request: web.Request) -> web.Response:
     return json_response(
         {
             "count": len(token_ids),
-            "max_model_len": context.backend.engine.info.max_model_len,
+            "max_model_len": backend.engine.info.max_model_len,
             "tokens": token_ids,
             "token_strs": strings if asked.return_token_strs else None,
         }
@@ -53,9 +53,9 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     asked = convert(decode_object(await read_body(request)), DetokenizeRequest)
-    context.backend.find(asked.model)
-    await context.backend.ready()
-    tokenizer = context.backend.tokenizer
+    backend = context.backends.find(asked.model)
+    await backend.ready()
+    tokenizer = backend.tokenizer
     for token_id in asked.tokens:
         if not 0 <= token_id < tokenizer.vocab_size:
             raise InvalidRequestError(

@@ -1,14 +1,17 @@
 """The decision itself: one pure function from a route, a request and the state of things to an order of targets.
 
-A route that learns is another function of the same arguments.
+A learned route is walked otherwise (cascade/walk.py): it looks at answers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from .target import Target
+
+if TYPE_CHECKING:
+    from ..cascade.learned_route import LearnedRoute
 
 Policy = Literal["fixed", "weighted", "cheapest"]
 
@@ -20,12 +23,23 @@ class Ask(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
+class Effort(msgspec.Struct, frozen=True):
+    """What a request would take of an engine of ours, by what others took: seconds, and money by its hour's price. 0 where
+    nothing has shown that yet, and of an upstream."""
+
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
+NO_EFFORT = Effort()
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """A target and how it is doing.
 
     Attributes:
         healthy: asked now, it would probably answer.
-        cost: what the request would cost there; None: unknown.
+        cost: what the request would cost there besides what is paid in any case; None: unknown.
         weight: its share, with the policy "weighted".
     """
 
@@ -33,13 +47,16 @@ class Candidate(msgspec.Struct, frozen=True):
     healthy: bool
     cost: float | None
     weight: float = 1.0
+    effort: Effort = NO_EFFORT
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Whom to ask, and should that fail before the first token, whom next; `reason`: why the first."""
+    """Whom to ask, and should that fail before the first token, whom next; `reason`: why the first. `learned`: the route
+    whose judge decides instead."""
 
     targets: tuple[Target, ...]
     reason: str
+    learned: "LearnedRoute | None" = None
 
 
 def plan(policy: Policy, candidates: Sequence[Candidate], draw: float) -> Plan:
@@ -76,7 +93,12 @@ def _weighted(candidates: Sequence[Candidate], draw: float) -> list[Candidate]:
 
 
 def _cheapest(candidates: Sequence[Candidate], _draw: float) -> list[Candidate]:
-    return sorted(candidates, key=lambda one: float("inf") if one.cost is None else one.cost)
+    """Of engines of ours, whose hours are paid for, the one that spends least of them."""
+
+    def price(one: Candidate) -> tuple[float, float, float]:
+        return (float("inf") if one.cost is None else one.cost, one.effort.cost, one.effort.seconds)
+
+    return sorted(candidates, key=price)
 
 
 _ORDERS: dict[Policy, Callable[[Sequence[Candidate], float], list[Candidate]]] = {

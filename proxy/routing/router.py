@@ -2,43 +2,54 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, ModelNotFoundError
 from ...tables import ANY_MODEL, Route, Upstream
-from ..backend import Backend
-from .plan import Ask, Candidate, Plan, plan
+from ..backends import Backends
+from .plan import NO_EFFORT, Ask, Candidate, Effort, Plan, plan
 from .target import LocalTarget, RemoteTarget, Target
+
+if TYPE_CHECKING:
+    from ..cascade.learned_route import LearnedRoute
 
 Health = Callable[[Target], bool]
 Cost = Callable[[Target, Ask], float | None]
+Efforts = Callable[[Target, Ask], Effort]
+Learn = Callable[[str, Route, Target, Target], "LearnedRoute"]
 
 
 class Router:
-    """Resolves names in this order: routes, the local model's own, UPSTREAM/MODEL, models of upstreams (of several that
+    """Resolves names in this order: routes, those of local models, UPSTREAM/MODEL, models of upstreams (of several that
     have it, in the file's order), and last what takes any name.
 
     Args:
-        backend: None without a local engine.
+        backends: the local models.
         healthy: whether a target would probably answer now.
         cost: of a request there, None where unknown.
+        effort: of an engine of ours for it.
+        learn: makes a route with a judge of its name, its settings, and its small and its large tier.
 
     Raises ConfigError when a route names what is not there.
     """
 
     def __init__(
         self,
-        backend: Backend | None,
+        backends: Backends,
         upstreams: Mapping[str, Upstream],
         routes: Mapping[str, Route],
         *,
         healthy: Health,
         cost: Cost,
+        effort: Efforts = lambda _target, _ask: NO_EFFORT,
+        learn: Learn | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._backend = backend
+        self._backends = backends
         self._upstreams = upstreams
         self._healthy = healthy
         self._cost = cost
+        self._effort = effort
         self._draw = draw
         self._models: dict[str, list[Target]] = {}
         for upstream, settings in upstreams.items():
@@ -47,21 +58,30 @@ class Router:
                     target = RemoteTarget(upstream, prices.name or model, prices)
                     self._models.setdefault(model, []).append(target)
         self._routes = {name: (route, self._targets(name, route)) for name, route in routes.items()}
+        self._learned: dict[str, Plan] = {}
+        for name, (route, targets) in self._routes.items():
+            if route.is_learned:
+                assert learn is not None, "there are learned routes, so somebody must make them"
+                learned = learn(name, route, *targets)
+                self._learned[name] = Plan(tuple(targets), route.policy, learned)
 
     @property
     def names(self) -> list[str]:
         """What clients can ask for, but for names taken by "*"."""
-        local = [] if self._backend is None else self._backend.names
-        return list(dict.fromkeys([*self._routes, *local, *self._models]))
+        return list(dict.fromkeys([*self._routes, *self._backends.names, *self._models]))
 
     def plan(self, name: str, ask: Ask) -> Plan:
         """Raises ModelNotFoundError."""
         found = self._routes.get(name)
         if found is not None:
             route, targets = found
+            if route.policy == "cascade" or route.policy == "predictive":
+                return self._learned[name]
             weights: Sequence[float] = route.weights or (1.0,) * len(targets)
             candidates = [
-                Candidate(target, self._healthy(target), self._cost(target, ask), weight)
+                Candidate(
+                    target, self._healthy(target), self._cost(target, ask), weight, self._effort(target, ask)
+                )
                 for target, weight in zip(targets, weights, strict=True)
             ]
             return plan(route.policy, candidates, self._draw())
@@ -75,8 +95,9 @@ class Router:
         return plan("fixed", [Candidate(target, self._healthy(target), None) for target in targets], 0.0)
 
     def _find(self, name: str) -> list[Target]:
-        if self._backend is not None and name in self._backend.names:
-            return [LocalTarget(self._backend.find(name))]
+        served = self._backends.named(name)
+        if served is not None:
+            return [LocalTarget(served)]
         upstream, _, model = name.partition("/")
         if upstream in self._upstreams and model:
             named = self._of_upstream(upstream, model)
@@ -84,8 +105,9 @@ class Router:
                 return [named]
         if name in self._models:
             return self._models[name]
-        if self._backend is not None and ANY_MODEL in self._backend.aliases:
-            return [LocalTarget(self._backend.find(name))]
+        default = self._backends.default
+        if default is not None:
+            return [LocalTarget(default.find(name))]
         return [
             RemoteTarget(upstream, name, settings.known_models[ANY_MODEL], any_name=True)
             for upstream, settings in self._upstreams.items()
@@ -107,7 +129,7 @@ class Router:
             if len(found) != 1:
                 why = "is nothing that is served" if not found else "stands for several upstreams"
                 raise ConfigError(
-                    f"routes.{name} names {wanted!r}, which {why}; name the local model, or UPSTREAM/MODEL.",
+                    f"routes.{name} names {wanted!r}, which {why}; name a local model, or UPSTREAM/MODEL.",
                     param="routes",
                 )
             targets += found

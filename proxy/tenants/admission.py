@@ -20,7 +20,7 @@ class Admission:
     """Open until `close`, and until the last of its calls has ended: others may still read what its own client has left.
     Then its place comes free, and what it took is written. Of one event loop.
 
-    `appraise`: adds to what a call took what that saved.
+    `appraise`: adds to what a call took what that saved; asked once all is known, and whenever it is to be told.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Admission:
     @property
     def saved_cost(self) -> float | None:
         """What they saved, as far as that is known; None where nothing is."""
-        costs = [saving.cost for spend in self._known for saving in spend.savings if saving.cost is not None]
+        spends = map(self.appraise, self._known)
+        costs = [saving.cost for spend in spends for saving in spend.savings if saving.cost is not None]
         return sum(costs, 0.0) if costs else None
 
     def call(self, model: str) -> "Call":
@@ -69,7 +70,7 @@ class Admission:
             self._known.append(spend)
         self._num_open -= 1
         if self._num_open == 0 and self._counters is not None:
-            spends, self._spends = self._spends, []
+            spends, self._spends = [self.appraise(spend) for spend in self._spends], []
             self._counters.settle(Ended(self.tenant, self._ask, spends, self._is_settled))
             self._is_settled = True
 
@@ -93,7 +94,7 @@ class Call:
 
     def settle(self, spend: Spend) -> None:
         """It has ended, and took this."""
-        self._close(self._admission.appraise(spend))
+        self._close(spend)
 
     def refused(self) -> None:
         """It has ended before anything was computed."""

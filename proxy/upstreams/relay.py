@@ -20,6 +20,7 @@ from ...errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
+from ..cascade.attempt import EscalatedError, NotKeptError
 from ..flight import Flights, Source, at_once
 from ..keeping import Keeping
 from ..provenance import Provenance
@@ -83,6 +84,8 @@ class Relay:
                 with asked.admission.call(target.name) as call:
                     call.settle(reused_spend(target, tokens_in(body), hit.completion.engine_seconds))
                 return RelayHead(Provenance.of_hit(hit)), at_once(api.replay(asked, target, body))
+        if asked.attempt.only_kept:
+            raise NotKeptError("Nothing was kept.")
         keep = key if write else None
         # Deadlines are counted from each request's own arrival.
         if key is not None and read and write and not asked.urgency.has_deadline:
@@ -163,12 +166,20 @@ class Relay:
             raise UpstreamError(f"The upstream {upstream.name} answered with {what}.")
         if not asked.stream:
             reply.close()
-            body = reading.whole(reply.body)
+            try:
+                body = reading.whole(reply.body)
+            except EscalatedError:
+                call.settle(spend_of(target, reading.tokens))
+                raise
             call.settle(spend_of(target, reading.tokens))
             settle()
             return head, at_once(body)
         forwarded = _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
-        await forwarded.begin()
+        try:
+            await forwarded.begin()
+        except EscalatedError:
+            call.settle(spend_of(target, reading.tokens))
+            raise
         return head, forwarded
 
     def _key(

@@ -132,7 +132,7 @@ def test_every_setting_has_a_flag_and_a_line_of_help() -> None:
     text = parser.format_help()
     for entry in TABLE.values():
         assert (entry.flag in text) is (entry.about.group in ALL_GROUPS), entry.name
-        assert entry.about.group in ALL_GROUPS or entry.name in ("upstreams", "routes"), (
+        assert entry.about.group in ALL_GROUPS or entry.name in ("tiers", "upstreams", "routes"), (
             "tables have no flags"
         )
 

@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 from penstock_command import PENSTOCK
+from simple_router import write_router
 
 from penstock import cli_doctor, doctor
 from penstock.config import Settings
 from penstock.doctor import Finding
 from penstock.proxy.tenants.tenant import Tenant
 from penstock.proxy.tenants.tenants import TenantStore
-from penstock.tables import Secret, Upstream
+from penstock.tables import Route, Secret, Tier, Upstream
 
 
 def only(findings: Iterator[Finding]) -> Finding:
@@ -115,9 +116,28 @@ def test_a_model(tmp_path: Path) -> None:
     assert only(doctor.model(settings(tmp_path, model="./nowhere"))).level == "fail"
 
 
+def test_every_tier_is_looked_at_with_the_memory_that_the_others_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_memory_available", lambda: 30 << 20)
+    tiers = {"same": Tier(model="builtin"), "other": Tier(model="./nowhere")}
+    main, same, other = doctor.model(settings(tmp_path, tiers=tiers))
+    assert [finding.check for finding in (main, same, other)] == ["model", "tier same", "tier other"]
+    assert (main.level, same.level, other.level) == ("ok", "fail", "fail")
+
+
 @pytest.mark.parametrize(("available", "level"), [(100, "ok"), (60, "warn"), (40, "fail"), (None, "ok")])
 def test_a_model_and_the_memory(available: int | None, level: str) -> None:
-    assert doctor._fits("m", 50 << 30, None if available is None else available << 30).level == level
+    assert doctor._fits("model", "m", 50 << 30, None if available is None else available << 30).level == level
+
+
+def test_a_router_file(tmp_path: Path) -> None:
+    file = write_router(tmp_path / "router.json", "small", "large")
+    routes = {"best": Route(targets=("small", "large"), policy="cascade", router=file)}
+    found = only(doctor.routers(settings(tmp_path, routes=routes)))
+    assert (found.check, found.level, found.text) == ("route best", "ok", f"{file} judges small and large")
+    file.write_text("{}")
+    assert only(doctor.routers(settings(tmp_path, routes=routes))).level == "fail"
 
 
 def test_a_cache(tmp_path: Path) -> None:

@@ -136,3 +136,85 @@ def test_a_key_that_no_header_can_hold(tmp_path: Path) -> None:
 def test_a_key_in_clear_is_noticed(tmp_path: Path, url: str, clear: bool) -> None:
     up = settings(tmp_path, f"[upstreams.up]\nbase_url = '{url}'\napi_key_env = 'K'", K="sk").upstreams["up"]
     assert up.sends_key_in_clear is clear
+
+
+def test_tiers_have_settings_of_their_own(tmp_path: Path) -> None:
+    read = settings(
+        tmp_path,
+        """
+        model = "/models/large"
+        max_num_seqs = 8
+        [tiers.small]
+        model = "/models/small"
+        quantize = "w8a8"
+        hour_price = 0.5
+        """,
+    )
+    small = read.tiers["small"]
+    assert (small.model, small.quantize, small.hour_price) == ("/models/small", "w8a8", 0.5)
+    assert (read.max_num_seqs, small.max_num_seqs) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[tiers.small]\nquantize = 'w8a8'", r"tiers\.small.*`model`"),
+        ("[tiers.small]\nmodel = 'm'\nport = 1", r"tiers\.small.*`port`"),
+        (
+            "[tiers.small]\nmodel = 'm'\nhour_price = -1",
+            r"tiers\.small: hour_price is -1\.0; it must be 0 or more",
+        ),
+        ("[tiers.'a/b']\nmodel = 'm'", "A tier is called 'a/b'"),
+        (
+            f"model = 'none'\n[tiers.small]\nmodel = 'm'\n[upstreams.up]\n{URL}",
+            "model is 'none', but there are tiers",
+        ),
+    ],
+)
+def test_a_wrong_tier_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings(tmp_path, text)
+
+
+LEARNED = "targets = ['a', 'b']\npolicy = 'cascade'\nrouter = 'router.json'"
+
+
+def test_a_route_with_a_judge(tmp_path: Path) -> None:
+    text = f"[routes.best]\n{LEARNED}\nquality = 0.95\nbuffer_tokens = 8\nshadow_share = 0.1\nshadow_budget = 1000"
+    best = settings(tmp_path, text).routes["best"]
+    assert best.is_learned and best.router == Path("router.json")
+    assert (best.quality, best.buffer_tokens, best.shadow_share, best.shadow_budget) == (0.95, 8, 0.1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            "targets = ['a', 'b']\nrouter = 'r'",
+            'router is for policy = "cascade" or "predictive", not "fixed"',
+        ),
+        ("targets = ['a', 'b']\npolicy = 'cascade'", 'needs router = "FILE"'),
+        ("targets = ['a', 'b', 'c']\npolicy = 'predictive'\nrouter = 'r'", "has two targets.*not 3"),
+        (f"{LEARNED}\nquality = 1.5", "quality is 1.5"),
+        (f"{LEARNED}\nbuffer_tokens = -1", "buffer_tokens is -1"),
+        (
+            "targets = ['a', 'b']\npolicy = 'predictive'\nrouter = 'r'\nbuffer_tokens = 4",
+            "buffer_tokens is 4",
+        ),
+        (f"{LEARNED}\nquality = 0.9\nshadow_share = 2.0\nshadow_budget = 1", "shadow_share is 2.0"),
+        (f"{LEARNED}\nquality = 0.9\nshadow_share = 0.5", "give both, or neither"),
+        (f"{LEARNED}\nshadow_share = 0.5\nshadow_budget = 100", "say which, as quality"),
+    ],
+)
+def test_a_wrong_route_with_a_judge_is_named(tmp_path: Path, table: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"routes.best.*{says}"):
+        settings(tmp_path, f"[routes.best]\n{table}")
+
+
+def test_what_its_engine_would_refuse_names_the_tier(tmp_path: Path) -> None:
+    from penstock.proxy.server import tier_configs
+
+    read = settings(tmp_path, "[tiers.small]\nmodel = 'builtin'\nmax_num_seqs = 0")
+    with pytest.raises(ConfigError) as caught:
+        tier_configs(read)
+    assert caught.value.message.startswith("tiers.small: max_num_seqs is 0; it must")

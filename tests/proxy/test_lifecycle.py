@@ -12,6 +12,7 @@ from running_server import RunningServer, running_server
 from penstock.config import Settings
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.proxy.backend import Backend
+from penstock.proxy.backends import Backends
 from penstock.proxy.server import HttpServer, address_of, listen
 from penstock.scheduler import AsyncEngine, EngineConfig
 
@@ -32,7 +33,7 @@ async def test_requests_wait_while_the_model_loads(engine_address: str, model: P
     settings = Settings(model=str(model), port=0)
     sock = listen(settings)
     backend = Backend(settings.model, AsyncEngine.connect(engine_address))
-    server = HttpServer(settings, backend, None, sock)
+    server = HttpServer(settings, Backends(backend), None, sock)
     await server.start()
     url = address_of(sock)
     try:
@@ -55,7 +56,7 @@ async def test_a_model_that_cannot_load_fails_requests_too(tmp_path: Path) -> No
     settings = Settings(model=str(tmp_path), port=0)
     sock = listen(settings)
     backend = Backend(settings.model, AsyncEngine(EngineConfig(model=str(tmp_path))))
-    server = HttpServer(settings, backend, None, sock)
+    server = HttpServer(settings, Backends(backend), None, sock)
     await server.start()
     url = address_of(sock)
     try:
@@ -148,7 +149,7 @@ async def test_metrics_count_what_happened(server: RunningServer) -> None:
     assert risen('penstock_time_to_first_token_seconds_count{cache="bypass"}') == 1
     assert risen("penstock_request_queue_time_seconds_count") == 2  # n=2
     assert risen('penstock_e2e_request_latency_seconds_count{cache="bypass"}') == 1
-    assert risen("penstock_generation_tokens_total") >= 10
-    assert after["penstock_num_requests_running"] == 0
-    assert after["penstock_engine_up"] == after["penstock_cache_up"] == 1
+    assert risen('penstock_generation_tokens_total{model="tiny"}') >= 10
+    assert after['penstock_num_requests_running{model="tiny"}'] == 0
+    assert after['penstock_engine_up{model="tiny"}'] == after["penstock_cache_up"] == 1
     assert after["penstock_cache_used_bytes"] <= after["penstock_cache_max_bytes"]

@@ -14,7 +14,9 @@ ASK = [{"role": "user", "content": "predict this"}]
 
 async def accepted(server: RunningServer) -> int:
     async with aiohttp.ClientSession() as session, session.get(server.url + "/metrics") as reply:
-        found = re.search(r'draft_accepted_tokens_total\{drafter="draft"\} ([\d.]+)', await reply.text())
+        found = re.search(
+            r'draft_accepted_tokens_total\{drafter="draft",model="tiny"\} ([\d.]+)', await reply.text()
+        )
         return int(float(found.group(1))) if found else 0
 
 

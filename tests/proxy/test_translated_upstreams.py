@@ -17,6 +17,7 @@ from running_server import RunningServer, running_server
 from tool_templates import FAMILIES
 
 from penstock.config import Settings
+from penstock.proxy.backends import Backends
 from penstock.proxy.server import HttpServer, address_of, listen, open_cache
 from penstock.scheduler import EngineConfig
 from penstock.scheduler.engine_process import EngineThread
@@ -41,7 +42,7 @@ async def before(url: str, cache_path: Path) -> AsyncIterator[str]:
     upstreams["native"] = Upstream(base_url=f"{url}/v1", responses=True, models=["*"])
     settings = Settings(model="none", port=0, upstreams=upstreams, cache_path=cache_path)
     sock, cache = listen(settings), open_cache(settings)
-    http = HttpServer(settings, None, cache, sock)
+    http = HttpServer(settings, Backends(None), cache, sock)
     await http.start()
     yield address_of(sock)
     await http.close()

@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 from penstock.cache import CompletionCache
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
+from penstock.proxy.backends import Backends
 from penstock.proxy.server import HttpServer, address_of, listen, open_cache
 from penstock.proxy.upstreams.upstream import Upstream as LiveUpstream
 from penstock.scheduler import AsyncEngine
@@ -122,7 +123,7 @@ async def running_gateway(
             resolved.model, AsyncEngine.connect(engine_address), served_name=None, aliases={}, adapters={}
         )
     cache = open_cache(resolved)
-    server = HttpServer(resolved, backend, cache, sock)
+    server = HttpServer(resolved, Backends(backend), cache, sock)
     await server.start()
     if backend is not None:
         await backend.start()

@@ -1,7 +1,7 @@
 """A server on a real socket, on the production runner, around an engine that other servers may share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,18 @@ from openai import AsyncOpenAI
 from penstock.cache import CompletionCache
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
+from penstock.proxy.backends import Backends
 from penstock.proxy.embeddings import EmbeddingBackend
-from penstock.proxy.server import HttpServer, address_of, listen, near_hits, open_cache, open_tenants
+from penstock.proxy.server import (
+    HttpServer,
+    address_of,
+    listen,
+    main_backend,
+    near_hits,
+    open_cache,
+    open_tenants,
+    tier_backend,
+)
 from penstock.proxy.tenants.tenants import Tenants, TenantStore
 from penstock.scheduler import AsyncEmbedder, AsyncEngine
 
@@ -61,36 +71,37 @@ class RunningServer:
 
 @asynccontextmanager
 async def running_server(
-    engine_address: str, model: Path, *, embedder: AsyncEmbedder | None = None, **settings: Any
+    engine_address: str,
+    model: Path,
+    *,
+    embedder: AsyncEmbedder | None = None,
+    tier_addresses: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[RunningServer]:
     """`settings` are those of `penstock serve`; caching is off unless `cache_path` is among them, and only static keys are
     known unless `tenants_path` is. `embedder`, of the
-    setting `embedding_model`, stays the caller's.
+    setting `embedding_model`, stays the caller's. `tier_addresses`: of engines of the setting `tiers`.
     """
     given = {"model": str(model), "port": 0, "cache": "cache_path" in settings, **settings}
     resolved = Settings(**given)
     sock = listen(resolved)
-    backend = Backend(
-        resolved.model,
-        AsyncEngine.connect(engine_address),
-        served_name=resolved.served_model_name,
-        aliases=resolved.model_aliases,
-        adapters=resolved.adapters,
-    )
+    backend = main_backend(resolved, AsyncEngine.connect(engine_address))
+    tiers = {name: AsyncEngine.connect(address) for name, address in (tier_addresses or {}).items()}
+    backends = Backends(backend, [tier_backend(resolved, name, engine) for name, engine in tiers.items()])
     cache = open_cache(resolved)
     embeddings = None if embedder is None else EmbeddingBackend(resolved, embedder)
     near = near_hits(resolved, cache, embedder)
     store = open_tenants(resolved)
     tenants = Tenants(store, api_keys=resolved.api_keys)
-    server = HttpServer(resolved, backend, cache, sock, embeddings, near, tenants)
+    server = HttpServer(resolved, backends, cache, sock, embeddings, near, tenants)
     await server.start()
-    await backend.start()
+    await backends.start()
     if near is not None:
         await near.start()
     try:
         yield RunningServer(address_of(sock), backend, server, resolved, cache, store)
     finally:
-        await backend.close()
+        await backends.close()
         await server.close()
         if cache is not None:
             cache.close()

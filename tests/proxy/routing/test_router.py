@@ -4,6 +4,7 @@ import pytest
 
 from penstock.errors import ConfigError, ModelNotFoundError
 from penstock.proxy.backend import Backend
+from penstock.proxy.backends import Backends
 from penstock.proxy.routing.plan import Ask
 from penstock.proxy.routing.router import Router
 from penstock.scheduler import AsyncEngine
@@ -30,7 +31,7 @@ def router(
     if local:
         backend = Backend("builtin", AsyncEngine.connect("nowhere"), served_name="tiny", aliases=aliases)
     return Router(
-        backend,
+        Backends(backend),
         UPSTREAMS,
         routes or {},
         healthy=lambda target: not down or not target.name.startswith(down),
@@ -87,7 +88,7 @@ async def test_names_that_can_be_asked_for() -> None:
 
 async def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
     made = Router(
-        None,
+        Backends(None),
         {"one": UPSTREAMS["one"]},
         {},
         healthy=lambda _t: True,
@@ -108,7 +109,7 @@ async def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
 async def test_a_route_to_what_is_not_one_thing_is_refused(target: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Router(
-            None,
+            Backends(None),
             {"one": UPSTREAMS["one"], "two": Upstream(base_url="http://two/v1", models=["gpt"])},
             {"r": Route(targets=(target,))},
             healthy=lambda _t: True,

@@ -1,0 +1,110 @@
+"""Whether a cascade of two models beats a random mix of them at every cost: over three splits of one workload.
+
+    python bench/router.py --tiers small:w8a8 builtin:none --data questions.jsonl --work WORK --output bench/results
+
+Asks both tiers through `penstock serve`, as `penstock tune router` does, once; fits, calibrates and tests for each seed. The
+answers stay in WORK. Writes router.md, router.json, router.png and router.svg (of the first seed).
+"""
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from penstock.tune.own_server import own_server
+from penstock.tune.router.collect import Tier
+from penstock.tune.router.curve import PLACES
+from penstock.tune.router.job import RouterJob, ask_and_score, learn_from, work_folder
+from penstock.tune.router.learn import Policy
+from penstock.tune.router.plot import draw
+from penstock.tune.router.report import Report, as_dict, lines
+from penstock.tune.router.workload import read_workload
+
+SEEDS = (0, 1, 2)
+SMALL, LARGE = "small", "large"
+
+
+def serve(stack: ExitStack, model: str, name: str) -> Tier:
+    folder, _, precision = model.rpartition(":")
+    flags = ["--model", folder or precision, "--served-model-name", name, "--no-cache"]
+    if folder:
+        flags += ["--quantize", precision]
+    return Tier(stack.enter_context(own_server(flags)), name)
+
+
+def worst(policy: Policy) -> str:
+    """The cost at which the least is gained, if it is by chance."""
+    gain = min(policy.curve.gain, key=lambda one: one.low)
+    place = PLACES[policy.curve.gain.index(gain)]
+    return f"{100 * gain.value:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] at {place:g}"
+
+
+def table(reports: dict[int, Report]) -> list[str]:
+    found = [
+        "| split | router | points more than the random mix, mean over costs | least, at a cost between (0 to 1) |",
+        "|---|---|---|---|",
+    ]
+    for seed, report in reports.items():
+        for policy in report.learned.policies:
+            mean = policy.curve.mean_gain
+            gains = f"{100 * mean.value:+.2f} [{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
+            found.append(f"| {seed} | {policy.name} | {gains} | {worst(policy)} |")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tiers", nargs=2, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--score", default="matcher")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--embeddings", metavar="MODEL", help="of the question, for the predictive router")
+    parser.add_argument("--buffers", type=int, nargs="+", default=[0, 8])
+    parser.add_argument("--qualities", type=float, nargs="+", default=[0.8, 0.9, 0.95])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    items = read_workload(args.data, matched=args.score == "matcher")
+    job = RouterJob(
+        small=SMALL,
+        large=LARGE,
+        workload=f"`{args.data.name}`",
+        score=args.score,
+        qualities=args.qualities,
+        delta=0.05,
+        buffers=args.buffers,
+        max_tokens=args.max_tokens,
+        concurrency=16,
+        drafts=True,
+        seed=SEEDS[0],
+        prices=None,
+        embedding_model=args.embeddings,
+        identity=args.tiers,
+        output=args.work / "router.json",
+        force=True,
+    )
+    work = work_folder(job, items)
+    with ExitStack() as stack:
+        tiers = serve(stack, args.tiers[0], SMALL), serve(stack, args.tiers[1], LARGE)
+        scored = ask_and_score(job, tiers, items, work, lambda part, done, of: None)
+    work.close()
+    reports = {seed: learn_from(job, scored, seed) for seed in SEEDS}
+    text = [
+        f"small: {args.tiers[0]}, large: {args.tiers[1]}",
+        "",
+        *table(reports),
+        "",
+        *lines(reports[SEEDS[0]]),
+    ]
+    (args.output / "router.md").write_text("\n".join(text) + "\n")
+    values = {seed: msgspec.to_builtins(as_dict(report)) for seed, report in reports.items()}
+    (args.output / "router.json").write_text(json.dumps(values, indent=1) + "\n")
+    draw(reports[SEEDS[0]], [args.output / f"router.{kind}" for kind in ("png", "svg")])
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Finding out, by measuring on one's own traffic, which settings pay: what `penstock tune` does."""
