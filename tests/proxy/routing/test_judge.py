@@ -146,7 +146,22 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, message):
     assert "penstock tune router" in refused.value.message
 
 
-def test_a_file_whose_lengths_do_not_fit_is_refused(load):
-    short = msgspec.structs.replace(ruling("mean_logprob"), weights=())
-    with pytest.raises(ConfigError, match="not as many means, scales and weights"):
-        load(short)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": ()}, "not as many means, scales and weights"),
+        ({"scales": (0.0,)}, "a scale is not above 0"),
+        ({"inputs": Inputs(("mood",))}, "it looks at 'mood', which is not known here"),
+        ({"scores": (1.0,)}, "not as many scores as probabilities"),
+        ({"scores": (4.0, 2.0, 0.0, -2.0, -4.0)}, "do not rise"),
+        ({"thresholds": ()}, "has no thresholds"),
+    ],
+)
+def test_a_file_that_a_judge_would_trip_over_is_refused(load, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load(msgspec.structs.replace(ruling("mean_logprob"), **changes))
+
+
+def test_a_judge_of_questions_that_looks_at_answers_is_refused(load):
+    with pytest.raises(ConfigError, match="looks at answers"):
+        load(predictive=ruling("mean_logprob"))
