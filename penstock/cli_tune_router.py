@@ -25,6 +25,7 @@ _QUALITIES = "0.9,0.95,0.99"
 def add_router_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tiers",
+        dest="pair",  # `tiers` is a setting
         nargs=2,
         required=True,
         metavar=("SMALL", "LARGE"),
@@ -175,11 +176,11 @@ def _check(arguments: Mapping[str, Any]) -> None:
 
 def _names(arguments: Mapping[str, Any]) -> list[str]:
     if arguments["names"] is not None or arguments["url"] is not None:
-        return list(arguments["names"] or arguments["tiers"])
+        return list(arguments["names"] or arguments["pair"])
     from .cli_model_spec import model_spec
     from .models.location import model_name
 
-    return [model_name(model_spec(text).model) for text in arguments["tiers"]]
+    return [model_name(model_spec(text).model) for text in arguments["pair"]]
 
 
 def _score(arguments: Mapping[str, Any]) -> Any:
@@ -201,12 +202,12 @@ def _items(settings: Settings, arguments: Mapping[str, Any]) -> "list[Item]":
 def _identity(arguments: Mapping[str, Any]) -> list[str]:
     """What is asked: a server's models by their names, a model served here by its weights."""
     if arguments["url"] is not None:
-        return [arguments["url"], *arguments["tiers"]]
+        return [arguments["url"], *arguments["pair"]]
     from .cli_model_spec import model_spec
     from .models.fingerprint import fingerprint
     from .models.location import resolve_model
 
-    specs = [model_spec(text) for text in arguments["tiers"]]
+    specs = [model_spec(text) for text in arguments["pair"]]
     return [
         fingerprint(resolve_model(spec.model), spec.quantize, spec.dtype, spec.kv_cache_dtype)
         for spec in specs
@@ -221,7 +222,7 @@ def _tiers(settings: Settings, arguments: Mapping[str, Any]) -> "Iterator[tuple[
 
     if arguments["url"] is not None:
         url = base_url(arguments["url"])
-        small, large = (Tier(url, name, arguments["url_key"]) for name in arguments["tiers"])
+        small, large = (Tier(url, name, arguments["url_key"]) for name in arguments["pair"])
         yield small, large
         return
     from .tune.own_server import own_server
@@ -229,7 +230,7 @@ def _tiers(settings: Settings, arguments: Mapping[str, Any]) -> "Iterator[tuple[
     with ExitStack() as stack:
         small, large = (
             Tier(stack.enter_context(own_server(_flags(settings, text, name))), name)
-            for text, name in zip(arguments["tiers"], arguments["names"] or arguments["tiers"], strict=True)
+            for text, name in zip(arguments["pair"], arguments["names"] or arguments["pair"], strict=True)
         )
         yield small, large
 

@@ -1,8 +1,10 @@
 """A `penstock serve` of our own, for as long as something is measured through it."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -34,6 +36,7 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
         [*command, *flags], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     try:
+        _end_in_order_when_terminated()
         assert process.stdout is not None
         announcement = process.stdout.readline()
         if " at http" not in announcement:
@@ -48,3 +51,13 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
             process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _end_in_order_when_terminated() -> None:
+    """So that the server does not outlive us."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)
