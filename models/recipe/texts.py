@@ -4,12 +4,13 @@ train.jsonl         conversations of the training mixture
 pages.jsonl         questions and answers of pages that are never trained on: held-out pages
 page_tasks.jsonl    the same, to be answered: right is a command that does what the page's does
 tasks.jsonl         questions written by hand, in wordings that are never trained on: held-out phrasings
+workload.jsonl      both, as an app's users would ask them: few topics often, most seldom, each in several wordings
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .score import REFUSALS, Question, read_questions
 from .unseen import LISTS
 
 SEED = 23
+PHRASINGS = 5
 
 
 def messages(conversation: Conversation) -> dict[str, Any]:
@@ -40,6 +42,17 @@ def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
+def workload(rng: random.Random, topics: list[list[dict[str, Any]]], count: int) -> Iterator[dict[str, Any]]:
+    """Topics by Zipf's law, and the wordings of each too."""
+    topics = rng.sample(topics, len(topics))
+    for wordings in rng.choices(topics, _zipf(len(topics)), k=count):
+        yield rng.choices(wordings, _zipf(len(wordings)))[0]
+
+
+def _zipf(count: int) -> list[float]:
+    return [1 / rank for rank in range(1, count + 1)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
@@ -47,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=20_000, help="conversations of train.jsonl")
     parser.add_argument("--pages", type=int, default=400, help="questions about held-out pages")
+    parser.add_argument("--requests", type=int, default=2_000, help="of workload.jsonl")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     corpus, rng = Corpus(args.data, args.newcomer), random.Random(SEED)
@@ -71,7 +85,17 @@ def main() -> None:
         ({"question": q, "accept": [row.command], "match": "command"} for q, row in asked),
     )
     questions = [question for path in LISTS for question in read_questions(path)]
-    write(args.out / "tasks.jsonl", (task(question) for question in questions if not question.trap))
+    tasks = [task(question) for question in questions if not question.trap]
+    write(args.out / "tasks.jsonl", tasks)
+    about_pages = [
+        [
+            {"question": q, "accept": [row.command], "match": "command"}
+            for q in {ask(rng, row.description.replace("`", ""), row.tool): None for _ in range(PHRASINGS)}
+        ]
+        for row in rows
+    ]
+    topics = [*about_pages, *([own] for own in tasks)]
+    write(args.out / "workload.jsonl", workload(rng, topics, args.requests))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Estimate, estimate, resampled_weights
+from ..bootstrap import Estimate, estimate, resampled_weights
 from .rows import Outcomes
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from ...errors import TuneError
 from ...proxy.routing.learned.features import EVIDENCE_FEATURES, QUESTION_FEATURES, Inputs
 from ...proxy.routing.learned.router_file import Ruling, Threshold
 from ...proxy.routing.learned.scorer import Scorer
-from .bootstrap import Estimate, estimate, resampled_weights
+from ..bootstrap import Estimate, estimate, resampled_weights
 from .curve import Curve, oracle_scores, trace
 from .fit import Examples, fit
 from .promise import set_thresholds

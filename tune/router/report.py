@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .bootstrap import Estimate
+from ..bootstrap import Estimate
 from .curve import PLACES
 from .learn import Learned, Policy, Promise
 

@@ -1,0 +1,1 @@
+../../penstock/cli_tune_levers.py
