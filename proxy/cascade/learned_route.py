@@ -44,7 +44,7 @@ def learned_route(
     assert route.router is not None, "tables.py checks"
     try:
         judge = Judge.load(route.router)
-        judge.check(
+        quality = judge.check(
             small=small.name,
             large=large.name,
             predictive=route.policy == "predictive",
@@ -56,7 +56,7 @@ def learned_route(
         raise ConfigError(f"routes.{name}: {error.message}", param="routes") from error
     content = xxhash.xxh3_64_hexdigest(Path(route.router).read_bytes())
     identity = f"{content} {route.policy} {route.quality} {route.buffer_tokens}"
-    drift = drifts.of(name, identity, route, workers=settings.workers)
+    drift = drifts.of(name, identity, route, quality=quality, workers=settings.workers)
     return LearnedRoute(name, route, small, large, judge, identity, drift)
 
 
