@@ -47,7 +47,7 @@ def create_app(
     """
     figures = Metrics(backends, cache, shared=shared_metrics)
     tenants = tenants or Tenants(api_keys=settings.api_keys)
-    journal = Journal(settings)
+    journal = Journal(settings, tenants.totals)
     recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
     edge = Edge(recorder, tenants)
     drifts = Drifts()
