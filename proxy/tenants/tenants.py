@@ -47,6 +47,11 @@ class Tenants:
         self._api_keys = api_keys
 
     @property
+    def is_open(self) -> bool:
+        """Everybody is let in: there are no keys."""
+        return not self._api_keys and (self._store is None or self._store.directory.find(None).is_empty)
+
+    @property
     def totals(self) -> Totals | None:
         """None where nothing is counted."""
         return None if self._store is None else self._store.totals
