@@ -69,6 +69,6 @@ def total_of(record: RequestRecord) -> Total:
         saved_seconds=record.saved_seconds or 0.0,
     )
     for saving in record.savings:
-        if saving.cost is not None:
-            total.saved.setdefault(saving.by, Saved()).merge(Saved(1, saving.cost))
+        sums = total.saved.setdefault(saving.by, Saved())
+        sums.merge(Saved(int(saving.cost is not None), saving.cost or 0.0, saving.seconds or 0.0))
     return total

@@ -154,7 +154,7 @@ def _reuse(rows: Iterable[Row], outcome: str, name: str) -> Lever:
         name=name,
         requests=total.requests,
         tokens=total.prompt_tokens + total.completion_tokens,
-        cost=None if saved is None else saved.cost,
+        cost=saved.cost if saved is not None and saved.requests else None,
         seconds=None if outcome == "shared" else total.saved_seconds,
     )
 
@@ -175,7 +175,7 @@ def _drafts(rows: Sequence[Row]) -> Lever:
         else:
             known = False
     return Lever(
-        name="drafts from near answers",
+        name="drafts",
         requests=requests,
         tokens=0,
         cost=None,
@@ -186,9 +186,7 @@ def _drafts(rows: Sequence[Row]) -> Lever:
 
 def _prefix(rows: Iterable[Row]) -> Lever:
     computed = _sum(row for row in rows if row.place.outcome not in REUSED)
-    return Lever(
-        name="KV of earlier prompts", requests=None, tokens=computed.cached_tokens, cost=None, seconds=None
-    )
+    return Lever(name="prefix KV", requests=None, tokens=computed.cached_tokens, cost=None, seconds=None)
 
 
 def _money(total: Total) -> list[Lever]:
@@ -200,8 +198,8 @@ def _money(total: Total) -> list[Lever]:
             name=by,
             requests=0 if saved is None else saved.requests,
             tokens=0,
-            cost=0.0 if saved is None else saved.cost,
-            seconds=None,
+            cost=None if saved is None else saved.cost,
+            seconds=None if saved is None else saved.seconds or None,
         )
         for by, saved in levers.items()
     ]

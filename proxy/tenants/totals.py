@@ -23,14 +23,16 @@ _MODEL_BYTES = 400
 
 
 class Saved(msgspec.Struct, array_like=True):
-    """Money that one lever spared, and in how many requests."""
+    """What one lever spared: money, in so many requests of which that is known, and known seconds of the engine."""
 
     requests: int = 0
     cost: float = 0.0
+    seconds: float = 0.0
 
     def merge(self, other: "Saved") -> None:
         self.requests += other.requests
         self.cost += other.cost
+        self.seconds += other.seconds
 
 
 class Total(msgspec.Struct, array_like=True):
@@ -44,7 +46,7 @@ class Total(msgspec.Struct, array_like=True):
         cost: money.
         waited_seconds: for engine or upstream, in the queue too.
         saved_seconds: of the engine, spared by answers that were kept.
-        saved: money by what spared it (`spend.By`).
+        saved: by what spared it (`spend.By`).
     """
 
     requests: int = 0

@@ -131,12 +131,20 @@ def report(served: Served, capsys: pytest.CaptureFixture[str], *arguments: str) 
     return capsys.readouterr().out
 
 
+async def first_look(served: Served) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session, session.get(f"{served.url}/dashboard/events") as events:
+        while await events.content.readline() != b"event: look\n":
+            pass
+        return json.loads((await events.content.readline()).removeprefix(b"data: "))
+
+
 async def test_its_totals_are_those_of_the_access_log(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await all_kinds(served)
     await asyncio.sleep(4 * GATHERING_SECONDS)
     running = json.loads(report(served, capsys, "--json"))
+    look = await first_look(served)
     served.process.terminate()
     out, _ = await asyncio.to_thread(served.process.communicate)
     assert served.process.returncode == 0
@@ -144,6 +152,10 @@ async def test_its_totals_are_those_of_the_access_log(
     counted = [line for line in lines if line["model_asked"] is not None]
     assert {line["cache"] for line in counted} >= {"hit", "miss", "draft", "shared", "bypass", None}
     assert sum(line["aborted"] for line in counted) == 3 and len(lines) > len(counted)
+
+    seen = Counter(line["cache"] for line in counted if line["cache"] is not None)
+    assert look["cache"]["outcomes"] == seen, "the dashboard has the figures of both workers"
+    assert look["savings"]["total"] == running["total"]
 
     found = json.loads(report(served, capsys, "--json"))
     assert running | {"until": None} == found | {"until": None}, "while it runs and after it ended"
@@ -224,7 +236,7 @@ ROWS = [
 def test_what_levers_saved_and_what_nobody_knows() -> None:
     savings = savings_of(ROWS[:3], since=SINCE, until=SINCE + 2 * HOUR)
     levers = {lever.name: lever for lever in savings.levers}
-    trusted, drafts = levers["trusted hits"], levers["drafts from near answers"]
+    trusted, drafts = levers["trusted hits"], levers["drafts"]
     assert (trusted.requests, trusted.tokens, trusted.cost, trusted.seconds) == (2, 26, 1.0, 5.0)
     assert (drafts.requests, drafts.seconds, drafts.is_estimate) == (3, 30 * 0.2 - 1.5, True)
     assert (savings.baseline_cost, savings.saved_share) == (3.5, pytest.approx(1 / 3.5))

@@ -38,9 +38,9 @@ class Sparkline {
     this.slots = slots;
     this.element.setAttribute("viewBox", `0 0 ${slots - 1} ${HEIGHT}`);
     const largest = (list) => list.reduce((most, value) => (value > most ? value : most), 0);
-    // The second may leave the picture, so that the line is not pressed to the ground by one slow request.
+    // The second may be cut off at the top, so that the line is not pressed to the ground by one slow request.
     const most = Math.max(least, largest(values), Math.min(largest(second), MOST_ABOVE * Math.max(least, largest(values))));
-    const y = (value) => (HEIGHT - 1 - (value / most) * (HEIGHT - 1 - TOP)).toFixed(2);
+    const y = (value) => (HEIGHT - 1 - Math.min(1, value / most) * (HEIGHT - 1 - TOP)).toFixed(2);
     this.line.setAttribute("d", path(values, slots, y));
     this.area.setAttribute("d", path(values, slots, y, HEIGHT));
     this.second.setAttribute("d", path(second, slots, y));

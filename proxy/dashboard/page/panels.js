@@ -143,11 +143,11 @@ function showCache(cache, points) {
   const since = cache.outcomes;
   const answerable = Object.entries(since).reduce((sum, [name, number]) => sum + (name === "bypass" ? 0 : number), 0);
   const reused = (since.hit || 0) + (since.trusted || 0) + (since.shared || 0);
-  if (answerable) facts.push(["answered without the model, since the start", percent(reused / answerable)]);
+  if (answerable) facts.push(["answered without the model", percent(reused / answerable)]);
   if (cache.entries != null)
     facts.push(["entries kept", `${count(cache.entries)} in ${bytes(cache.used_bytes)} of ${bytes(cache.max_bytes)}`]);
   if (cache.verified)
-    facts.push(["near answers that the model gave, too", `${percent(cache.verified_same / cache.verified)} of ${count(cache.verified)}`]);
+    facts.push(["near answers that were right", `${percent(cache.verified_same / cache.verified)} of ${count(cache.verified)}`]);
   fillFacts(byId("cache-facts"), facts);
 }
 
@@ -165,7 +165,7 @@ function showEngines(engines, drafters) {
     });
   const generated = engines.reduce((sum, engine) => sum + (engine.generated || 0), 0);
   const accepted = drafters.reduce((sum, drafter) => sum + drafter.accepted, 0);
-  const facts = [["tokens generated, since the start", count(generated)]];
+  const facts = [["tokens generated", count(generated)]];
   if (accepted) facts.push(["of these, guessed right", percent(accepted / generated)]);
   for (const { drafter, drafted, accepted: right } of drafters)
     facts.push([`${drafter}: right of those guessed`, `${percent(right / drafted)} of ${count(drafted)}`]);
