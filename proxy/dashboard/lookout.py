@@ -4,6 +4,7 @@ Knows neither HTTP nor HTML. What there is nothing of is an empty list or None; 
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,9 +15,12 @@ from prometheus_client import Metric
 
 from ..observe.savings import savings_view
 from ..observe.top_figures import Figures, Scrape, Spread, figures_of
+from ..tenants.environment import StoreError
 from ..tenants.totals import Totals
 from .day import Day
 from .live import INTERVAL_SECONDS, Look
+
+log = logging.getLogger(__name__)
 
 # Percentiles are of the last so many seconds: of one alone there would be too few requests.
 SPREAD_SECONDS = 20
@@ -58,7 +62,10 @@ class Lookout:
             self._scrapes.clear()  # nobody looked for a while
         if self._day is not None and now >= self._savings_due:
             self._savings_due = now + SAVINGS_SECONDS
-            self._savings = await asyncio.to_thread(self._read_savings, self._day)
+            try:
+                self._savings = await asyncio.to_thread(self._read_savings, self._day)
+            except StoreError as error:  # the rest is shown all the same
+                log.warning("what was saved cannot be read: %s", error)
         scrape = Scrape(self._families(), time.monotonic())
         before = self._scrapes[-1] if self._scrapes else scrape
         self._scrapes.append(scrape)

@@ -45,7 +45,7 @@ class Dashboard:
         self._context = context
         self._for_operator = for_operator
         lookout = Lookout(context.metrics.families, context.tenants.totals, shows_tenants=for_operator)
-        self._live = Live(lookout.look, lambda: context.edge.draining)
+        self._live = Live(lookout.look, lambda: context.edge.draining or not self._may_be_seen)
 
     async def page(self, request: web.Request) -> web.Response:
         """It tells nothing; a link on another site may lead to it."""
@@ -96,12 +96,17 @@ class Dashboard:
         fields = fields_of(record)
         return json_response({name: fields[name] for name in _TOLD})
 
+    @property
+    def _may_be_seen(self) -> bool:
+        """Keys may be made while somebody watches."""
+        return self._for_operator or self._context.tenants.is_open
+
     def _check(self, request: web.Request, *, from_anywhere: bool = False) -> None:
         """Raises NotFoundError."""
         if self._for_operator:
             return
         own_page = from_anywhere or request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
-        if not (own_page and self._context.tenants.is_open and _is_from_here(request)):
+        if not (own_page and self._may_be_seen and _is_from_here(request)):
             raise NotFoundError(
                 "The dashboard is the operator's: it is on the admin listener (set admin_port), and here only for this "
                 "machine, at localhost, as long as the server has no keys."

@@ -200,6 +200,22 @@ async def test_all_share_one_look_and_none_is_made_for_nobody(monkeypatch: pytes
     assert [event async for event in again] == []
 
 
+async def test_a_key_that_is_made_ends_what_was_open(
+    engine_address: str, model: Path, tmp_path: Path
+) -> None:
+    async with (
+        running_server(engine_address, model, tenants_path=tmp_path / "tenants") as server,
+        aiohttp.ClientSession() as session,
+        session.get(server.url + EVENTS) as reply,
+        asyncio.timeout(10),
+    ):
+        assert server.store is not None
+        server.store.directory.put_tenant(Tenant(name="acme"))
+        server.store.directory.create_key("acme")
+        await reply.content.read()
+        assert await status(server.url, EVENTS) == 401
+
+
 async def test_who_watches_does_not_keep_the_server_from_ending(engine_address: str, model: Path) -> None:
     async with (
         running_server(engine_address, model) as server,
