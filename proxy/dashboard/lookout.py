@@ -78,7 +78,8 @@ class Lookout:
             "cache": _cache(scrape),
             "routes": _rows(scrape, "penstock_routed_total", "target", "reason"),
             "fallbacks": _rows(scrape, "penstock_fallbacks_total", "target"),
-            "escalations": _rows(scrape, "penstock_cascade_total", "route", "decision"),
+            "decisions": _rows(scrape, "penstock_cascade_total", "route", "decision"),
+            "comparisons": _rows(scrape, "penstock_shadow_total", "route", "outcome"),
             "upstreams": msgspec.to_builtins(spreads.upstreams),
             "savings": self._savings,
         }

@@ -10,10 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
 from running_admin import running_admin
 from running_server import RunningServer, running_server
 
 from penstock.proxy.dashboard.live import Live
+from penstock.proxy.dashboard.lookout import Lookout
 from penstock.proxy.tenants.admin import ADMIN_KEY
 from penstock.proxy.tenants.tenant import Tenant
 
@@ -226,3 +228,40 @@ async def test_who_watches_does_not_keep_the_server_from_ending(engine_address: 
         await reply.content.readline()
         await server.http.drain(30, asyncio.Event())
         assert (await reply.content.read()).endswith(b"\n\n")
+
+
+TWO_TIERS = """# TYPE penstock_engine_up gauge
+penstock_engine_up{model="large"} 1
+penstock_engine_up{model="small"} 0
+# TYPE penstock_num_requests_running gauge
+penstock_num_requests_running{model="large"} 3
+# TYPE penstock_kv_cache_usage_perc gauge
+penstock_kv_cache_usage_perc{model="large"} 0.5
+# TYPE penstock_draft_tokens counter
+penstock_draft_tokens_total{drafter="ngram",model="large"} 6
+penstock_draft_tokens_total{drafter="ngram",model="small"} 4
+# TYPE penstock_draft_accepted_tokens counter
+penstock_draft_accepted_tokens_total{drafter="ngram",model="large"} 5
+# TYPE penstock_cascade counter
+penstock_cascade_total{route="chat",decision="kept"} 8
+penstock_cascade_total{route="chat",decision="escalated"} 2
+# TYPE penstock_shadow counter
+penstock_shadow_total{route="chat",outcome="same"} 4
+# TYPE penstock_cache_near_hits counter
+penstock_cache_near_hits_total{reason="draft",same="yes"} 3
+penstock_cache_near_hits_total{reason="draft",same="no"} 1
+"""
+
+
+async def test_tiers_and_learned_routes_are_seen() -> None:
+    lookout = Lookout(lambda: text_string_to_metric_families(TWO_TIERS), None, shows_tenants=False)
+    look = await lookout.look()
+    large, small = look["engines"]
+    assert (large["model"], large["up"], large["running"], large["kv_usage"]) == ("large", 1, 3, 0.5)
+    assert (small["model"], small["up"]) == ("small", 0) and "running" not in small
+    assert look["point"]["running"] == 3 and look["point"]["kv_usage"] == 0.5
+    assert look["drafters"] == [{"drafter": "ngram", "drafted": 10.0, "accepted": 5.0}]
+    assert [(row["decision"], row["count"]) for row in look["decisions"]] == [("kept", 8), ("escalated", 2)]
+    assert look["comparisons"] == [{"route": "chat", "outcome": "same", "count": 4}]
+    assert (look["cache"]["verified"], look["cache"]["verified_same"]) == (4, 3)
+    assert look["savings"] is None and look["upstreams"] == [] and look["cache"]["entries"] is None

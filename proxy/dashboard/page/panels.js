@@ -176,11 +176,22 @@ function showEngines(engines, drafters) {
 
 const word = (text) => (cell) => { cell.className = "word"; setText(cell, text.replaceAll("_", " ")); };
 
-function showRoutes({ routes, fallbacks, escalations }) {
+/** [name, text] for each route: the shares of what was decided, the most frequent first. */
+function decided(rows, field) {
+  const routes = new Map();
+  for (const row of rows) routes.set(row.route, [...(routes.get(row.route) || []), row]);
+  return [...routes].map(([route, own]) => {
+    const total = own.reduce((sum, row) => sum + row.count, 0);
+    return [route, own.map((row) => `${row[field]} ${percent(row.count / total)}`).join(", ")];
+  });
+}
+
+function showRoutes({ routes, fallbacks, decisions, comparisons }) {
   byId("routing").hidden = !routes.length;
   fillRows(byId("routes"), routes.map(({ target, reason, count: number }) => [target, word(reason), count(number)]));
-  fillFacts(byId("escalations"), [
-    ...escalations.map(({ route, decision, count: number }) => [`${route}: ${decision}`, count(number)]),
+  fillFacts(byId("decisions"), [
+    ...decided(decisions, "decision"),
+    ...decided(comparisons, "outcome").map(([route, text]) => [`${route}, beside the large tier`, text]),
     ...fallbacks.map(({ target, count: number }) => [`${target}: could not answer`, count(number)]),
   ]);
 }
