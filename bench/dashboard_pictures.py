@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from browser import Page, browser_page  # noqa: E402
 from fake_upstream import fake_upstream  # noqa: E402
+from simple_router import write_router  # noqa: E402
 
 PENSTOCK = [sys.executable, "-m", "penstock"]
 ADMIN_KEY = "show-me"
@@ -53,7 +54,14 @@ models.large = {{input = 2.5, cached_input = 1.25, output = 10.0}}
 base_url = "http://127.0.0.1:9/v1"
 models = ["small"]
 retries = 0
+[tiers.full]
+model = "builtin"
+quantize = "none"
 [routes.assistant]
+targets = ["builtin", "full"]
+policy = "cascade"
+router = "{router}"
+[routes.thrifty]
 targets = ["builtin", "cloud/large"]
 policy = "cheapest"
 [routes.careful]
@@ -66,7 +74,7 @@ async def ask(url: str, key: str, draw: random.Random) -> None:
     if draw.random() < 0.15:
         question += f" in the folder {draw.randrange(1000)}"
     body = {
-        "model": draw.choices(("assistant", "careful", "builtin"), (7, 2, 1))[0],
+        "model": draw.choices(("assistant", "thrifty", "careful"), (6, 3, 1))[0],
         "messages": [{"role": "user", "content": question}],
         "temperature": 0.0 if draw.random() < 0.85 else 1.0,
         "max_tokens": 120,
@@ -90,7 +98,9 @@ def new_key(tenant: str, *where: str) -> str:
 @asynccontextmanager
 async def served(folder: Path, upstream: str) -> AsyncIterator[tuple[str, str, dict[str, str]]]:
     """URLs of the server and of its admin listener, and tenants' keys."""
-    (folder / "penstock.toml").write_text(SETTINGS.format(url=upstream))
+    # Made for the picture: its judge keeps what is answered to a question that ends with its mark.
+    router = write_router(folder / "router.json", "builtin", "full")
+    (folder / "penstock.toml").write_text(SETTINGS.format(url=upstream, router=router))
     tenants = ("--tenants-path", str(folder / "tenants"))
     keys = {tenant: new_key(tenant, *tenants) for tenant in TENANTS}
     url, admin = "http://127.0.0.1:18098", "http://127.0.0.1:18099"
@@ -123,7 +133,7 @@ def keep(picture: bytes, file: Path) -> None:
 
 async def visit(page: Page, admin: str, key: str, seconds: float, output: Path) -> None:
     talked = "document.getElementById('stop').hidden && !!document.querySelector('.talk > :last-child .link')"
-    await page.open(f"{admin}/dashboard", width=1440, height=1480)
+    await page.open(f"{admin}/dashboard", width=1440, height=1630)
     await page.until("document.activeElement.id === 'admin-key'")
     await page.type(ADMIN_KEY)
     await page.press("Enter")

@@ -14,7 +14,7 @@ from .drift import Drift, Drifts
 if TYPE_CHECKING:
     from ...config import Settings
     from ...tables import Route
-    from ..routing.learned import Judge
+    from ..routing.learned import Judge, Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class LearnedRoute:
     judge: "Judge"
     identity: str
     drift: Drift
+
+    @property
+    def promise(self) -> "Promise":
+        settings = self.settings
+        return self.judge.promise(
+            predictive=settings.policy == "predictive",
+            quality=settings.quality,
+            buffer_tokens=settings.buffer_tokens,
+        )
 
 
 def learned_route(

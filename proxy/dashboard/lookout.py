@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from prometheus_client import Metric
 
+from ..cascade.learned_route import LearnedRoute
 from ..observe.savings import savings_view
 from ..observe.top_figures import Figures, Scrape, Spread, figures_of
 from ..tenants.environment import StoreError
@@ -42,14 +43,21 @@ class Lookout:
 
     Args:
         families: reads all metrics.
+        learned: the routes that have a judge, as they are now.
         totals: None where none are kept.
         shows_tenants: to their operator.
     """
 
     def __init__(
-        self, families: Callable[[], Iterable[Metric]], totals: Totals | None, *, shows_tenants: bool
+        self,
+        families: Callable[[], Iterable[Metric]],
+        learned: Callable[[], Iterable[LearnedRoute]],
+        totals: Totals | None,
+        *,
+        shows_tenants: bool,
     ) -> None:
         self._families = families
+        self._learned = learned
         self._day = None if totals is None else Day(totals)
         self._shows_tenants = shows_tenants
         self._scrapes: deque[Scrape] = deque(maxlen=1 + SPREAD_SECONDS)
@@ -79,6 +87,7 @@ class Lookout:
             "routes": _rows(scrape, "penstock_routed_total", "target", "reason"),
             "fallbacks": _rows(scrape, "penstock_fallbacks_total", "target"),
             "decisions": _rows(scrape, "penstock_cascade_total", "route", "decision"),
+            "promises": [_promise(route) for route in self._learned()],
             "comparisons": _rows(scrape, "penstock_shadow_total", "route", "outcome"),
             "upstreams": msgspec.to_builtins(spreads.upstreams),
             "savings": self._savings,
@@ -111,6 +120,18 @@ def _point(recent: Figures, spreads: Figures) -> dict[str, Any]:
 
 def _spread(name: str, spread: Spread) -> dict[str, float | None]:
     return {f"{name}_p50": spread.p50, f"{name}_p99": spread.p99}
+
+
+def _promise(route: LearnedRoute) -> dict[str, Any]:
+    promise = route.promise
+    return {
+        "route": route.name,
+        "small": route.small.name,
+        "large": route.large.name,
+        "quality": promise.quality,
+        "needed": promise.needed,
+        "broken": route.drift.broken,
+    }
 
 
 def _engines(scrape: Scrape) -> list[dict[str, Any]]:

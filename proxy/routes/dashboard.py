@@ -44,7 +44,12 @@ class Dashboard:
     def __init__(self, context: Context, *, for_operator: bool) -> None:
         self._context = context
         self._for_operator = for_operator
-        lookout = Lookout(context.metrics.families, context.tenants.totals, shows_tenants=for_operator)
+        lookout = Lookout(
+            context.metrics.families,
+            lambda: context.router.learned,
+            context.tenants.totals,
+            shows_tenants=for_operator,
+        )
         self._live = Live(lookout.look, lambda: context.edge.draining or not self._may_be_seen)
 
     async def page(self, request: web.Request) -> web.Response:

@@ -254,7 +254,7 @@ penstock_cache_near_hits_total{reason="draft",same="no"} 1
 
 
 async def test_tiers_and_learned_routes_are_seen() -> None:
-    lookout = Lookout(lambda: text_string_to_metric_families(TWO_TIERS), None, shows_tenants=False)
+    lookout = Lookout(lambda: text_string_to_metric_families(TWO_TIERS), list, None, shows_tenants=False)
     look = await lookout.look()
     large, small = look["engines"]
     assert (large["model"], large["up"], large["running"], large["kv_usage"]) == ("large", 1, 3, 0.5)

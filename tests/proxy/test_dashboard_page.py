@@ -11,9 +11,10 @@ from browser import CHROMIUM, Page, browser_page
 from fake_upstream import FakeUpstream, fake_upstream
 from running_admin import running_admin
 from running_server import RunningServer, running_server
+from simple_router import QUALITY, write_router
 
 from penstock.proxy.tenants.tenant import Tenant
-from penstock.tables import Route, Upstream, UpstreamModel
+from penstock.tables import Route, Tier, Upstream, UpstreamModel
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (apt-get install chromium)")
 
@@ -219,3 +220,30 @@ async def test_the_operator_shows_the_key_and_sees_tenants(
                 await page.value("localStorage.length + sessionStorage.length + document.cookie.length") == 0
             )
             assert all("401" in said for said in page.said) and len(page.said) == 3
+
+
+async def test_a_learned_route_tells_what_it_promises_and_decides(
+    page: Page, engine_address: str, small_address: str, model: Path, small_model: Path, tmp_path: Path
+) -> None:
+    router = write_router(tmp_path / "router.json", "small", "tiny")
+    async with running_server(
+        engine_address,
+        model,
+        tiers={"small": Tier(model=str(small_model))},
+        tier_addresses={"small": small_address},
+        routes={"best": Route(targets=("small", "tiny"), policy="cascade", router=router, quality=QUALITY)},
+    ) as server:
+        await page.open(f"{server.url}/dashboard")
+        await chosen(page, "best")
+        # The judge keeps what is answered to a question.
+        for text, decision, tier in (("is it?", "kept", "small"), ("it is", "escalated", "tiny")):
+            await say(page, text)
+            await page.until(f"{IDLE} && {LAST}.innerText.includes('ask again')")
+            told = await page.text(".talk > :last-child .told")
+            assert decision in told and tier in told
+            await page.value("document.getElementById('clear').click()")
+        await page.until("document.getElementById('decisions').innerText.includes('escalated 50 %')")
+        decisions = await page.text("#decisions")
+        assert "90 %, kept from p 0.50 on" in decisions and "kept 50 %" in decisions
+        assert await page.value("document.querySelectorAll('.engine').length") == 2
+        assert page.said == []

@@ -186,10 +186,14 @@ function decided(rows, field) {
   });
 }
 
-function showRoutes({ routes, fallbacks, decisions, comparisons }) {
-  byId("routing").hidden = !routes.length;
+function showRoutes({ routes, fallbacks, decisions, comparisons, promises }) {
+  byId("routing").hidden = !routes.length && !promises.length;
   fillRows(byId("routes"), routes.map(({ target, reason, count: number }) => [target, word(reason), count(number)]));
   fillFacts(byId("decisions"), [
+    ...promises.map(({ route, quality, needed, broken }) => [
+      `${route}: promise`,
+      broken ? `${percent(quality)} was not kept: all go to the large tier` : `${percent(quality)}, kept from p ${needed.toFixed(2)} on`,
+    ]),
     ...decided(decisions, "decision"),
     ...decided(comparisons, "outcome").map(([route, text]) => [`${route}, beside the large tier`, text]),
     ...fallbacks.map(({ target, count: number }) => [`${target}: could not answer`, count(number)]),

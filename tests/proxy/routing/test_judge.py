@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.proxy.routing.learned import Evidence, Judge, Question
+from penstock.proxy.routing.learned import Evidence, Judge, Promise, Question
 from penstock.proxy.routing.learned.features import Inputs
 from penstock.proxy.routing.learned.router_file import FORMAT, RouterFile, Ruling, Threshold
 
@@ -48,6 +48,12 @@ def test_a_sure_answer_is_kept_and_an_unsure_one_is_not(load):
     assert kept.accept and not refused.accept
     assert kept.probability > kept.needed == refused.needed == 0.5 > refused.probability
     assert refused.reasons == ("lowest_logprob",)
+
+
+def test_what_it_promises_is_what_it_keeps_by(load):
+    judge = load(ruling("lowest_logprob"))
+    assert judge.promise(quality=0.9) == judge.promise() == Promise(quality=0.9, needed=0.5)
+    assert judge.keeps(QUESTION, SURE).needed == 0.5
 
 
 def test_what_is_far_from_all_that_was_seen_does_not_outweigh_the_rest(load):
