@@ -21,6 +21,7 @@ setup(
         "penstock.cache.semantic": ["*.c"],
         "penstock.kernels": ["tuned/*.json"],
         "penstock.kernels.cpu.native": ["*.c", "*.h"],
+        "penstock.proxy.dashboard": ["page/*"],
         "penstock.models": ["builtin/*.json", "builtin/*.safetensors", "builtin/*.jinja", "builtin/*.md"],
     },
 )

@@ -27,19 +27,27 @@ VARIANTS: dict[str, list[str]] = {
     "layers25": ["prune", "--layers", "{quarter}"],
     "layers25-bare": ["prune", "--layers", "{quarter}", "--recovery-steps", "0"],
 }
+# The same student with its teacher's distributions to learn from, and with the texts alone: three seeds of each.
+STUDENT = ["distill", "--layers", "{half}", "--steps", "{steps}"]
+TEACHES = {"student": ["--hidden", "1", "--temperature", "2"], "student-alone": ["--cross-entropy", "1"]}
+for seed in range(3):
+    for name, options in TEACHES.items():
+        VARIANTS[f"{name}-{seed}"] = [*STUDENT, *options, "--seed", str(seed)]
 
 
-def make(name: str, model: str, texts: Path, folder: Path, quarter: int) -> None:
+def make(name: str, model: str, texts: Path, folder: Path, numbers: dict[str, int]) -> None:
     """Whatever its figures: a table is to show what fails, too, hence --force."""
-    words = [word.format(quarter=quarter) for word in VARIANTS[name]]
-    command = [*PENSTOCK, words[0], model, *words[1:], "--data", str(texts / "train.jsonl")]
-    subprocess.run([*command, "--output", str(folder), "--no-speed", "--force"], check=True)
+    what, *options = [word.format(**numbers) for word in VARIANTS[name]]
+    source = ["--teacher", model] if what == "distill" else [model, "--no-speed"]
+    command = [*PENSTOCK, what, *source, *options, "--data", str(texts / "train.jsonl")]
+    subprocess.run([*command, "--output", str(folder), "--force"], check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="builtin")
-    parser.add_argument("--quarter", type=int, default=1, help="a quarter of the model's layers")
+    parser.add_argument("--layers", type=int, default=8, help="that the model has")
+    parser.add_argument("--steps", type=int, default=400, help="of the students")
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -47,9 +55,10 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     names = args.only.split(",")
+    numbers = {"quarter": args.layers // 4, "half": args.layers // 2, "steps": args.steps}
     for name in names:
         if not (args.work / name).is_dir():
-            make(name, args.model, args.texts, args.work / name, args.quarter)
+            make(name, args.model, args.texts, args.work / name, numbers)
     # From WORK, so that the table calls them by their names.
     texts = Path(os.path.relpath(args.texts, args.work))
     model = os.path.relpath(args.model, args.work) if Path(args.model).is_dir() else args.model

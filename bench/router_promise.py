@@ -131,9 +131,15 @@ async def served(url: str, model: str, questions: list[str]) -> tuple[int, int]:
     return right, small
 
 
+def questions_of(seed: object) -> list[str]:
+    """All of one kind: their words say nothing."""
+    rng = random.Random(f"{seed} questions")
+    return ["what is " + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(QUESTIONS)]
+
+
 def tune(url: str, seed: int, folder: Path) -> None:
     data = folder / "questions.jsonl"
-    lines = [{"question": f"question {seed} {place}", "answer": RIGHT} for place in range(QUESTIONS)]
+    lines = [{"question": question, "answer": RIGHT} for question in questions_of(seed)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [sys.executable, "-m", "penstock", "tune", "router", "--tiers", "up/small", "up/large"]
     command += ["--url", url, "--data", str(data), "--prices", "0.1/0.1", "1/1"]
@@ -154,7 +160,7 @@ def one_seed(upstream: str, seed: int) -> Iterator[str]:
         able = [threshold.quality for threshold in thresholds if threshold.score is not None]
         routes = "".join(map(route, able)).replace("router.json", str(folder / "router.json"))
         config.write_text(settings(upstream, routes))
-        questions = [f"further question {seed} {place}" for place in range(QUESTIONS)]
+        questions = questions_of(f"{seed} again")
         large = sum(answer_of("large", question)[0] == RIGHT for question in questions)
         with own_server(["--config", str(config)]) as url:
             for quality in QUALITIES:

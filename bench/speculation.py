@@ -5,6 +5,7 @@
     python bench/speculation.py --model builtin --late 2     a right draft that takes 2 ms to be found, waited for or not
     python bench/speculation.py --draft-model builtin        what a draft model saves or costs, at temperature 0 and 1
     python bench/speculation.py --model builtin --draft-model builtin --always 4     the most it could be right
+    python bench/speculation.py --model builtin --draft-model STUDENT --questions FILE  answers to questions, to their ends
 
 All variants take turns in one process, so that a drift of the machine's speed hits each; medians and ratios. Every
 answer must be the same, token for token.
@@ -115,11 +116,24 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return {name: {"seconds": took, "times_faster": median["none"] / took} for name, took in median.items()}
 
 
+def questions_in(file: Path, model: str) -> list[list[int]]:
+    """The prompts of a file that `penstock eval models --tasks` takes."""
+    from penstock.compress.evaluate.tasks import read_tasks
+    from penstock.compress.texts import prompt_ids
+    from penstock.models.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model)
+    return [prompt_ids(tokenizer, task.example) for task in read_tasks(file)]
+
+
 def measure_draft_model(
-    model: str, draft_model: str, repeats: int, concurrent: int, always: int
+    model: str, draft_model: str, questions: list[list[int]], repeats: int, concurrent: int, always: int
 ) -> dict[str, dict[str, float]]:
-    """The same requests with and without the draft model, by turns; `always`: so many guesses in every step, whatever they
-    cost, or 0 for as many as pay."""
+    """The same requests with and without the draft model, by turns.
+
+    `questions`: each is asked once, and its answer ends by itself; empty: `repeats` random prompts. `always`: so many
+    guesses in every step, whatever they cost, or 0 for as many as pay.
+    """
     from penstock import Engine, EngineConfig, SamplingParams
     from penstock.scheduler.outputs import DrafterStats
 
@@ -153,10 +167,18 @@ def measure_draft_model(
         seconds: list[float] = []
         ratios: list[float] = []
         engine.speculator.stats.clear()
-        for turn in range(repeats + 1):
-            prompts = [[rng.randrange(10, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(concurrent)]
+        turns = len(questions) // concurrent if questions else repeats + 1
+        for turn in range(turns):
+            if questions:
+                prompts = questions[turn * concurrent : (turn + 1) * concurrent]
+            else:
+                prompts = [[rng.randrange(10, 4000) for _ in range(PROMPT_TOKENS)] for _ in range(concurrent)]
             params = SamplingParams(
-                temperature=temperature, seed=turn, max_tokens=OUTPUT_TOKENS, ignore_eos=True, drafters=()
+                temperature=temperature,
+                seed=turn,
+                max_tokens=OUTPUT_TOKENS,
+                ignore_eos=not questions,
+                drafters=(),
             )
             answers, plain = run(prompts, params)
             tokens, took = run(prompts, msgspec.structs.replace(params, drafters=("draft_model",)))
@@ -169,6 +191,8 @@ def measure_draft_model(
         found[f"temperature {temperature}, {concurrent} at once"] = {
             "seconds": sorted(seconds)[len(seconds) // 2],
             "times_faster": sorted(ratios)[len(ratios) // 2],
+            "times_faster_in_all": sum(ratio * took for ratio, took in zip(ratios, seconds, strict=True))
+            / sum(seconds),
             "drafted": stats.drafted,
             "accepted": stats.accepted / max(1, stats.drafted),
             "acceptance_length": 1 + stats.accepted / max(1, stats.verifications),
@@ -184,6 +208,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--late", type=float, default=0, help="milliseconds that it takes to find a draft")
     parser.add_argument("--draft-model", default="", help="measure this drafter instead")
+    parser.add_argument(
+        "--questions", type=Path, help="with a draft model: a file of tasks, instead of --repeats"
+    )
     parser.add_argument("--concurrent", type=int, default=1, help="with a draft model: requests at once")
     parser.add_argument("--always", type=int, default=0, help="with a draft model: guesses in every step")
     args = parser.parse_args()
@@ -194,7 +221,10 @@ def main() -> None:
         )
         model = made.stdout.strip().splitlines()[-1]
     if args.draft_model:
-        found = measure_draft_model(model, args.draft_model, args.repeats, args.concurrent, args.always)
+        questions = questions_in(args.questions, model) if args.questions else []
+        found = measure_draft_model(
+            model, args.draft_model, questions, args.repeats, args.concurrent, args.always
+        )
     elif args.late:
         found = asyncio.run(measure_late(model, args.repeats, args.late))
     else:
@@ -204,7 +234,7 @@ def main() -> None:
         if "drafted" in figures:
             print(
                 f"  {figures['drafted']:.0f} guesses, {figures['accepted']:.1%} right, "
-                f"{figures['acceptance_length']:.2f} tokens a draft's step",
+                f"{figures['acceptance_length']:.2f} tokens a draft's step, {figures['times_faster_in_all']:.2f}x in all",
                 end="",
             )
         print()

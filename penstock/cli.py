@@ -18,6 +18,7 @@ from .cli_flywheel import add_flywheel_arguments
 from .cli_keys import add_keys_arguments
 from .cli_prune import add_prune_arguments
 from .cli_quantize import add_quantize_arguments
+from .cli_report import add_report_arguments
 from .cli_tune import add_tune_arguments
 from .config import add_arguments, load_settings
 from .errors import PenstockError
@@ -40,6 +41,7 @@ _COMMANDS = {
     "tune": ".cli_tune",
     "flywheel": ".cli_flywheel",
     "top": ".cli_top",
+    "report": ".cli_report",
 }
 
 
@@ -170,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
         "--interval", type=float, default=1.0, metavar="SECONDS", help="between frames (%(default)s)"
     )
     add_arguments(top, names=("host", "port"))
+    add_report_arguments(
+        commands.add_parser(
+            "report",
+            help="what cache, routing and the rest have saved, while servers run",
+            allow_abbrev=False,
+        )
+    )
     commands.add_parser("version", help="print the version")
     return parser
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_cache_examples import add_whose_arguments
+from .cli_duration import seconds_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .cache.selection import Selection
 
 _WHERE = ("cache_path", "cache_max_bytes")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SELECTORS = ("tenant", "api_key", "namespace", "older_than", "matching", "place")
 
 
@@ -297,7 +297,7 @@ def _selection(arguments: Mapping[str, Any]) -> "Selection":
         tenant=None if tenant is None else tenant_hash(tenant),
         namespace=None if namespace is None else namespace_hash(namespace),
         place=None if arguments.get("place") is None else _place(arguments["place"]),
-        created_before=None if age is None else time.time() - _seconds(age),
+        created_before=None if age is None else time.time() - seconds_of(age, "older-than"),
         matching=arguments.get("matching"),
     )
 
@@ -338,16 +338,3 @@ def _place(text: str) -> bytes:
             param="place",
         )
     return place
-
-
-def _seconds(age: str) -> float:
-    unit = age[-1:] if age[-1:] in _UNITS else ""
-    try:
-        seconds = float(age.removesuffix(unit)) * _UNITS.get(unit, 1)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(
-            f"older-than is {age!r}; it must be seconds, or 30m, 12h, 7d, 2w.", param="older_than"
-        )
-    return seconds

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .cli_duration import seconds_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .proxy.tenants.tenants import TenantStore
 
 _WHERE = ("tenants_path",)
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Of `create` and `set`: a limit of the tenant's, or a field; "none" takes away what was set.
 _LIMITS = ("rpm", "tpm", "concurrency", "budget", "window")
 _FIELDS = ("models", "cache", "prompts", "priority", "weight")
@@ -128,7 +128,7 @@ def _set(store: "TenantStore", arguments: Mapping[str, Any]) -> None:
 def _rotate(store: "TenantStore", arguments: Mapping[str, Any]) -> None:
     from .cli_keys_show import show_new_key
 
-    identity, grace = _key_id(arguments["id"]), _seconds(arguments["grace"])
+    identity, grace = _key_id(arguments["id"]), seconds_of(arguments["grace"], "grace")
     key = store.directory.rotate_key(identity, grace=grace)
     show_new_key(key, store.directory.key(key.id).tenant, as_json=arguments["json"])
 
@@ -223,14 +223,3 @@ def _key_id(text: str) -> str:
 
     key = ApiKey.parse(text)
     return text if key is None else key.id
-
-
-def _seconds(text: str) -> float:
-    unit = text[-1:] if text[-1:] in _UNITS else ""
-    try:
-        seconds = float(text.removesuffix(unit)) * _UNITS.get(unit, 1)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(f"grace is {text!r}; it must be seconds, or 30m, 12h, 7d.", param="grace")
-    return seconds

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .cli_cache_show import duration, print_json
 from .proxy.tenants.bucket import left
 from .proxy.tenants.ledger import Account
-from .proxy.tenants.views import account_view, key_views, moment, tenant_view, usage_lines, usage_view
-from .proxy.tenants.window import window_end
+from .proxy.tenants.views import account_view, key_views, tenant_view, usage_lines, usage_view
+from .proxy.tenants.window import moment, window_end
 
 if TYPE_CHECKING:
     from .proxy.tenants.api_key import ApiKey

@@ -17,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from .config import Settings
 from .errors import PenstockError
-from .top_figures import Figures, Scrape, figures_of
+from .proxy.observe.top_figures import Figures, Scrape, figures_of
 from .top_frame import frame
 
 TIMEOUT_SECONDS = 5.0
@@ -97,7 +98,7 @@ def _scrape(url: str) -> Scrape:
         raise PenstockError(
             f"{url}/metrics does not answer ({reason}); name a running server, as penstock top http://host:port."
         ) from error
-    return Scrape(text, time.monotonic())
+    return Scrape(text_string_to_metric_families(text), time.monotonic())
 
 
 def _ready(url: str) -> dict[str, Any]:

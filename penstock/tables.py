@@ -261,10 +261,6 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 f"shadow_share is {self.shadow_share} and shadow_budget {self.shadow_budget}; give both, or neither.",
                 param="routes",
             )
-        if self.shadow_share and self.quality is None:
-            raise ConfigError(
-                "shadow_share looks whether a promise is kept; say which, as quality = 0.95.", param="routes"
-            )
 
 
 def check_tier_names(tiers: Mapping[str, Tier]) -> None:

@@ -1,6 +1,6 @@
 """Figures as lines of text, no wider than asked for. Pure, and plain: no escape codes."""
 
-from .top_figures import Figures, Spread
+from .proxy.observe.top_figures import Figures, Spread
 
 _LABEL = 10
 

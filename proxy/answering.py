@@ -161,7 +161,7 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
         try:
             return await (await _start(asked, plan, dialect)).send()
         finally:
-            record.cost, record.saved_cost = admission.cost, admission.saved_cost
+            record.cost, record.savings = admission.cost, admission.savings
 
 
 async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:

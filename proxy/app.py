@@ -17,8 +17,10 @@ from .keeping import Keeping
 from .local_account import LocalAccount, hour_price
 from .metrics import Metrics
 from .observe.journal import Journal
+from .observe.recent import Recent
 from .observe.recorder import Recorder
 from .openapi import document, encoded
+from .routes.dashboard import DASHBOARD, Dashboard
 from .routes.description import OPENAPI
 from .routing.state import router_of
 from .service import CompletionService
@@ -47,8 +49,9 @@ def create_app(
     """
     figures = Metrics(backends, cache, shared=shared_metrics)
     tenants = tenants or Tenants(api_keys=settings.api_keys)
-    journal = Journal(settings)
-    recorder = Recorder(figures, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
+    journal = Journal(settings, tenants.totals)
+    recent = Recent()
+    recorder = Recorder(figures, recent, *journal.sinks, spans=journal.spans, keeps_text=settings.log_prompts)
     edge = Edge(recorder, tenants)
     drifts = Drifts()
     pool = UpstreamPool(settings.upstreams, figures.upstream)
@@ -80,10 +83,12 @@ def create_app(
         recorder=recorder,
         drifts=drifts,
         journal=journal,
+        recent=recent,
         tenants=tenants,
         embeddings=embeddings,
     )
     app.on_response_prepare.append(name_response)
     app.add_routes([web.route(each.method, each.path, each.handler) for each in ENDPOINTS])
     app[OPENAPI] = encoded(document(ENDPOINTS))
+    app[DASHBOARD] = Dashboard(app[CONTEXT], for_operator=False)
     return app

@@ -15,6 +15,7 @@ from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .metrics import Metrics
 from .observe.journal import Journal
+from .observe.recent import Recent
 from .observe.recorder import Recorder
 from .routing.router import Router
 from .service import CompletionService
@@ -45,6 +46,7 @@ class Context(msgspec.Struct, kw_only=True):
     edge: Edge
     recorder: Recorder
     journal: Journal
+    recent: Recent
     tenants: Tenants
     drifts: Drifts
     embeddings: EmbeddingBackend | None = None

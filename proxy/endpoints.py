@@ -23,6 +23,7 @@ from .responses import replies as responses
 from .responses.request import ENGINE_FIELDS, NEUTRAL_IN_RESPONSES, ResponsesRequest
 from .routes.chat import chat_completions
 from .routes.completions import completions
+from .routes.dashboard import dashboard_events, dashboard_page, dashboard_request
 from .routes.description import openapi
 from .routes.embeddings import create_embeddings
 from .routes.messages import count_tokens, messages
@@ -176,5 +177,10 @@ ENDPOINTS = (
     Endpoint("GET", "/health/ready", ready, "As /health.", gives=replies.Health, not_ready=True),
     Endpoint("GET", "/health/live", live, "Whether the process answers.", gives=replies.Health),
     Endpoint("GET", "/metrics", metrics, "Figures for Prometheus."),
+    Endpoint(
+        "GET", "/dashboard", dashboard_page, "Figures for people; where the server has no keys, from here."
+    ),
+    Endpoint("GET", "/dashboard/events", dashboard_events, "What that page is shown, once a second."),
+    Endpoint("GET", "/dashboard/requests/{id}", dashboard_request, "What became of one of its requests."),
     Endpoint("GET", "/openapi.json", openapi, "This description."),
 )

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Metric, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..cache import CompletionCache
@@ -222,6 +222,11 @@ class Metrics:
     def exposition(self) -> bytes:
         self._figures.flush()
         return generate_latest(self._asked)
+
+    def families(self) -> Iterable[Metric]:
+        """The same, for who looks from within."""
+        self._figures.flush()
+        return self._asked.collect()
 
     def close(self) -> None:
         """What other workers have not been shown yet, they are shown now."""

@@ -224,9 +224,9 @@ async def serve(
         await server.start()
         admin_sock = listen_for_admin(settings) if manages and store is not None else None
         if store is not None and admin_sock is not None:
-            admin = AdminServer(store, admin_sock, key=settings.admin_key)
+            admin = AdminServer(store, admin_sock, key=settings.admin_key, context=server.context)
             await admin.start()
-            log.info("tenants are managed at %s", address_of(admin_sock))
+            log.info("tenants are managed, and the dashboard is, at %s", address_of(admin_sock))
         if on_serving is not None:
             beside = asyncio.create_task(on_serving(server.context))
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)

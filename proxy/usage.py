@@ -2,6 +2,9 @@
 
 import msgspec
 
+# More than any answer can take. Sums of what is far beyond would fit into no account.
+MOST_TOKENS = 1 << 40
+
 
 class Usage(msgspec.Struct, frozen=True):
     """Attributes: tokens of all prompts, of all completions, and prompt tokens that needed no computing; of a predicted
@@ -30,3 +33,8 @@ class Usage(msgspec.Struct, frozen=True):
         if counted := {name: count for name, count in details.items() if count is not None}:
             figures["completion_tokens_details"] = counted
         return figures
+
+
+def count_of(value: object) -> int | None:
+    """A number of tokens that an upstream told; None for what is none, and then nobody knows it."""
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None

@@ -13,6 +13,7 @@ import torch
 from ...errors import CompressError
 from ..companion_files import copy_companions
 from ..folder import WorkFolder
+from ..own_texts import up_to
 from ..plain_model import PlainModel, load_plain
 from ..texts import Tokens
 from .cut import Kept, cut
@@ -21,10 +22,12 @@ from .price import Price, parameters_of, price_of_time, probes
 from .pruner import Pruner
 from .structure import Size, Structure
 from .targets import asked_size, cheapest_loss, check_size, check_speed_up
-from .texts import CALIBRATION_TOKENS, SELECTION_TOKENS, up_to
 
 # Of logits, |wrong - right| / |right|: rounding is below it, anything computed in another way is not.
 SAME = 1e-3
+# Importance settles with far fewer tokens than it takes to recover.
+CALIBRATION_TOKENS = 65_536
+SELECTION_TOKENS = 4_096
 
 
 @dataclass(frozen=True, slots=True)

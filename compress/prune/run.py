@@ -16,6 +16,7 @@ from ..distill.recover import recover
 from ..distill.run import training_device
 from ..evaluate import Comparison, PlainScorer, compare_all
 from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..own_texts import dataset_of
 from ..plain_model import DTYPES, PlainModel, load_plain
 from ..texts import Example
 from ..training.loop import TrainingReport
@@ -23,13 +24,15 @@ from .job import PARENT, PRUNED, Done, MeasureSpeed, Progress, PruneJob
 from .plan import check_targets, make_plan, save_model
 from .report import as_dict, card, failures
 from .structure import structure_of
-from .texts import dataset_of
 
 # Of the held-out texts: so many for the losses on the way, and for the figures at the end.
 WATCHED, MEASURED = 32, 400
 # Up to this many parameters the parent is computed in float32: no rounding of its own is then in the way.
 FLOAT32_PARAMETERS = 1 << 30
 REPORT = "prune.json"
+HELD_OUT_SHARE = 0.1
+# Written by the model itself, where no texts are given: so many, of so many tokens at most.
+SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 1024, 256
 
 
 def prune(
@@ -55,7 +58,14 @@ def prune(
     check_targets(job, parent.module, structure)
     if parent.module.num_parameters() <= FLOAT32_PARAMETERS:
         parent.module.float()
-    dataset = dataset_of(job, parent, examples, progress)
+    dataset = dataset_of(
+        parent,
+        examples,
+        max_tokens=job.max_tokens,
+        held_out_share=HELD_OUT_SHARE,
+        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+        progress=progress,
+    )
     work = WorkFolder(job.output, _identity(job, parent, dataset))
     try:
         plan = make_plan(job, parent, structure, dataset.train, work, measure_speed, progress)

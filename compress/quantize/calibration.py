@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from ...errors import CompressError
+from ..own_texts import up_to
 from ..texts import Tokens
 
 # GPTQ needs more rows than a layer has columns to tell them apart; most models' answers change little beyond this.
 CALIBRATION_TOKENS = 65_536
 SELECTION_TOKENS = 4_096
 HELD_BACK_TEXTS = 256
+# Of the texts, what the result is judged by, and what precisions are chosen by.
+HELD_BACK_SHARE, SELECTION_SHARE = 0.25, 0.125
 LEAST_TOKENS = 1_024
 LEAST_TEXTS = 12
 SEED = 11
@@ -36,21 +39,22 @@ class Texts:
         return digest.hexdigest()
 
 
-def divide(texts: Sequence[Tokens]) -> Texts:
-    """In an order that depends on nothing but their number, without those that are there twice: a quarter is held back, an
-    eighth chosen by, the rest calibrated on, each up to its bound.
+def divide(others: Sequence[Tokens], held_back: Sequence[Tokens]) -> Texts:
+    """What is not held back is in part chosen by, in part calibrated on, each up to its bound, in an order that depends on
+    nothing but the texts' number.
 
     Raises CompressError where they are too few.
     """
-    different = list({tuple(text.ids): text for text in texts}.values())
-    if len(different) < LEAST_TEXTS:
+    count = len(others) + len(held_back)
+    if count < LEAST_TEXTS:
         raise CompressError(
-            f"{len(different)} different texts are too few to calibrate on some and judge by others; "
+            f"{count} different texts are too few to calibrate on some and judge by others; "
             f"give at least {LEAST_TEXTS}, and hundreds for sound figures."
         )
-    random.Random(SEED).shuffle(different)
-    held_back, chosen_by = len(different) // 4, len(different) // 8
-    calibration = _up_to(different[held_back + chosen_by :], CALIBRATION_TOKENS)
+    order = random.Random(SEED)
+    others, held_back = order.sample(others, len(others)), order.sample(held_back, len(held_back))
+    chosen_by = int(SELECTION_SHARE * count)
+    calibration = up_to(others[chosen_by:], CALIBRATION_TOKENS)
     tokens = sum(len(text.ids) for text in calibration)
     if tokens < LEAST_TOKENS:
         raise CompressError(
@@ -59,17 +63,6 @@ def divide(texts: Sequence[Tokens]) -> Texts:
         )
     return Texts(
         calibration,
-        _up_to(different[held_back : held_back + chosen_by], SELECTION_TOKENS),
-        different[:held_back][:HELD_BACK_TEXTS],
+        up_to(others[:chosen_by], SELECTION_TOKENS),
+        held_back[:HELD_BACK_TEXTS],
     )
-
-
-def _up_to(texts: Sequence[Tokens], tokens: int) -> list[Tokens]:
-    found: list[Tokens] = []
-    count = 0
-    for text in texts:
-        if found and count + len(text.ids) > tokens:
-            break
-        found.append(text)
-        count += len(text.ids)
-    return found

@@ -20,12 +20,12 @@ from ..compressed_tensors import write_compressed_tensors
 from ..evaluate import Comparison, PlainScorer, Scorer, ServedScorer, compare
 from ..evaluate.speed import Speed
 from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..own_texts import dataset_of
 from ..plain_model import PlainModel, load_plain
 from ..quantized_tensor import Scheme
-from ..synthetic import synthetic_texts
-from ..texts import Example, Tokens, tokenize
+from ..texts import Example, Tokens
 from .budget import within
-from .calibration import Texts, divide
+from .calibration import HELD_BACK_SHARE, Texts, divide
 from .int8_kv import scorer_with_int8_kv
 from .job import Done, QuantizeJob
 from .layer import LayerRecord
@@ -41,7 +41,7 @@ SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
 FLOAT32_PARAMETERS = 1 << 28
 REPORT = "quantization.json"
 # What each pass over a model counts as the same work. To be raised whenever other integers come out of the same input.
-METHOD = 1
+METHOD = 2
 
 # From folders by name, to their speeds.
 MeasureSpeed = Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]
@@ -64,7 +64,15 @@ def quantize(
     """
     check_target(job.output, force=job.force)
     model = load_plain(job.model)
-    texts = divide(_tokens(job, model, examples, progress))
+    dataset = dataset_of(
+        model,
+        examples,
+        max_tokens=job.context,
+        held_out_share=HELD_BACK_SHARE,
+        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+        progress=progress,
+    )
+    texts = divide(dataset.train, dataset.held_out)
     work = WorkFolder(job.output, _identity(job, model, texts))
     try:
         quantizer = Quantizer(model, texts, work.path, progress)
@@ -101,19 +109,6 @@ def quantize(
         raise
     work.done()
     return done
-
-
-def _tokens(
-    job: QuantizeJob, model: PlainModel, examples: Sequence[Example] | None, progress: Progress
-) -> list[Tokens]:
-    config = model.module.config.get_text_config()
-    context = min(job.context, getattr(config, "max_position_embeddings", None) or job.context)
-    if examples is not None:
-        return tokenize(model.tokenizer, examples, context)
-    progress("write texts", 0, 1)
-    texts = synthetic_texts(model, SYNTHETIC_TEXTS, tokens=min(context, SYNTHETIC_TOKENS))
-    progress("write texts", 1, 1)
-    return texts
 
 
 def _write(job: QuantizeJob, model: PlainModel, quantized: Quantized, folder: Path) -> LoadedModel:

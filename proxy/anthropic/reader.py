@@ -12,7 +12,7 @@ import orjson
 from ...errors import UpstreamError
 from ..answer import Part
 from ..answer_writer import Finish, Reason
-from ..usage import Usage
+from ..usage import Usage, count_of
 
 _REASONS: dict[str, Reason] = {
     "end_turn": "stop",
@@ -143,7 +143,8 @@ class MessageReader:
         """Counts are totals: later ones replace earlier ones."""
         usage = of.get("usage")
         if isinstance(usage, dict):
-            self._counts |= {name: count for name, count in usage.items() if isinstance(count, int)}
+            told = {name: count_of(count) for name, count in usage.items()}
+            self._counts |= {name: count for name, count in told.items() if count is not None}
 
     def _stop(self, delta: Mapping[str, Any]) -> None:
         reason = delta.get("stop_reason")

@@ -98,14 +98,15 @@ class Drifts:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Drift] = {}
 
-    def of(self, name: str, identity: str, route: "Route", *, workers: int) -> Drift:
+    def of(self, name: str, identity: str, route: "Route", *, quality: float, workers: int) -> Drift:
+        """`quality`: that is promised, named by the route or not."""
         key = (name, f"{identity} {route.shadow_share} {route.shadow_budget}")
         if key not in self._known:
             self._known[key] = Drift(
                 name,
                 share=route.shadow_share,
                 hourly_tokens=route.shadow_budget // workers,
-                promise=1 - (route.quality or 0.0),
+                promise=1 - quality,
             )
         return self._known[key]
 

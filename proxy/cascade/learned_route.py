@@ -14,7 +14,7 @@ from .drift import Drift, Drifts
 if TYPE_CHECKING:
     from ...config import Settings
     from ...tables import Route
-    from ..routing.learned import Judge
+    from ..routing.learned import Judge, Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,15 @@ class LearnedRoute:
     identity: str
     drift: Drift
 
+    @property
+    def promise(self) -> "Promise":
+        settings = self.settings
+        return self.judge.promise(
+            predictive=settings.policy == "predictive",
+            quality=settings.quality,
+            buffer_tokens=settings.buffer_tokens,
+        )
+
 
 def learned_route(
     name: str, route: "Route", small: Target, large: Target, settings: "Settings", drifts: Drifts
@@ -44,7 +53,7 @@ def learned_route(
     assert route.router is not None, "tables.py checks"
     try:
         judge = Judge.load(route.router)
-        judge.check(
+        quality = judge.check(
             small=small.name,
             large=large.name,
             predictive=route.policy == "predictive",
@@ -56,7 +65,7 @@ def learned_route(
         raise ConfigError(f"routes.{name}: {error.message}", param="routes") from error
     content = xxhash.xxh3_64_hexdigest(Path(route.router).read_bytes())
     identity = f"{content} {route.policy} {route.quality} {route.buffer_tokens}"
-    drift = drifts.of(name, identity, route, workers=settings.workers)
+    drift = drifts.of(name, identity, route, quality=quality, workers=settings.workers)
     return LearnedRoute(name, route, small, large, judge, identity, drift)
 
 

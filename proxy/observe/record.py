@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from ..provenance import Outcome
+from ..tenants.spend import Saving
 
 Operation = Literal["chat", "text_completion", "embeddings"]
 
@@ -35,7 +36,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
         error: the code, or else type, of the error that the client was told.
         routing: why a learned route went as it did.
         upstream: who answered, if it was no engine of ours; `targets`: how many models were asked until one did.
-        cost, saved_cost: money, in the currency of the configured prices.
+        cost: money, in the currency of the configured prices. savings: what was not spent.
         saved_seconds: of the engine, spared by the cache.
         traceparent, tracestate: W3C trace context to hand on to upstreams. `span`: the tracer's own, where there is one.
         aborted: the client left before its end.
@@ -75,7 +76,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
     upstream: str | None = None
     targets: int = 0
     cost: float | None = None
-    saved_cost: float | None = None
+    savings: tuple[Saving, ...] = ()
 
     traceparent: str | None = None
     tracestate: str | None = None
@@ -130,6 +131,12 @@ class RequestRecord(msgspec.Struct, kw_only=True, eq=False):
     def duration(self) -> float:
         """Seconds so far, or until its end."""
         return (time.perf_counter() if self.ended is None else self.ended) - self.started
+
+    @property
+    def saved_cost(self) -> float | None:
+        """As far as it is known; None where nothing is."""
+        costs = [saving.cost for saving in self.savings if saving.cost is not None]
+        return sum(costs, 0.0) if costs else None
 
     @property
     def overhead_before(self) -> float | None:

@@ -70,6 +70,10 @@ class Router:
         """What clients can ask for, but for names taken by "*"."""
         return list(dict.fromkeys([*self._routes, *self._backends.names, *self._models]))
 
+    @property
+    def learned(self) -> "list[LearnedRoute]":
+        return [plan.learned for plan in self._learned.values() if plan.learned is not None]
+
     def plan(self, name: str, ask: Ask) -> Plan:
         """Raises ModelNotFoundError."""
         found = self._routes.get(name)

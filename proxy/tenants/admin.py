@@ -6,9 +6,10 @@
     POST   /tenants/NAME/keys  {"label": "ci"}: a new key, in the only reply that ever shows it
     DELETE /keys/ID            from now on, everywhere
     GET    /usage?tenant=NAME&days=7
+    GET    /dashboard          a page for the operator, and what it asks for (routes/dashboard.py)
 
-Without a key it is for this machine only, and never for a page in a browser here: such requests name an Origin, or a Host
-that is not this machine.
+Without a key it is for this machine only, and never for a page of another site in a browser here: such requests name an
+Origin, or a Host that is not this machine. The dashboard itself tells nothing, and is there without a key; it asks for it.
 """
 
 import asyncio
@@ -23,10 +24,22 @@ import orjson
 from aiohttp import web
 
 from ...errors import AuthenticationError, InvalidRequestError, PenstockError
+from ..context import CONTEXT, Context
+from ..edge import name_response
 from ..errors import error_response, http_error_response, internal_error
 from ..json_reply import json_response
-from ..observe.recorder import Recorder
+from ..observe.recorder import Recorder, record_of
 from ..request_body import read_body
+from ..routes.chat import chat_completions
+from ..routes.dashboard import (
+    DASHBOARD,
+    LOCAL_HOSTS,
+    Dashboard,
+    dashboard_events,
+    dashboard_page,
+    dashboard_request,
+    host_of,
+)
 from ..runner import production_runner
 from .api_key import presented_key, raw
 from .tenant import Tenant, check_name
@@ -37,7 +50,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 16
 DEFAULT_DAYS, MAX_DAYS = 30, 3660
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+ADMIN_KEY = "x-penstock-admin-key"
+PAGE, CHAT = "/dashboard", "/v1/chat/completions"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -48,10 +62,16 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdminServer:
-    """Around a store and a listening socket; the store is the caller's."""
+    """Around a store and a listening socket; the store is the caller's.
 
-    def __init__(self, store: TenantStore, sock: socket.socket, *, key: str | None) -> None:
-        self._runner = production_runner(admin_app(store, key=key), Recorder())
+    Args:
+        context: of the server that the dashboard shows; None: there is none.
+    """
+
+    def __init__(
+        self, store: TenantStore, sock: socket.socket, *, key: str | None, context: Context | None = None
+    ) -> None:
+        self._runner = production_runner(admin_app(store, key=key, context=context), Recorder())
         self._sock = sock
 
     async def start(self) -> None:
@@ -62,7 +82,7 @@ class AdminServer:
         await self._runner.cleanup()
 
 
-def admin_app(store: TenantStore, *, key: str | None) -> web.Application:
+def admin_app(store: TenantStore, *, key: str | None, context: Context | None = None) -> web.Application:
     """`key`: what every request must bring; None: nothing, and it must come from here."""
     routes = _Routes(store)
     app = web.Application(middlewares=[_guard(key)], client_max_size=MAX_BODY_BYTES)
@@ -77,7 +97,32 @@ def admin_app(store: TenantStore, *, key: str | None) -> web.Application:
             web.get("/usage", routes.usage),
         ]
     )
+    if context is not None:
+        _add_dashboard(app, context)
     return app
+
+
+def _add_dashboard(app: web.Application, context: Context) -> None:
+    """The page, and the one way of the server's own API that it asks: a page may only ask where it came from."""
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        response = await context.edge.middleware(request, chat_completions)
+        context.recorder.end(
+            record_of(request), status=response.status, bytes_out=request.writer.output_size, aborted=False
+        )
+        return response
+
+    app[CONTEXT] = context
+    app[DASHBOARD] = Dashboard(context, for_operator=True)
+    app.on_response_prepare.append(name_response)
+    app.add_routes(
+        [
+            web.get(PAGE, dashboard_page),
+            web.get("/dashboard/events", dashboard_events),
+            web.get("/dashboard/requests/{id}", dashboard_request),
+            web.post(CHAT, chat),
+        ]
+    )
 
 
 def _guard(key: str | None) -> Any:
@@ -101,23 +146,24 @@ def _guard(key: str | None) -> Any:
 
 
 def _authenticate(request: web.Request, key: str | None) -> None:
-    if "Origin" in request.headers:
+    """Where a chat needs a tenant's key in the usual place, the operator's is in a header of its own."""
+    resource = request.match_info.route.resource
+    route = None if resource is None else resource.canonical
+    own_origin = f"{request.scheme}://{request.host}"
+    if "Origin" in request.headers and (route != CHAT or request.headers["Origin"] != own_origin):
         raise AuthenticationError("Pages in a browser may not manage tenants; use `penstock keys`, or curl.")
     if key is not None:
-        if not hmac.compare_digest(raw(presented_key(request.headers)), key.encode()):
+        presented = request.headers.get(ADMIN_KEY) or (
+            "" if route == CHAT else presented_key(request.headers)
+        )
+        if route != PAGE and not hmac.compare_digest(raw(presented), key.encode()):
             raise AuthenticationError(
                 "This needs the admin_key of the settings; send 'Authorization: Bearer KEY'."
             )
-    elif _host_of(request) not in _LOCAL_HOSTS:
+    elif host_of(request) not in LOCAL_HOSTS:
         raise AuthenticationError(
             f"The request names the host {request.host!r}; without an admin_key only localhost is answered."
         )
-
-
-def _host_of(request: web.Request) -> str:
-    """Without the port, and the brackets of an IPv6 address."""
-    host = request.host
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 class _Routes:

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from .counters import Counters, Ended
 from .rate_headers import rate_headers
-from .spend import Spend
+from .spend import Saving, Spend
 from .standing import Ask, Standing
 from .tenant import Tenant
 
@@ -46,11 +46,9 @@ class Admission:
         return sum(costs, 0.0) if costs and len(costs) == len(self._known) else None
 
     @property
-    def saved_cost(self) -> float | None:
-        """What they saved, as far as that is known; None where nothing is."""
-        spends = map(self.appraise, self._known)
-        costs = [saving.cost for spend in spends for saving in spend.savings if saving.cost is not None]
-        return sum(costs, 0.0) if costs else None
+    def savings(self) -> tuple[Saving, ...]:
+        """What they saved."""
+        return tuple(saving for spend in map(self.appraise, self._known) for saving in spend.savings)
 
     def call(self, model: str) -> "Call":
         """A model is asked for it now."""

@@ -100,6 +100,10 @@ class Counters:
             self._owed = owed + self._owed
             log.error("what %d requests have used cannot be written now: %s", len(owed), error)
 
+    def written(self) -> None:
+        """Something in the environment was; to be handed to the disk before long."""
+        self._sync.written = True
+
     def standing(self, tenant: Tenant) -> Standing:
         """As of now."""
         with self._env.reading() as txn:
@@ -148,7 +152,7 @@ class Counters:
 
     def _write(self, book: "_Book") -> None:
         if book.write():
-            self._sync.written = True
+            self.written()
 
     def _release_dead(self) -> None:
         """Of all tenants, once: what a server held that was killed."""

@@ -15,6 +15,7 @@ from .refusals import error_of
 from .rights import unpriced
 from .standing import Ask, Refusal
 from .tenant import Tenant, with_full_rights
+from .totals import HOURLY, Totals
 
 
 class TenantStore:
@@ -24,9 +25,10 @@ class TenantStore:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        table, counts = open_environments(path, (KEYS, TENANTS), (STANDINGS, ACCOUNTS))
+        table, counts = open_environments(path, (KEYS, TENANTS), (STANDINGS, ACCOUNTS, HOURLY))
         self.directory = Directory(table, clock)
         self.counters = Counters(counts, clock)
+        self.totals = Totals(counts, self.counters.written)
         self.clock = clock
 
     def close(self) -> None:
@@ -43,6 +45,16 @@ class Tenants:
     def __init__(self, store: TenantStore | None = None, *, api_keys: tuple[str, ...] = ()) -> None:
         self._store = store
         self._api_keys = api_keys
+
+    @property
+    def is_open(self) -> bool:
+        """Everybody is let in: there are no keys."""
+        return not self._api_keys and (self._store is None or self._store.directory.find(None).is_empty)
+
+    @property
+    def totals(self) -> Totals | None:
+        """None where nothing is counted."""
+        return None if self._store is None else self._store.totals
 
     def authenticate(self, headers: Mapping[str, str]) -> Tenant:
         """Whose key a request brings. Without any key here the server is open: to "default", or whatever key is brought.

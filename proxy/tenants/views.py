@@ -12,7 +12,7 @@ from .directory import ListedKey
 from .ledger import Account, Line
 from .tenant import Tenant
 from .tenants import TenantStore
-from .window import DAY, day_of, window_end
+from .window import DAY, day_of, moment, window_end
 
 
 def tenant_view(store: TenantStore, tenant: Tenant) -> dict[str, Any]:
@@ -58,8 +58,3 @@ def account_view(account: Account) -> dict[str, Any]:
 
 def date(day: int) -> str:
     return datetime.fromtimestamp(day * DAY, UTC).strftime("%Y-%m-%d")
-
-
-def moment(seconds: float | None) -> str | None:
-    """UTC, to the second."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

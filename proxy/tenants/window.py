@@ -1,4 +1,4 @@
-"""When a budget's window began and when it ends, in UTC. Moments are seconds since the epoch."""
+"""Moments in UTC, as seconds since the epoch: when a budget's window began and when it ends."""
 
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,6 +11,11 @@ DAY = 86400
 def day_of(now: float) -> int:
     """Days since the epoch."""
     return int(now // DAY)
+
+
+def moment(seconds: float | None) -> str | None:
+    """As text, to the second."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def window_start(window: Window, now: float) -> int:

@@ -12,6 +12,7 @@ from ...cache import CachedChoice, CachedCompletion
 from ...errors import PenstockError, UpstreamError
 from .. import sse
 from ..errors import body_of
+from ..usage import count_of
 from .events import data_of
 from .refusal import error_in
 
@@ -277,27 +278,23 @@ def tokens_of(usage: dict[str, Any]) -> TokenCounts:
     """Usage figures of either API. Anthropic's leave cached tokens out of the prompt's."""
     if not isinstance(usage, dict):
         return TokenCounts()
-    prompt = _count(usage.get("prompt_tokens", usage.get("input_tokens")))
-    completion = _count(usage.get("completion_tokens", usage.get("output_tokens")))
+    prompt = count_of(usage.get("prompt_tokens", usage.get("input_tokens")))
+    completion = count_of(usage.get("completion_tokens", usage.get("output_tokens")))
     if "cache_read_input_tokens" in usage:
-        cached = _count(usage["cache_read_input_tokens"])
-        written = _count(usage.get("cache_creation_input_tokens"))
+        cached = count_of(usage["cache_read_input_tokens"])
+        written = count_of(usage.get("cache_creation_input_tokens"))
         return TokenCounts(
             None if prompt is None else prompt + (cached or 0) + (written or 0), cached, completion
         )
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or usage
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return TokenCounts(prompt, _count(cached), completion)
+    return TokenCounts(prompt, count_of(cached), completion)
 
 
 def tokens_in(body: bytes) -> TokenCounts | None:
     """Of a reply that was kept, whichever API's it is."""
     usage = decoded(body).get("usage")
     return None if usage is None else tokens_of(usage)
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
 
 
 def decoded(data: bytes) -> dict[str, Any]:

@@ -48,16 +48,17 @@ class RelayHead(msgspec.Struct):
 
     Attributes:
         request_id: the upstream's.
-        reading: None of a kept one.
+        reading: None of a kept one; `kept`: what that says of its tokens.
     """
 
     provenance: Provenance
     request_id: str | None = None
     reading: Reading | None = None
+    kept: TokenCounts | None = None
 
     @property
     def tokens(self) -> TokenCounts | None:
-        return None if self.reading is None else self.reading.tokens
+        return self.kept if self.reading is None else self.reading.tokens
 
 
 class Relay:
@@ -81,9 +82,12 @@ class Relay:
             hit = self._cache.lookup(key)
             body = None if hit is None else hit.completion.choices[0].wire
             if hit is not None and body is not None:
+                tokens = tokens_in(body)
                 with asked.admission.call(target.name) as call:
-                    call.settle(reused_spend(target, tokens_in(body), hit.completion.engine_seconds))
-                return RelayHead(Provenance.of_hit(hit)), at_once(api.replay(asked, target, body))
+                    call.settle(reused_spend(target, tokens, hit.completion.engine_seconds))
+                return RelayHead(Provenance.of_hit(hit), kept=tokens), at_once(
+                    api.replay(asked, target, body)
+                )
         if asked.attempt.only_kept:
             raise NotKeptError("Nothing was kept.")
         keep = key if write else None

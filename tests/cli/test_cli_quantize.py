@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_it_writes_a_folder_and_says_what_it_is_worth(
     assert main(quantize(tiny_llama, output, "--scheme", "w4a16", "--data", str(texts))) == 0
     printed = capsys.readouterr().out
     assert "14 layers in w4a16 group 32, 1 layer in w8a16" in printed
-    assert "beside the model as stored, on 20 texts it was not calibrated on: KL " in printed
+    assert re.search(r"beside the model as stored, on \d+ texts it was not calibrated on: KL ", printed)
     assert {"README.md", "quantization.json", "config.json", "model.safetensors"} <= {
         path.name for path in output.iterdir()
     }
@@ -152,7 +153,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(
     )
     short = tmp_path / "short.jsonl"
     short.write_text('{"text": "a file"}\n{"text": "a folder"}\n')
-    assert "2 different texts are too few" in failed(
+    assert "2 different texts, with 2 different prompts, are too few" in failed(
         capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--data", str(short))
     )
     assert "max_kl is 0.0" in failed(capsys, [*quantize(tiny_llama, output, *given), "--max-kl", "0"])

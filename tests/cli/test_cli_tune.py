@@ -5,9 +5,11 @@ import math
 import re
 
 import pytest
+from cache_worker import make_completion, make_key
 from tiny_model import write_tiny_model
 from two_tiers_server import two_tiers
 
+from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 from penstock.proxy.routing.learned import Evidence, Judge, Question
 from penstock.proxy.routing.learned.router_file import read_router_file
@@ -173,6 +175,22 @@ def test_what_is_there_is_not_replaced(arguments, tmp_path, capsys):
 def test_a_large_tier_that_is_cheaper_is_refused(arguments, capsys):
     assert main(arguments("--prices", "2/2", "1/1")) == 1
     assert "costs 2.00 times one of the large tier" in capsys.readouterr().err
+
+
+def test_what_a_cache_was_asked_is_asked_of_both_tiers(tiers, arguments, tmp_path, capsys):
+    with CompletionCache(tmp_path / "cache") as cache:
+        for place in range(200):
+            text = f"list {chr(97 + place % 26)}{chr(97 + place // 26)} {'hard' if place % 2 else 'soft'}"
+            prompt = WholePrompt("m", messages=[{"role": "user", "content": text}])
+            cache.store(make_key(place, "acme"), make_completion(place, 20), prompt=prompt)
+        cache.flush()
+    given = arguments("--from-cache", "--tenant", "acme", data=None, qualities="0.8")
+    assert main([*given, "--cache-path", str(tmp_path / "cache")]) == 0
+    printed, said = capsys.readouterr()
+    assert "200 examples of tenant 'acme' from the cache" in said
+    assert "200 different questions of the cache; an answer is right where it says the same" in printed
+    assert "acme" not in printed
+    assert tiers.asked == {"small": 201, "large": 201}
 
 
 def test_a_small_tier_that_loses_nothing_needs_no_router(arguments, tmp_path, capsys):

@@ -203,7 +203,6 @@ def test_a_route_with_a_judge(tmp_path: Path) -> None:
         ),
         (f"{LEARNED}\nquality = 0.9\nshadow_share = 2.0\nshadow_budget = 1", "shadow_share is 2.0"),
         (f"{LEARNED}\nquality = 0.9\nshadow_share = 0.5", "give both, or neither"),
-        (f"{LEARNED}\nshadow_share = 0.5\nshadow_budget = 100", "say which, as quality"),
     ],
 )
 def test_a_wrong_route_with_a_judge_is_named(tmp_path: Path, table: str, says: str) -> None:

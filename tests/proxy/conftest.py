@@ -41,6 +41,20 @@ def engine_address(model: Path) -> Iterator[str]:
     engine.stop()
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second model: other weights, and a shorter context."""
+    return write_tiny_model(tmp_path_factory.mktemp("proxy") / "little", seed=7, context=128)
+
+
+@pytest.fixture(scope="session")
+def small_address(small_model: Path) -> Iterator[str]:
+    engine = EngineProcess(EngineConfig(model=str(small_model), threads=1))
+    engine.start()
+    yield engine.address
+    engine.stop()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def server(
     engine_address: str, model: Path, tmp_path_factory: pytest.TempPathFactory

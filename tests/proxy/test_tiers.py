@@ -1,8 +1,7 @@
 """Several models served by one server: each under its own name, by an engine of its own."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -11,40 +10,28 @@ import openai
 import pytest
 import pytest_asyncio
 from running_server import RunningServer, running_server
-from tiny_model import write_tiny_model
 
+from penstock.config import Settings
 from penstock.errors import ConfigError
+from penstock.proxy.backends import Backends
 from penstock.proxy.reload import apply
-from penstock.scheduler import EngineConfig, EngineProcess
+from penstock.proxy.server import HttpServer, address_of, listen, main_backend, tier_backend
+from penstock.scheduler import AsyncEngine
 from penstock.tables import Route, Tier
 
 QUESTION = [{"role": "user", "content": "how?"}]
 HOUR = 3600.0
 
 
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other weights, and other limits, than the main model's."""
-    return write_tiny_model(tmp_path_factory.mktemp("tiers") / "little", seed=7, context=128)
-
-
-@pytest.fixture(scope="module")
-def small_engine(small_model: Path) -> Iterator[EngineProcess]:
-    engine = EngineProcess(EngineConfig(model=str(small_model), threads=1))
-    engine.start()
-    yield engine
-    engine.stop()
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tiered(
-    engine_address: str, model: Path, small_model: Path, small_engine: EngineProcess, tmp_path_factory
+    engine_address: str, model: Path, small_model: Path, small_address: str, tmp_path_factory
 ) -> AsyncIterator[RunningServer]:
     async with running_server(
         engine_address,
         model,
         tiers={"small": Tier(model=str(small_model), hour_price=2 * HOUR)},
-        tier_addresses={"small": small_engine.address},
+        tier_addresses={"small": small_address},
         routes={
             "first": Route(targets=("small", "tiny")),
             "cheap": Route(targets=("tiny", "small"), policy="cheapest"),
@@ -174,30 +161,30 @@ async def test_two_of_one_name_are_refused(engine_address: str, model: Path) -> 
 
 
 async def test_where_a_tier_is_down_the_others_answer(
-    engine_address: str, model: Path, small_model: Path
+    tiered: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = EngineProcess(EngineConfig(model=str(small_model), threads=1))
-    engine.start()
+    ready = {"status": "ready", "model": "tiny"}
+    assert await fetched(tiered, "/health/ready") == (200, {**ready, "tiers": {"small": "ready"}})
+    monkeypatch.setattr(tiered.http.context.locals["small"].backend.engine, "healthy", False)
+    assert await fetched(tiered, "/health/ready") == (200, {**ready, "tiers": {"small": "loading"}})
+    assert (await answer(tiered, "first"))[1] == "tiny"
+    assert (await metrics(tiered))['penstock_engine_up{model="small"}'] == 0
+
+
+async def test_all_are_waited_for_at_the_start(engine_address: str, model: Path) -> None:
+    settings = Settings(model=str(model), port=0, cache=False, tiers={"small": Tier(model=str(model))})
+    main = main_backend(settings, AsyncEngine.connect(engine_address))
+    small = tier_backend(settings, "small", AsyncEngine.connect(engine_address))
+    sock = listen(settings)
+    backends = Backends(main, [small])
+    server = HttpServer(settings, backends, None, sock)
+    await server.start()
     try:
-        async with running_server(
-            engine_address,
-            model,
-            tiers={"small": Tier(model=str(small_model))},
-            tier_addresses={"small": engine.address},
-            routes={"first": Route(targets=("small", "tiny"))},
-        ) as server:
-            assert await fetched(server, "/health/ready") == (
-                200,
-                {"status": "ready", "model": "tiny", "tiers": {"small": "ready"}},
-            )
-            assert (await answer(server, "first"))[1] == "small"
-            assert engine.pid is not None
-            os.kill(engine.pid, 9)
-            async with asyncio.timeout(5):
-                while server.http.context.locals["small"].backend.is_ready:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            status, said = await fetched(server, "/health/ready")
-            assert (status, said["tiers"]) == (200, {"small": "loading"})
-            assert (await answer(server, "first"))[1] == "tiny"
+        async with aiohttp.ClientSession() as session:
+            await main.start()
+            assert (await session.get(f"{address_of(sock)}/health/ready")).status == 503
+            await small.start()
+            assert (await session.get(f"{address_of(sock)}/health/ready")).status == 200
     finally:
-        engine.stop()
+        await backends.close()
+        await server.close()

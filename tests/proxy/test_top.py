@@ -9,9 +9,10 @@ import sys
 import termios
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer
 
-from penstock.top_figures import Scrape, Spread, figures_of, quantile
+from penstock.proxy.observe.top_figures import Scrape, Spread, figures_of, quantile
 from penstock.top_frame import frame
 
 PENSTOCK = [sys.executable, "-m", "penstock", "top"]
@@ -130,9 +131,13 @@ penstock_upstream_breaker_state{upstream="acme"} 2
 """
 
 
+def scrape(text: str, at: float) -> Scrape:
+    return Scrape(text_string_to_metric_families(text), at)
+
+
 def test_figures_of_two_scrapes_without_an_engine() -> None:
     """A counter that fell was started anew."""
-    figures = figures_of(Scrape(BEFORE, 10.0), Scrape(AFTER, 12.0), ready="ready")
+    figures = figures_of(scrape(BEFORE, 10.0), scrape(AFTER, 12.0), ready="ready")
     assert (figures.requests_per_second, figures.errors_per_second) == (2.5, 1.0)
     assert figures.statuses == {"200": 3, "500": 2}
     assert figures.outcomes == {"bypass": 6, "hit": 3, "miss": 1} and figures.hit_share == 0.75

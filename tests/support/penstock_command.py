@@ -16,6 +16,8 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stdout is not None
     announcement = process.stdout.readline()
     kernels, embeddings, hint = (process.stdout.readline() for _ in range(3))
+    if hint.startswith("Upstreams"):
+        hint = process.stdout.readline()
     assert kernels.startswith(("CPU kernels in C: attention paged_attention, ", "CPU kernels in torch's ")), (
         kernels
     )

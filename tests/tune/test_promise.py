@@ -5,6 +5,7 @@ import pytest
 from simulated_tiers import SimulatedTiers
 
 from penstock.proxy.routing.learned.features import Inputs
+from penstock.proxy.routing.learned.scorer import standardized
 from penstock.tune.router.fit import Examples, fit
 from penstock.tune.router.promise import most_losses, set_thresholds
 
@@ -13,9 +14,8 @@ DELTA = 0.05
 
 
 def judged(ruling, features):
-    return (features - np.array(ruling.means)) / np.array(ruling.scales) @ np.array(
-        ruling.weights
-    ) + ruling.offset
+    values = standardized(features, np.array(ruling.means), np.array(ruling.scales))
+    return values @ np.array(ruling.weights) + ruling.offset
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...proxy.routing.learned.features import Inputs
 from ...proxy.routing.learned.router_file import Ruling
+from ...proxy.routing.learned.scorer import standardized
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -121,7 +122,7 @@ def _unseen_scores(values: Floats, keeps: Bools, fold: NDArray[np.int64], ridge:
 
 
 def _design(values: Floats, means: Floats, scales: Floats) -> Floats:
-    return np.column_stack(((values - means) / scales, np.ones(len(values))))
+    return np.column_stack((standardized(values, means, scales), np.ones(len(values))))
 
 
 def _logistic(design: Floats, keeps: Bools, ridge: float) -> Floats:

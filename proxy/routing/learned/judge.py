@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ....errors import ConfigError
 from .router_file import RouterFile, Ruling, Threshold, read_router_file
 from .scorer import Scorer
-from .values import Evidence, Question, Verdict
+from .values import Evidence, Promise, Question, Verdict
 
 Floats = NDArray[np.float64]
 
@@ -68,6 +68,15 @@ class Judge:
                 param="quality",
             )
         return threshold.quality
+
+    def promise(
+        self, *, predictive: bool = False, quality: float | None = None, buffer_tokens: int = 0
+    ) -> Promise:
+        """Of a use that was checked."""
+        bench = self._bench(predictive, buffer_tokens)
+        threshold = bench.threshold(quality)
+        assert threshold.score is not None, "check() refuses"
+        return Promise(threshold.quality, bench.scorer.probability(threshold.score))
 
     def keeps(
         self, question: Question, evidence: Evidence, quality: float | None = None, *, buffer_tokens: int = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ....errors import ConfigError
-from .features import Inputs
+from .features import EVIDENCE_FEATURES, QUESTION_FEATURES, Inputs
 
 FORMAT = 1
 
@@ -96,12 +96,20 @@ class _Form(msgspec.Struct):
 
 
 def _check(found: RouterFile) -> None:
-    """Raises ValueError where lengths do not fit together."""
+    """Raises ValueError for what a judge would trip over."""
     for ruling in (*found.cascade, *([found.predictive] if found.predictive else [])):
-        width = ruling.inputs.width
-        if {len(ruling.means), len(ruling.scales), len(ruling.weights)} != {width}:
-            raise ValueError(f"a ruling has {width} inputs, and not as many means, scales and weights")
+        inputs = ruling.inputs
+        if unknown := set(inputs.features) - {*EVIDENCE_FEATURES, *QUESTION_FEATURES}:
+            raise ValueError(f"it looks at {min(unknown)!r}, which is not known here")
+        if {len(ruling.means), len(ruling.scales), len(ruling.weights)} != {inputs.width}:
+            raise ValueError(f"a ruling has {inputs.width} inputs, and not as many means, scales and weights")
+        if min(ruling.scales, default=1.0) <= 0:
+            raise ValueError("a scale is not above 0")
         if not ruling.scores or len(ruling.scores) != len(ruling.probabilities):
             raise ValueError("a ruling has not as many scores as probabilities")
+        if list(ruling.scores) != sorted(ruling.scores):
+            raise ValueError("the scores of a ruling do not rise")
         if not ruling.thresholds:
             raise ValueError("a ruling has no thresholds")
+    if found.predictive is not None and found.predictive.inputs.wants_evidence:
+        raise ValueError("the judge of questions looks at answers")

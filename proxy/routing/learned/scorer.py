@@ -12,6 +12,16 @@ from .values import Evidence, Question
 Floats = NDArray[np.float64]
 
 
+# Standard deviations. What hardly varied among the questions of the fit would otherwise outweigh all else in the first
+# question that is worded otherwise.
+_FAR = 4.0
+
+
+def standardized(values: Floats, means: Floats, scales: Floats) -> Floats:
+    """In standard deviations from the mean [..., F], as judges are fitted to them; far ones count as `_FAR`."""
+    return np.clip((values - means) / scales, -_FAR, _FAR)
+
+
 class Scorer:
     """Log-odds that the small tier's answer loses nothing, and what they are the sum of."""
 
@@ -23,8 +33,7 @@ class Scorer:
 
     def parts(self, question: Question, evidence: Evidence | None) -> Floats:
         """What each input adds [width]; none may be missing."""
-        values = (self.inputs.values(question, evidence) - self._means) / self._scales
-        return np.asarray(self._weights * values)
+        return self._weights * standardized(self.inputs.values(question, evidence), self._means, self._scales)
 
     def total(self, parts: Floats) -> float:
         return float(parts.sum() + self._offset)

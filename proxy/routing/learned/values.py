@@ -63,3 +63,13 @@ class Verdict(msgspec.Struct, frozen=True):
     probability: float
     needed: float
     reasons: tuple[str, ...]
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """Attributes:
+    quality: of the questions that the large tier answers right, at least this share stays right.
+    needed: the probability from which on the small tier is good enough for that.
+    """
+
+    quality: float
+    needed: float

@@ -172,8 +172,8 @@ def test_a_speed_up_is_measured_before_and_after(job):
 
 
 def test_texts_may_be_written_by_the_model_itself(job, monkeypatch):
-    monkeypatch.setattr("penstock.compress.prune.texts.SYNTHETIC_TEXTS", 40)
-    monkeypatch.setattr("penstock.compress.prune.texts.SYNTHETIC_TOKENS", 12)
+    monkeypatch.setattr("penstock.compress.prune.run.SYNTHETIC_TEXTS", 40)
+    monkeypatch.setattr("penstock.compress.prune.run.SYNTHETIC_TOKENS", 12)
     done = prune(replace(job, recovery_steps=2), None, progress=told)
     assert (done.trained, done.texts) == (36, 4)
 

@@ -33,12 +33,11 @@ def model(tiny_llama: Path) -> PlainModel:
 @pytest.fixture(scope="module")
 def texts() -> Texts:
     draw = random.Random(7)
-    return divide(
-        [
-            Tokens([draw.randrange(3, 300) for _ in range(length)], [True] * length)
-            for length in (draw.randrange(20, 60) for _ in range(60))
-        ]
-    )
+    found = [
+        Tokens([draw.randrange(3, 300) for _ in range(length)], [True] * length)
+        for length in (draw.randrange(20, 60) for _ in range(160))
+    ]
+    return divide(found[40:], found[:40])
 
 
 @pytest.fixture

@@ -74,12 +74,16 @@ def test_the_same_route_keeps_what_is_known_of_it() -> None:
         shadow_share=0.1,
         shadow_budget=10,
     )
-    first = drifts.of("r", "file", route, workers=1)
-    assert drifts.of("r", "file", route, workers=1) is first
-    assert drifts.of("r", "another file", route, workers=1) is not first
+    first = drifts.of("r", "file", route, quality=0.9, workers=1)
+    assert drifts.of("r", "file", route, quality=0.9, workers=1) is first
+    assert drifts.of("r", "another file", route, quality=0.9, workers=1) is not first
 
 
-@pytest.mark.parametrize(("small", "outcome"), [("small", "different"), ("twin", "same")])
+@pytest.mark.parametrize(
+    ("small", "outcome", "quality"),
+    # Without a quality the route promises the strictest that the file has a threshold for.
+    [("small", "different", QUALITY), ("small", "different", None), ("twin", "same", QUALITY)],
+)
 async def test_kept_answers_are_compared_behind_the_back_of_all(
     engine_address: str,
     small_address: str,
@@ -88,13 +92,14 @@ async def test_kept_answers_are_compared_behind_the_back_of_all(
     tmp_path: Path,
     small: str,
     outcome: str,
+    quality: float | None,
 ) -> None:
     router = write_router(tmp_path / "router.json", small, "tiny")
     route = Route(
         targets=(small, "tiny"),
         policy="cascade",
         router=router,
-        quality=QUALITY,
+        quality=quality,
         shadow_share=1.0,
         shadow_budget=100_000,
     )

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.proxy.routing.learned import Evidence, Judge, Question
+from penstock.proxy.routing.learned import Evidence, Judge, Promise, Question
 from penstock.proxy.routing.learned.features import Inputs
 from penstock.proxy.routing.learned.router_file import FORMAT, RouterFile, Ruling, Threshold
 
@@ -48,6 +48,24 @@ def test_a_sure_answer_is_kept_and_an_unsure_one_is_not(load):
     assert kept.accept and not refused.accept
     assert kept.probability > kept.needed == refused.needed == 0.5 > refused.probability
     assert refused.reasons == ("lowest_logprob",)
+
+
+def test_what_it_promises_is_what_it_keeps_by(load):
+    judge = load(ruling("lowest_logprob"))
+    assert judge.promise(quality=0.9) == judge.promise() == Promise(quality=0.9, needed=0.5)
+    assert judge.keeps(QUESTION, SURE).needed == 0.5
+
+
+def test_what_is_far_from_all_that_was_seen_does_not_outweigh_the_rest(load):
+    """A question ten times as long as any, of a kind that hardly varied in length."""
+    lengths, logprob = "question_length", "lowest_logprob"
+    narrow = msgspec.structs.replace(
+        ruling(lengths, logprob), means=(3.0, -1.0), scales=(0.01, 0.1), weights=(-1.0, 1.0), offset=0.0
+    )
+    judge = load(narrow)
+    long = Question("a" * 1000)
+    assert judge.keeps(long, SURE).probability == judge.keeps(Question("a" * 100), SURE).probability == 0.5
+    assert not judge.keeps(long, UNSURE).accept
 
 
 def test_a_promise_that_cannot_be_kept_escalates_always(load):
@@ -134,7 +152,22 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, message):
     assert "penstock tune router" in refused.value.message
 
 
-def test_a_file_whose_lengths_do_not_fit_is_refused(load):
-    short = msgspec.structs.replace(ruling("mean_logprob"), weights=())
-    with pytest.raises(ConfigError, match="not as many means, scales and weights"):
-        load(short)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": ()}, "not as many means, scales and weights"),
+        ({"scales": (0.0,)}, "a scale is not above 0"),
+        ({"inputs": Inputs(("mood",))}, "it looks at 'mood', which is not known here"),
+        ({"scores": (1.0,)}, "not as many scores as probabilities"),
+        ({"scores": (4.0, 2.0, 0.0, -2.0, -4.0)}, "do not rise"),
+        ({"thresholds": ()}, "has no thresholds"),
+    ],
+)
+def test_a_file_that_a_judge_would_trip_over_is_refused(load, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load(msgspec.structs.replace(ruling("mean_logprob"), **changes))
+
+
+def test_a_judge_of_questions_that_looks_at_answers_is_refused(load):
+    with pytest.raises(ConfigError, match="looks at answers"):
+        load(predictive=ruling("mean_logprob"))

@@ -86,6 +86,18 @@ async def test_what_an_upstream_does_not_say_is_unknown_and_charged_as_expected(
     assert line.cost == 0 and line.presumed_cost > 1000 * 8 / 1e6
 
 
+@pytest.mark.parametrize("count", [2**63, 2**64 - 1, -1, True, 1.5, "12"])
+async def test_a_count_that_is_none_is_unknown_and_nobody_else_is_harmed(cloud, count: Any) -> None:
+    server, upstream = cloud
+    key = key_for(server)
+    sound, upstream.usage = upstream.usage, {"prompt_tokens": count, "completion_tokens": count}
+    await ask(server, key)
+    upstream.usage = sound
+    await ask(server, key, max_tokens=9)
+    line = accounts(server)[NAME]
+    assert (line.requests, line.unknown_usage, line.prompt_tokens) == (2, 1, 100)
+
+
 async def test_what_an_upstream_refuses_costs_nothing_and_a_fallback_is_paid_for(cloud) -> None:
     server, upstream = cloud
     key = key_for(server)

@@ -1,10 +1,11 @@
-"""Two scrapes of `/metrics` as figures of the time between them. Pure: knows neither the network nor the terminal."""
+"""Two looks at the metrics as figures of the time between them, for `penstock top` and the dashboard. Pure: knows neither
+the network, nor a terminal, nor a page."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import Metric
 
 _GENERATED = ("hit", "trusted", "shared")
 """Outcomes for which the model computed nothing of its own."""
@@ -14,12 +15,12 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Scrape:
-    """One answer of `/metrics`; `at` in seconds of a clock that only grows."""
+    """All series at one moment; `at` in seconds of a clock that only grows."""
 
-    def __init__(self, text: str, at: float) -> None:
+    def __init__(self, families: Iterable[Metric], at: float) -> None:
         self.at = at
         self._values: dict[str, dict[Labels, float]] = {}
-        for family in text_string_to_metric_families(text):
+        for family in families:
             for sample in family.samples:
                 labels = tuple(sorted(sample.labels.items()))
                 self._values.setdefault(sample.name, {})[labels] = sample.value
@@ -27,9 +28,14 @@ class Scrape:
     def series(self, name: str) -> Mapping[Labels, float]:
         return self._values.get(name, {})
 
-    def value(self, name: str) -> float | None:
-        """Of a series without labels; None where there is none."""
-        return self.series(name).get(())
+    def total(self, name: str) -> float | None:
+        """Over all labels; None where there is no such series."""
+        series = self.series(name)
+        return sum(series.values()) if series else None
+
+    def most(self, name: str) -> float | None:
+        """The same, the largest."""
+        return max(self.series(name).values(), default=None)
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -57,6 +63,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     statuses: answers by status.
     outcomes: generations by what the cache did; `hit_share`: of those it could answer, None without any.
     saved_seconds: of the engine, since the start.
+    running, waiting: in all engines; kv_usage: of the fullest.
     accepted: share of drafted tokens that were right, None without drafts.
     """
 
@@ -98,8 +105,8 @@ def figures_of(before: Scrape, after: Scrape, *, ready: str, model: str | None =
         requests_per_second=sum(statuses.values()) / seconds,
         errors_per_second=errors / seconds,
         statuses={status: round(count) for status, count in sorted(statuses.items())},
-        running=_whole(_over(sum, after, "penstock_num_requests_running")),
-        waiting=_whole(_over(sum, after, "penstock_num_requests_waiting")),
+        running=_whole(after.total("penstock_num_requests_running")),
+        waiting=_whole(after.total("penstock_num_requests_waiting")),
         tokens_in_per_second=(delta.total("penstock_prompt_tokens_total") + upstream_in) / seconds,
         tokens_out_per_second=(delta.total("penstock_generation_tokens_total") + upstream_out) / seconds,
         ttft=delta.spread("penstock_time_to_first_token_seconds"),
@@ -107,8 +114,8 @@ def figures_of(before: Scrape, after: Scrape, *, ready: str, model: str | None =
         overhead=delta.spread("penstock_overhead_seconds", part="before"),
         outcomes={outcome: round(count) for outcome, count in sorted(outcomes.items())},
         hit_share=sum(outcomes.get(name, 0.0) for name in _GENERATED) / answerable if answerable else None,
-        saved_seconds=sum(after.series("penstock_cache_saved_seconds_total").values()),
-        kv_usage=_over(max, after, "penstock_kv_cache_usage_perc"),
+        saved_seconds=after.total("penstock_cache_saved_seconds_total") or 0.0,
+        kv_usage=after.most("penstock_kv_cache_usage_perc"),
         accepted=delta.total("penstock_draft_accepted_tokens_total") / drafted if drafted else None,
         upstreams=_upstreams(delta, seconds),
     )
@@ -192,12 +199,6 @@ def _upstreams(delta: _Delta, seconds: float) -> list[UpstreamFigures]:
             )
         )
     return rows
-
-
-def _over(together: Callable[[Iterable[float]], float], scrape: Scrape, name: str) -> float | None:
-    """One figure for all models; None where there is none."""
-    values = scrape.series(name).values()
-    return together(values) if values else None
 
 
 def _whole(value: float | None) -> int | None:

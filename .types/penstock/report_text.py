@@ -1,0 +1,1 @@
+../../penstock/report_text.py

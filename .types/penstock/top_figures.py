@@ -1,1 +1,0 @@
-../../penstock/top_figures.py
