@@ -1,6 +1,7 @@
 """`penstock flywheel`: reads its arguments, switches the settings file over and back. The work is in `tune/flywheel/`."""
 
 import argparse
+import os
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .config import (
     NO_MODEL,
     TABLE,
     Settings,
+    SettingsSource,
     add_arguments,
     is_secret,
     load_settings,
@@ -157,7 +159,7 @@ def _check(settings: Settings, arguments: Mapping[str, Any]) -> None:
         raise ConfigError(f"context is {arguments['context']}; it must be at least 2.", param="context")
     if arguments["force"]:
         raise ConfigError("force is for --back; give that with it, or leave it out.", param="force")
-    if arguments["switch"] and FILE_SETTING not in arguments:
+    if arguments["switch"] and _file(arguments) is None:
         raise ConfigError("There is no settings file to switch; name it with --config.", param="config")
     if settings.model == NO_MODEL:
         raise ConfigError("model is 'none': no model is served here that could be a teacher.", param="model")
@@ -245,8 +247,8 @@ def _present(settings: Settings, arguments: Mapping[str, Any]) -> tuple[dict[str
     """The settings as the file would have them all, and its text; without a file, the text of those that are no defaults."""
     from .tune.levers.settings_file import toml
 
-    file = arguments.get(FILE_SETTING)
-    text = "" if file is None else Path(file).read_text(encoding="utf-8")
+    file = _file(arguments)
+    text = "" if file is None else file.read_text(encoding="utf-8")
     plain = load_settings({} if file is None else {FILE_SETTING: file}, {})
     added = {
         name: getattr(settings, name)
@@ -261,10 +263,16 @@ def _present(settings: Settings, arguments: Mapping[str, Any]) -> tuple[dict[str
     return {**tomllib.loads(text), **added}, text
 
 
+def _file(arguments: Mapping[str, Any]) -> Path | None:
+    """The settings file, whether a flag names it or the environment."""
+    return SettingsSource(arguments, os.environ).file
+
+
 def _agreed(arguments: Mapping[str, Any]) -> bool:
-    if arguments["no_switch"] or FILE_SETTING not in arguments or not sys.stdin.isatty():
+    file = _file(arguments)
+    if arguments["no_switch"] or file is None or not sys.stdin.isatty():
         return False
-    return input(f"Switch {arguments[FILE_SETTING]} over to it? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"Switch {file} over to it? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _written(output: Path) -> "Report":
@@ -289,7 +297,8 @@ def _switch(settings: Settings, arguments: Mapping[str, Any], report: "Report") 
             f"{arguments['output']} was made for the model {report.teacher!r}, and {settings.model!r} is served now.",
             param="output",
         )
-    file = Path(arguments[FILE_SETTING])
+    file = _file(arguments)
+    assert file is not None, "_check"
     before = switch(file, report.changes)
     print(f"{file} is switched; as it was, it is in {before}.")
     print("Restart `penstock serve` for it: a server that runs goes on as it is.")
@@ -300,9 +309,9 @@ def _switch(settings: Settings, arguments: Mapping[str, Any], report: "Report") 
 def _back(arguments: Mapping[str, Any]) -> int:
     from .tune.flywheel.switch import back
 
-    if FILE_SETTING not in arguments:
+    file = _file(arguments)
+    if file is None:
         raise ConfigError("Name the settings file that is to be put back with --config.", param="config")
-    file = Path(arguments[FILE_SETTING])
     for line in back(file, force=arguments["force"]):
         print(f"lost: {line}")
     print(f"{file} is as it was before the switch. Restart `penstock serve` for it.")

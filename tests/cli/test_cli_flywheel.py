@@ -82,6 +82,14 @@ def test_what_a_folder_holds_is_switched_on_and_back(report, file, tmp_path, cap
     assert "is put back already" in capsys.readouterr().err
 
 
+def test_the_settings_file_that_the_environment_names_is_meant(report, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PENSTOCK_CONFIG", str(file))
+    assert main(["flywheel", "--output", str(written(report, tmp_path / "out")), "--switch"]) == 0
+    assert "draft_model" in file.read_text()
+    assert main(["flywheel", "--back"]) == 0
+    assert "draft_model" not in file.read_text()
+
+
 def test_what_gained_nothing_or_is_of_another_model_is_not_switched_on(report, file, tmp_path, capsys):
     import msgspec
 

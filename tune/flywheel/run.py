@@ -173,6 +173,7 @@ class _Turn:
             context=job.context,
             seed=job.seed,
             device=job.settings.device,
+            threads=job.settings.threads,
         )
 
     def _most(self, share: float, times: int, asked: Asked, between: tuple[int, int]) -> int:

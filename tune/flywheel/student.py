@@ -7,6 +7,8 @@ import msgspec
 
 from ...compress.distill.job import DistillJob
 from ...compress.distill.objective import DistillSettings
+from ...compress.distill.run import distill
+from ...compress.machine import use_threads
 from ...compress.texts import Example
 from ...compress.training.loop import TrainingSettings
 from ...compress.training.schedule import Budget
@@ -52,10 +54,10 @@ def distilled(
     context: int,
     seed: int,
     device: str,
+    threads: int | None,
 ) -> Student:
     """Goes on where it was interrupted. Raises PenstockError as `distill` does."""
-    from ...compress.distill.run import distill  # loads torch
-
+    use_threads(threads)
     job = DistillJob(
         teacher=teacher,
         output=folder,
