@@ -299,7 +299,11 @@ def _switch(settings: Settings, arguments: Mapping[str, Any], report: "Report") 
         )
     file = _file(arguments)
     assert file is not None, "_check"
-    before = switch(file, report.changes)
+    before = switch(
+        file,
+        report.changes,
+        lambda changed: load_settings({**arguments, FILE_SETTING: str(changed)}, os.environ),
+    )
     print(f"{file} is switched; as it was, it is in {before}.")
     print("Restart `penstock serve` for it: a server that runs goes on as it is.")
     print(f"Back: penstock flywheel --config {file} --back")

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ...cache.private_file import private_file
+from ...compress.distill.run import training_device
 from ...compress.folder import WorkFolder, new_folder
 from ...compress.machine import machine
 from ...compress.texts import Example
@@ -131,7 +132,7 @@ class _Turn:
             checked=check,
             objection=_objection(router, rehearsed, check, job.quality),
             changes=changed,
-            machine=machine(),
+            machine=machine(training_device(job.settings.device)),
         )
         self._write(report, router, student)
         return report

@@ -8,17 +8,23 @@ FILE.switched   as the switch wrote it: what differs from that was changed since
 import difflib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...config import is_secret
-from ...errors import ConfigError
+from ...errors import ConfigError, PenstockError
 from .settings_text import with_changes
 
 
-def switch(file: Path, changes: Mapping[str, Any]) -> Path:
-    """The backup. Raises ConfigError where it was switched before, or cannot be written."""
+def switch(file: Path, changes: Mapping[str, Any], check: Callable[[Path], object]) -> Path:
+    """The backup.
+
+    Args:
+        check: raises PenstockError for a settings file that could not be served; then nothing has changed.
+
+    Raises ConfigError where it was switched before, or cannot be written.
+    """
     file = file.resolve()
     before, switched = _beside(file)
     if before.exists():
@@ -31,8 +37,13 @@ def switch(file: Path, changes: Mapping[str, Any]) -> Path:
         text = file.read_text(encoding="utf-8")
         changed = with_changes(text, changes)
         mode = file.stat().st_mode & 0o777
-        _write(before, text, mode)
         _write(switched, changed, mode)
+        try:
+            check(switched)
+        except PenstockError:
+            switched.unlink()
+            raise
+        _write(before, text, mode)
         _write(file, changed, mode)
     except OSError as error:
         raise ConfigError(f"{file} cannot be switched: {error.strerror or error}.", param="config") from error

@@ -40,6 +40,10 @@ def file(tmp_path):
     return file
 
 
+def loads(file):
+    load_settings({"config": str(file)}, {})
+
+
 def settings_of(text, tmp_path):
     file = tmp_path / "loaded.toml"
     file.write_text(text)
@@ -112,12 +116,12 @@ def test_what_is_measured_is_alone_and_without_keys():
 
 def test_there_and_back(file, tmp_path):
     changed = made(tmp_path, load_settings({"config": str(file)}, {}))
-    before = switch(file, changed)
+    before = switch(file, changed, loads)
     assert before.read_text() == TEXT and file.read_text() == with_changes(TEXT, changed)
     for kept in (file, before):
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="was switched before"):
-        switch(file, changed)
+        switch(file, changed, loads)
     assert back(file, force=False) == []
     assert file.read_text() == TEXT and [path.name for path in tmp_path.glob("penstock*")] == [
         "penstock.toml"
@@ -126,17 +130,23 @@ def test_there_and_back(file, tmp_path):
         back(file, force=False)
 
 
+def test_settings_that_could_not_be_served_are_not_switched_to(file):
+    with pytest.raises(ConfigError, match="unknown setting 'draft_modell'"):
+        switch(file, {"draft_modell": "d"}, loads)
+    assert file.read_text() == TEXT and [path.name for path in file.parent.iterdir()] == ["penstock.toml"]
+
+
 def test_a_link_stays_one(file, tmp_path):
     link = tmp_path / "link.toml"
     link.symlink_to(file)
-    switch(link, {"draft_model": "d"})
+    switch(link, {"draft_model": "d"}, loads)
     assert link.is_symlink() and "draft_model" in file.read_text()
     back(link, force=False)
     assert link.is_symlink() and file.read_text() == TEXT
 
 
 def test_going_back_says_what_would_be_lost_but_for_keys(file):
-    switch(file, {"draft_model": "d"})
+    switch(file, {"draft_model": "d"}, loads)
     file.write_text(file.read_text().replace("1.5", "2.5").replace("secret-key", "other-key"))
     with pytest.raises(ConfigError) as refused:
         back(file, force=False)
@@ -158,7 +168,7 @@ def test_a_switch_that_was_cut_short_is_put_back(file, monkeypatch):
 
     monkeypatch.setattr(os, "replace", cut)
     with pytest.raises(ConfigError, match="cannot be switched: No space left on device"):
-        switch(file, {"draft_model": "d"})
+        switch(file, {"draft_model": "d"}, loads)
     monkeypatch.undo()
     assert file.read_text() == TEXT
     assert back(file, force=False) == [] and not list(file.parent.glob("*.before"))
@@ -191,7 +201,7 @@ def test_what_comes_out_serves_under_the_same_name(tmp_path):
     )
     file = tmp_path / "penstock.toml"
     file.write_text(text)
-    switch(file, changed)
+    switch(file, changed, loads)
 
     async def asked(url):
         return [await ask(url, name) for name in ("tiny", "tiny-large", "tiny-student")]
