@@ -13,6 +13,7 @@ from .config import (
     FILE_ONLY,
     FILE_SETTING,
     NO_MODEL,
+    PREFIX,
     TABLE,
     Settings,
     SettingsSource,
@@ -249,7 +250,8 @@ def _present(settings: Settings, arguments: Mapping[str, Any]) -> tuple[dict[str
 
     file = _file(arguments)
     text = "" if file is None else file.read_text(encoding="utf-8")
-    plain = load_settings({} if file is None else {FILE_SETTING: file}, {})
+    others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    plain = load_settings({} if file is None else {FILE_SETTING: file}, others)
     added = {
         name: getattr(settings, name)
         for name, entry in TABLE.items()

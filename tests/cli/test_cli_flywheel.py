@@ -90,6 +90,22 @@ def test_the_settings_file_that_the_environment_names_is_meant(report, file, tmp
     assert "draft_model" not in file.read_text()
 
 
+def test_keys_of_upstreams_are_where_they_are_when_it_is_served(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OTHER_KEY", "k")
+    file.write_text('[upstreams.other]\nbase_url = "https://other.example/v1"\napi_key_env = "OTHER_KEY"\n')
+    command = [
+        "flywheel",
+        "--config",
+        str(file),
+        "--output",
+        str(tmp_path / "out"),
+        "--cache-path",
+        "/nowhere",
+    ]
+    assert main(command) == 1
+    assert "There is no cache at /nowhere" in capsys.readouterr().err
+
+
 def test_what_gained_nothing_or_is_of_another_model_is_not_switched_on(report, file, tmp_path, capsys):
     import msgspec
 

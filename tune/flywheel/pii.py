@@ -23,8 +23,11 @@ _CARD = re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.IGNORECASE)
 _SHORTEST_IBAN = 15
 _ADDRESS = re.compile(
-    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?)(?![\w:]|\.\d)",
-    re.IGNORECASE,
+    r"""
+      (?<![\w.]) \d{1,3} (?:\.\d{1,3}){3} (?! \w | \.\d )
+    | (?<![\w.:]) [0-9a-f]{1,4} (?: ::? [0-9a-f]{1,4} ){2,7} (?:::)? (?![\w:])
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _SECRET = re.compile(

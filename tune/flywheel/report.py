@@ -60,7 +60,7 @@ class Report(msgspec.Struct, frozen=True):
 WHAT = {
     "cascade": "the student answers first, and the model where the student's answer is not good enough",
     "predictive": "the student answers questions that it is picked for, the model all others",
-    "drafts": "the student only guesses tokens for the model, which verifies them: answers are the same to the letter",
+    "drafts": "the student only guesses tokens for the model, which verifies them: answers stay the model's own",
 }
 
 

@@ -32,7 +32,7 @@ FOUND = {
         "fr1420041010050500013m02606",
         "NL91 ABNA 0417 1643 00 THEN pay",
     ],
-    "ip": ["ssh root@8.8.8.8", "ping 93.184.216.34", "from 2001:4860:4860::8888 port 22"],
+    "ip": ["ssh root@8.8.8.8", "dig @8.8.8.8:53", "ping 93.184.216.34.", "from 2001:4860:4860::8888 port 22"],
     "secret": [
         "export OPENAI_API_KEY=sk-proj-abcdefghij0123456789",
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",

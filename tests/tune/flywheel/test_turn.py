@@ -12,7 +12,7 @@ from penstock.models.location import resolve_model
 from penstock.proxy.routing.learned import Judge
 from penstock.tune.flywheel import run
 
-DO = "list find copy move delete rename compress extract count sort search compare download print watch kill start stop"
+DO = "list find copy move delete rename compress extract count sort search compare run show watch kill start stop mount open"
 WHAT = (
     "files folders lines archives images processes packages services users logs disks ports branches containers commits "
     "hosts tables keys links jobs volumes networks"
@@ -41,29 +41,11 @@ def test_a_turn_that_was_interrupted_goes_on_and_is_switched_on(cache, tmp_path,
     file.write_text(
         f'model = "builtin"\nquantize = "none"\nembedding_model = "none"\ntenants = false\ncache_path = "{cache}"\n'
     )
-    command = [
-        "flywheel",
-        "--config",
-        str(file),
-        "--output",
-        str(output),
-        "--student",
-        str(resolve_model("builtin")),
-    ]
-    command += [
-        "--quality",
-        "0.8",
-        "--score",
-        "command",
-        "--minutes",
-        "1",
-        "--repeats",
-        "1",
-        "--max-tokens",
-        "64",
-    ]
+    options = "--quality 0.8 --score command --minutes 1 --repeats 1 --max-tokens 64"
+    command = ["flywheel", "--config", str(file), "--output", str(output), *options.split()]
+    command += ["--student", str(resolve_model("builtin"))]
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
