@@ -34,7 +34,7 @@ def switch(file: Path, changes: Mapping[str, Any], check: Callable[[Path], objec
             param="switch",
         )
     try:
-        text = file.read_text(encoding="utf-8")
+        text = _read(file)
         changed = with_changes(text, changes)
         mode = file.stat().st_mode & 0o777
         _write(switched, changed, mode)
@@ -58,8 +58,8 @@ def back(file: Path, *, force: bool) -> list[str]:
     file = file.resolve()
     before, switched = _beside(file)
     try:
-        old, written = before.read_text(encoding="utf-8"), switched.read_text(encoding="utf-8")
-        now = file.read_text(encoding="utf-8")
+        old, written = _read(before), _read(switched)
+        now = _read(file)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{error.filename} is not there: `penstock flywheel` did not switch {file}, or it is put back already.",
@@ -98,12 +98,17 @@ def _shown(line: str) -> str:
     return f"{name}{equals} (not shown)" if equals and is_secret(name[1:].strip()) else line
 
 
+def _read(file: Path) -> str:
+    """With the line ends that it has."""
+    return file.read_bytes().decode()
+
+
 def _write(file: Path, text: str, mode: int) -> None:
     """On disk when it returns. Raises OSError."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as part:
-            part.write(text)
+        with os.fdopen(handle, "wb") as part:
+            part.write(text.encode())
             part.flush()
             os.fsync(part.fileno())
         os.chmod(name, mode)

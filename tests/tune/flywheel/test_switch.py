@@ -136,6 +136,15 @@ def test_settings_that_could_not_be_served_are_not_switched_to(file):
     assert file.read_text() == TEXT and [path.name for path in file.parent.iterdir()] == ["penstock.toml"]
 
 
+def test_line_ends_stay_as_they_are(file):
+    content = TEXT.replace("\n", "\r\n").encode()
+    file.write_bytes(content)
+    switch(file, {"draft_model": "d"}, loads)
+    assert content in file.read_bytes()
+    back(file, force=False)
+    assert file.read_bytes() == content
+
+
 def test_a_link_stays_one(file, tmp_path):
     link = tmp_path / "link.toml"
     link.symlink_to(file)
