@@ -35,12 +35,11 @@ class Router:
     def policies(self) -> list[Policy]:
         return [] if self.report is None else self.report.learned.policies
 
-    @property
-    def advice(self) -> list[str]:
+    def advice(self, quality: float) -> list[str]:
         """A line for each policy, of Markdown."""
         if self.report is None:
             return [f"No router: {self.objection}"]
-        return [line.removeprefix("- ") for line in lines(self.report) if line.startswith("- **")]
+        return [_advice(policy, quality) for policy in self.policies]
 
     def write(self, folder: Path) -> None:
         """The report and, where a policy is recommended, the file. Raises OSError."""
@@ -99,3 +98,15 @@ def make_router(
     except TuneError as error:  # a student that is no cheaper, or as good as its teacher, for one
         return Router(job, None, error.message)
     return Router(job, dataclasses.replace(report, cost_unit="seconds of the machine"))
+
+
+def _advice(policy: Policy, quality: float) -> str:
+    if policy.objection is not None:
+        return f"**{policy.name}: not recommended**: {policy.objection}."
+    promise = next(promise for promise in policy.promises if promise.threshold.quality == quality)
+    if not promise.pays:
+        return f"**{policy.name}**: recommended, but keeping the promise {quality:g} saves nothing."
+    return (
+        f"**{policy.name}: recommended**, with `quality = {quality:g}`: {promise.kept:.0%} of the answers come from the "
+        f"student, the cost is {promise.cost.value:.2f} of asking the model only."
+    )

@@ -127,7 +127,7 @@ class _Turn:
             timed=len(places),
             concurrency=job.asking.concurrency,
             timings=timings,
-            router=router.advice,
+            router=router.advice(job.quality),
             rehearsed=rehearsed,
             checked=check,
             objection=_objection(router, rehearsed, check, job.quality),

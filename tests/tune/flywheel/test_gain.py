@@ -3,6 +3,7 @@
 import pytest
 from simulated_tiers import SimulatedTiers
 
+from penstock.compress.texts import Example
 from penstock.tune.flywheel.check import Checked, checked
 from penstock.tune.flywheel.gain import (
     GUESSED,
@@ -13,9 +14,14 @@ from penstock.tune.flywheel.gain import (
     Timings,
     options,
 )
+from penstock.tune.flywheel.routing import make_router
 from penstock.tune.flywheel.timing import Run
+from penstock.tune.router.answers import Answer
+from penstock.tune.router.collect import LARGE as LARGE_KIND
+from penstock.tune.router.collect import SMALL as SMALL_KIND
 from penstock.tune.router.learn import learn
 from penstock.tune.router.rows import split
+from penstock.tune.router.workload import Item
 
 
 def runs(*seconds, texts=("a",), models=("large",)):
@@ -57,6 +63,34 @@ def test_a_router_is_worth_what_it_saves_besides(policies):
 
 def test_nothing_is_left_of_a_promise_that_no_router_keeps(policies):
     assert options(timings(), policies, 0.999) == options(timings(), [], 0.9) == []
+
+
+def test_advice_is_of_the_promise_that_is_asked_for():
+    replies = {SMALL_KIND: "`ls`", LARGE_KIND: "`ls`"}
+    answers, items = {}, []
+    for place in range(400):
+        hard, text = place % 3 == 0, f"list {chr(97 + place % 26)}{chr(97 + place // 26)}"
+        items.append(Item(Example(messages=({"role": "user", "content": text},))))
+        for kind, reply in replies.items():
+            # What the student gets wrong, it is not sure of.
+            said = "`rm`" if hard and kind == SMALL_KIND else reply
+            chosen = (-2.0 if hard else -0.1,) * 8
+            best = tuple((one, -3.0) for one in chosen)
+            answers[place, kind] = Answer(
+                place, kind, said, finished=True, completion_tokens=8, chosen=chosen, best=best
+            )
+    how = {"score": "command", "delta": 0.05, "max_tokens": 8, "concurrency": 1, "seed": 0}
+    router = make_router("s", "l", items, answers, timings(), list(range(64)), quality=0.9, **how)
+    (first, *_) = router.advice(0.9)
+    assert (
+        first.startswith("**cascade: recommended**, with `quality = 0.9`: ")
+        and "come from the student" in first
+    )
+    (cheapest, *_) = options(timings(), router.policies, 0.9)
+    # Two thirds are kept; the others cost the student's answer and 0.8 of the model's.
+    assert cheapest.policy == "cascade" and cheapest.cost == pytest.approx(0.2 + 0.8 / 3, abs=0.05)
+    dear = make_router("s", "l", items, answers, timings(small=12.0), list(range(64)), quality=0.9, **how)
+    assert dear.policies == [] and "costs 1.20 times one of the large tier" in dear.advice(0.9)[0]
 
 
 def test_a_check_counts_who_answered_and_what_says_the_same():
