@@ -22,6 +22,10 @@ setup(
         "penstock.kernels": ["tuned/*.json"],
         "penstock.kernels.cpu.native": ["*.c", "*.h"],
         "penstock.proxy.dashboard": ["page/*"],
-        "penstock.models": ["builtin/*.json", "builtin/*.safetensors", "builtin/*.jinja", "builtin/*.md"],
+        "penstock.models": [
+            f"{model}/*.{kind}"
+            for model in ("builtin", "builtin-large")
+            for kind in ("json", "safetensors", "jinja", "md")
+        ],
     },
 )

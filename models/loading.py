@@ -23,7 +23,7 @@ from .fusion import fuse
 from .inline_attention import attend_inline
 from .json_file import read_json_object
 from .kv_cache import LayerShape
-from .location import resolve_model
+from .location import BUILTIN_FOLDERS, resolve_model
 from .lora import Adapters
 from .model_call import feed_positions, keep_logits
 from .native_forward import forward_of
@@ -94,7 +94,7 @@ def load_model(
 ) -> LoadedModel:
     """Load `model` ("builtin", a local folder or a hub id) for serving; see `EngineConfig` for the settings.
 
-    `default_precision`: what `quantize` = "auto" means for a folder of floats; None: "w8a8" for "builtin", else "none".
+    `default_precision`: what `quantize` = "auto" means for a folder of floats; None: "w8a8" for built-in ones, else "none".
 
     Raises ModelLoadError naming the model, the reason and the remedy.
     """
@@ -109,7 +109,7 @@ def load_model(
         precision = _stored_precision(path, stored, quantize)
         kv_cache_dtype = _stored_kv_cache_dtype(path, stored, kv_cache_dtype, backend)
     elif quantize == "auto":
-        precision = default_precision or ("w8a8" if model == "builtin" else "none")
+        precision = default_precision or ("w8a8" if model in BUILTIN_FOLDERS else "none")
     else:
         precision = quantize
     kv_cache_dtype = "auto" if kv_cache_dtype == "none" else kv_cache_dtype

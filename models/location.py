@@ -1,12 +1,12 @@
-"""Where a model's files are: the built-in one, a local folder, or a snapshot of a hub repository."""
+"""Where a model's files are: a built-in one, a local folder, or a snapshot of a hub repository."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ModelLoadError
 
-BUILTIN = "builtin"
-BUILTIN_FOLDER = Path(__file__).resolve().parent / "builtin"
+# By the names that they are asked for by, and served under.
+BUILTIN_FOLDERS = {name: Path(__file__).resolve().parent / name for name in ("builtin", "builtin-large")}
 
 WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt", "*config.json")
@@ -25,20 +25,20 @@ def find_model(model: str) -> Path | None:
 
     Raises ModelLoadError for anything else: a mistyped path should not cost a model's loading time.
     """
-    if model == BUILTIN:
-        if not (BUILTIN_FOLDER / "config.json").is_file():
+    if (own := BUILTIN_FOLDERS.get(model)) is not None:
+        if not (own / "config.json").is_file():
             raise ModelLoadError(
-                f"The built-in model is missing from {BUILTIN_FOLDER}; reinstall penstock.", param="model"
+                f"The model {model!r} is missing from {own}; reinstall penstock.", param="model"
             )
-        return BUILTIN_FOLDER
+        return own
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if _may_be_hub_id(model):
         return None
     raise ModelLoadError(
-        f"model is {model!r}: no such folder. Give 'builtin', a folder with config.json and "
-        "*.safetensors, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
+        f"model is {model!r}: no such folder. Give 'builtin', 'builtin-large', a folder with config.json "
+        "and *.safetensors, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
         param="model",
     )
 
@@ -46,7 +46,7 @@ def find_model(model: str) -> Path | None:
 def model_name(model: str) -> str:
     """The name a model is served under when none is given: a folder's own name, else the id as written."""
     folder = Path(model).expanduser()
-    return folder.resolve().name if model != BUILTIN and folder.is_dir() else model
+    return folder.resolve().name if model not in BUILTIN_FOLDERS and folder.is_dir() else model
 
 
 def _may_be_hub_id(model: str) -> bool:

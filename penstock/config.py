@@ -74,7 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     model: Annotated[
-        str, About("model", "'builtin', a folder, a hub id, or 'none' to serve upstreams only")
+        str,
+        About("model", "'builtin', 'builtin-large', a folder, a hub id, or 'none' to serve upstreams only"),
     ] = "builtin"
     served_model_name: Annotated[str | None, About("model", "name clients use; default: the model's own")] = (
         None

@@ -20,6 +20,7 @@ from ..config import SparseAttention
 from ..errors import InvalidRequestError, ModelLoadError, OverloadedError, PenstockError
 from ..kernels.dispatch import Backend, describe
 from ..models.loading import load_model
+from ..models.location import BUILTIN_FOLDERS
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer, TextTokenizer
 from .draft_model import DraftModel, load_draft_model
@@ -117,7 +118,7 @@ class Engine:
             trust_max_tokens=config.trust_max_tokens,
         )
         self.info = ModelInfo(
-            name=config.model if config.model == "builtin" else model.path.name,
+            name=config.model if config.model in BUILTIN_FOLDERS else model.path.name,
             path=str(model.path),
             architecture=model.architecture,
             fingerprint=_fingerprint(model.fingerprint, config),

@@ -219,7 +219,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(tmp_path):
     wanted = {str(Path(*name.split("."))) for name in MODULES}
     python = {name for name in held if name.endswith(".py")}
     assert {str(Path(name).with_suffix("")).removesuffix("/__init__") for name in python} == wanted
-    builtin = {f"penstock/models/builtin/{file.name}" for file in (ROOT / "models/builtin").glob("*.*")}
+    builtin = {f"penstock/{path.relative_to(ROOT)}" for path in (ROOT / "models").glob("builtin*/*.*")}
     tuned = {f"penstock/kernels/tuned/{file.name}" for file in (source / "kernels/tuned").glob("*.json")}
     native = {
         f"penstock/{path.relative_to(ROOT)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_mixture import save_mixture
 
-from penstock.models.location import BUILTIN_FOLDER
+from penstock.models.location import BUILTIN_FOLDERS
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 from penstock.scheduler.outputs import TokenLogprob
 
@@ -100,6 +100,6 @@ def test_a_tiny_mixture_of_experts_in_w8a8_answers_the_same_under_load(kind: str
     )
 
 
-@pytest.mark.skipif(not (BUILTIN_FOLDER / "config.json").is_file(), reason="the built-in model is not built")
-def test_the_builtin_model_answers_the_same_under_load():
-    assert_same_under_load(EngineConfig(model="builtin", max_model_len=256, kv_cache_tokens=640))
+@pytest.mark.parametrize("model", BUILTIN_FOLDERS)
+def test_a_builtin_model_answers_the_same_under_load(model):
+    assert_same_under_load(EngineConfig(model=model, max_model_len=256, kv_cache_tokens=640))
