@@ -48,6 +48,10 @@ class LocalAccount:
         """What `expected_seconds` cost."""
         return cost(self._prices, engine_seconds=self.expected_seconds(tokens)) or 0.0
 
+    def known_cost(self, tokens: int) -> float | None:
+        """The same, None where no generation has shown yet what tokens take; what costs nothing is known to."""
+        return cost(self._prices, engine_seconds=self.expected_seconds(tokens) or None)
+
     async def counted(self, job: "Job", head: "Head", batches: "Source[list[Chunk]]") -> Batches:
         """Passes batches on; with their end, however they end, what they took is settled."""
         model = self._backend.served_as(job.params.adapter)
@@ -76,7 +80,7 @@ class LocalAccount:
         )
         tokens = head.prompt_tokens + meter.completion_tokens
         if reused:
-            saving = Saving("cache", self.expected_cost(tokens), head.provenance.saved)
+            saving = Saving("cache", self.known_cost(tokens), head.provenance.saved)
             return msgspec.structs.replace(spend, cost=0.0, engine_seconds=0.0, savings=(saving,))
         # A client that left before the first token leaves nobody to say how long its prompt was computed.
         seconds = meter.seconds if meter.has_begun else None

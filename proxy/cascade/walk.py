@@ -184,11 +184,10 @@ class _Walk:
         prompt, completion = spend.prompt_tokens, spend.completion_tokens
         if prompt is None or completion is None:
             return None, None
-        money = price(context, large, TokenCounts(prompt, spend.cached_tokens, completion))
         if not isinstance(large, LocalTarget):
-            return money, 0.0
-        account = context.local_of(large.served).service.account
-        return money, account.expected_seconds(prompt + completion)
+            return price(context, large, TokenCounts(prompt, spend.cached_tokens, completion)), 0.0
+        account, tokens = context.local_of(large.served).service.account, prompt + completion
+        return account.known_cost(tokens), account.expected_seconds(tokens) or None
 
     def watched(self, started: "Started", decision: Decision) -> "Started":
         """The same, looked at once it is sent, if it was drawn for that."""

@@ -127,6 +127,7 @@ async def test_seconds_of_each_have_their_own_price(tiered: RunningServer) -> No
         seconds = accounts[name].expected_seconds(1000)
         assert seconds > 0
         assert accounts[name].expected_cost(1000) == pytest.approx(seconds * price)
+        assert accounts[name].known_cost(1000) == accounts[name].expected_cost(1000)
 
 
 async def test_the_cheapest_is_the_one_that_spends_least_of_its_engine(tiered: RunningServer) -> None:
