@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .cli_model_spec import model_spec
 from .config import Settings, add_arguments
 from .errors import ConfigError
@@ -93,12 +94,17 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     requests = read_requests(arguments["data"])
     models = [_served(text) for text in arguments["models"]]
     cascade = _cascade(arguments)
+    named = [
+        *arguments["models"],
+        *arguments["drafter"],
+        *([arguments["small"]] if arguments["small"] else []),
+    ]
     space = space_of(
         models,
         drafters=[_served(text) for text in arguments["drafter"]],
         cascade=cascade,
         longest_prompt=longest_prompt(requests),
-        on_gpu=settings.device == "cuda",
+        on_gpu=_on_gpu(settings),
     )
     job = LeversJob(
         workload=f"`{arguments['data'].name}`",
@@ -106,7 +112,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
             "workload": fingerprint(arguments["data"]),
             "max_tokens": arguments["max_tokens"],
             "concurrency": arguments["concurrency"],
-            "flags": _flags(settings),
+            "version": __version__,
+            "models": [_fingerprint(text) for text in named],
+            "router": None if cascade is None else fingerprint(cascade.router),
         },
         limits=limits,
         concurrency=arguments["concurrency"],
@@ -115,7 +123,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         repeats=arguments["repeats"],
         seed=arguments["seed"],
         hour_price=settings.local_hour_price,
-        flags=_flags(settings),
+        common=_common(settings),
         output=arguments["output"],
         force=arguments["force"],
     )
@@ -193,6 +201,21 @@ def _cascade(arguments: Mapping[str, Any]) -> "Cascade | None":
     )
 
 
-def _flags(settings: Settings) -> list[str]:
-    flags = ["--device", settings.device, "--embedding-model", settings.embedding_model]
-    return flags if settings.threads is None else [*flags, "--threads", str(settings.threads)]
+def _fingerprint(text: str) -> str:
+    """Of its weights, so that a folder that has become another model is one."""
+    from .models.fingerprint import fingerprint
+    from .models.location import resolve_model
+
+    spec = model_spec(text)
+    return fingerprint(resolve_model(spec.model), spec.quantize, spec.dtype, spec.kv_cache_dtype)
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = {"device": settings.device, "embedding_model": settings.embedding_model}
+    return found if settings.threads is None else {**found, "threads": settings.threads}
+
+
+def _on_gpu(settings: Settings) -> bool:
+    import torch
+
+    return settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())

@@ -32,11 +32,11 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
         "warning",
     ]
     # Of its own session: a Ctrl-C is for this process, which then ends it.
+    _end_in_order_when_terminated()
     process = subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     try:
-        _end_in_order_when_terminated()
         assert process.stdout is not None
         announcement = process.stdout.readline()
         if " at http" not in announcement:
@@ -60,4 +60,5 @@ def _end_in_order_when_terminated() -> None:
         raise SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # the latter when a terminal is closed
+            signal.signal(number, leave)

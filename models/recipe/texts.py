@@ -89,7 +89,12 @@ def main() -> None:
     write(args.out / "tasks.jsonl", tasks)
     about_pages = [
         [
-            {"question": q, "accept": [row.command], "match": "command"}
+            {
+                "question": q,
+                "accept": [row.command],
+                "match": "command",
+                "topic": f"{row.tool}: {row.description}",
+            }
             for q in {ask(rng, row.description.replace("`", ""), row.tool): None for _ in range(PHRASINGS)}
         ]
         for row in rows

@@ -37,6 +37,11 @@ class Checked(msgspec.Struct, frozen=True):
         cost = self.new / self.now
         if cost > WORTH:
             return f"an answer costs {cost:.2f} times what it does now"
+        if cost * (1 + self.noise) > 1:
+            return (
+                f"an answer costs {cost:.2f} times what it does now, and repeats lie {100 * self.noise:.0f} % apart: run it "
+                "again where the machine is quiet"
+            )
         if lower(self.different, self.questions, _CONFIDENCE) > 1 - quality:
             return f"{self.different} of {self.questions} answers say something else, too many for the promise {quality:g}"
         return None

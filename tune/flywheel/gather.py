@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -57,9 +57,20 @@ def _asked(example: Example) -> str:
 
 
 def _text_of(example: Example) -> str:
-    """All of it: an answer may repeat what it was told."""
-    parts = [_content(message.get("content")) for message in example.messages]
+    """All of it, thoughts, names and calls too: an answer may repeat what it was told."""
+    parts = [text for message in example.messages for text in _texts_in(dict(message))]
     return "\n".join([*parts, example.prompt, example.completion])
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts_in(part)
 
 
 def _content(content: object) -> str:

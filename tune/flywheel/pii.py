@@ -37,8 +37,11 @@ _SECRET = re.compile(
     | (?<!\w) (?: gh[pousr]_\w{20,} | github_pat_\w{20,} | glpat-[\w-]{16,} | hf_\w{20,} | xox[abeoprs]-[\w-]{10,} )
     | (?<!\w) (?: AKIA|ASIA ) [A-Z0-9]{16} (?!\w)
     | (?<!\w) AIza [\w-]{30,}
+    | (?i: \b bearer [ ] ) (?=[\w.~+/-]*\d) [\w.~+/-]{12,}
+    | (?<!\w) [a-z][a-z0-9+.-]*:// [^\s/:@]+ : [^\s/@]+ @
     | (?<!\w) eyJ[\w-]{8,} \. eyJ[\w-]{8,} \. [\w-]{8,}
-    | (?i: \b (?:password|passwd|passphrase|secret|token|api[_-]?key) \b ["']? \s* (?:[=:]|is) \s* ["']? )
+    | (?i: (?<![^\W_]) (?:password|passwd|passphrase|secret|token|api[_-]?key) (?:[_-]\w+)*
+           (?: ["']? \s* (?:[=:]|\bis\b) \s* ["']? | (?<=password) [ ] ) )
       (?=[^\s"']*\d) (?=[^\s"']*[^\W\d_]) [^\s"']{8,}
     """,
     re.VERBOSE,

@@ -94,8 +94,12 @@ def _changed_lines(written: str, now: str) -> list[str]:
 
 
 def _shown(line: str) -> str:
-    name, equals, _ = line.partition("=")
-    return f"{name}{equals} (not shown)" if equals and is_secret(name[1:].strip()) else line
+    """Without what may be a key: by its name, in a list or a table, or as a part of one that goes over several lines."""
+    name, equals, value = line.partition("=")
+    if not equals:
+        return line if line[1:].lstrip().startswith("[") else f"{line[:1]} (not shown)"
+    hidden = is_secret(name[1:].strip()) or value.lstrip()[:1] in ("[", "{")
+    return f"{name}{equals} (not shown)" if hidden else line
 
 
 def _read(file: Path) -> str:

@@ -68,7 +68,7 @@ def space_of(
         levers.append(Lever("route", tuple(_routes(cascade))))
     if on_gpu:
         int8 = Choice("INT8 KV", {"kv_cache_dtype": "int8"})
-        levers.append(Lever("KV", (Choice("KV as computed", {"kv_cache_dtype": "none"}), int8)))
+        levers.append(Lever("KV", (Choice("KV as it is", {}), int8)))
     if longest_prompt > LONG_CONTEXT:
         levers.append(Lever("attention", tuple(_attention())))
     return Space(tuple(levers))
@@ -87,7 +87,8 @@ def _guessing(drafters: Sequence[Served]) -> Iterator[Choice]:
     yield Choice("usual guessing", {"speculation": "auto"})
     yield Choice("no guessing", {"speculation": "off"})
     for drafter in drafters:
-        settings = {"speculation": "on", "draft_model": drafter.settings["model"]}
+        own = drafter.settings
+        settings = {"speculation": "on", "draft_model": own["model"], "draft_quantize": own["quantize"]}
         yield Choice(f"guesses of {drafter.text}", settings)
 
 

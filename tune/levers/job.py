@@ -42,7 +42,7 @@ class LeversJob:
     points: how many to begin with.
     repeats: how often the best are measured.
     hour_price: of the machine, in any currency; 0: costs are seconds.
-    flags: for every server.
+    common: settings of every server, the chosen one too.
     output: a folder.
     """
 
@@ -55,7 +55,7 @@ class LeversJob:
     repeats: int
     seed: int
     hour_price: float
-    flags: Sequence[str]
+    common: Mapping[str, Any]
     output: Path
     force: bool
 
@@ -74,17 +74,18 @@ def tune(job: LeversJob, space: Space, requests: Sequence[Request], progress: Pr
             (folder / "tune.json").write_text(json.dumps(as_dict(report), indent=1) + "\n", encoding="utf-8")
             draw(report, [folder / "tune.png", folder / "tune.svg"])
             if report.chosen is not None:
-                settings = space.settings(report.chosen.trial.point)
+                settings = {**job.common, **space.settings(report.chosen.trial.point)}
                 (folder / SETTINGS).write_text(toml(settings, _comment(report)), encoding="utf-8")
     except BaseException:
         work.close()
         raise
-    work.done()
     if report.chosen is None:
+        work.close()  # with other limits it is chosen anew from what was measured
         raise TuneError(
             f"Nothing that was tried is cheaper than the baseline within the limits; {job.output / 'tune.md'} says what was "
-            "tried. Allow more --max-loss, or offer other --model."
+            "tried. Allow more --max-loss with --force, or offer other models."
         )
+    work.done()
     return report
 
 
@@ -129,6 +130,7 @@ class _Bench:
         job = self.job
         with tempfile.TemporaryDirectory(prefix="penstock-tune-") as folder:
             settings = {
+                **job.common,
                 **self.space.settings(point),
                 "cache_path": str(Path(folder, "cache")),
                 "tenants": False,
@@ -137,7 +139,7 @@ class _Bench:
             file = Path(folder, SETTINGS)
             file.write_text(toml(settings), encoding="utf-8")
             try:
-                with own_server(["--config", str(file), *job.flags]) as url:
+                with own_server(["--config", str(file)]) as url:
                     seen = asyncio.run(
                         replay(url, requests, concurrency=job.concurrency, max_tokens=job.max_tokens)
                     )

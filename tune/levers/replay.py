@@ -49,7 +49,16 @@ class Replay:
 async def replay(
     url: str, requests: Sequence[Request], *, concurrency: int, max_tokens: int, model: str = ASKED
 ) -> Replay:
-    """Raises TuneError where the server cannot be reached, or refuses a request."""
+    """Raises TuneError where the server cannot be reached, is silent, or refuses a request."""
+    try:
+        return await _replay(url, requests, concurrency, max_tokens, model)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise TuneError(f"The server cannot be reached, or is silent: {error!r}.") from error
+
+
+async def _replay(
+    url: str, requests: Sequence[Request], concurrency: int, max_tokens: int, model: str
+) -> Replay:
     count = len(requests)
     found = Replay([""] * count, [0.0] * count, [0.0] * count, [""] * count, [""] * count)
     left = iter(enumerate(requests))
@@ -104,28 +113,25 @@ async def _ask(
 ) -> None:
     start = time.perf_counter()
     pieces: list[str] = []
-    try:
-        async with session.post(url + request.path, json={**usual, **request.body}) as reply:
-            await _refuse(reply)
-            found.outcomes[place] = reply.headers.get("x-penstock-cache", "")
-            found.models[place] = reply.headers.get("x-penstock-model", "")
-            async for line in reply.content:
-                if not line.startswith(_DATA):
-                    continue
-                data = line[len(_DATA) :].strip()
-                if data == _DONE:
-                    break
-                event = json.loads(data)
-                if "error" in event:
-                    raise TuneError(f"The server failed: {event['error'].get('message')}")
-                for choice in event.get("choices") or ():
-                    text = choice.get("text") or (choice.get("delta") or {}).get("content")
-                    if text:
-                        if not pieces:
-                            found.first_token[place] = time.perf_counter() - start
-                        pieces.append(text)
-    except aiohttp.ClientError as error:
-        raise TuneError(f"The server cannot be reached: {error}.") from error
+    async with session.post(url + request.path, json={**usual, **request.body}) as reply:
+        await _refuse(reply)
+        found.outcomes[place] = reply.headers.get("x-penstock-cache", "")
+        found.models[place] = reply.headers.get("x-penstock-model", "")
+        async for line in reply.content:
+            if not line.startswith(_DATA):
+                continue
+            data = line[len(_DATA) :].strip()
+            if data == _DONE:
+                break
+            event = json.loads(data)
+            if "error" in event:
+                raise TuneError(f"The server failed: {event['error'].get('message')}")
+            for choice in event.get("choices") or ():
+                text = choice.get("text") or (choice.get("delta") or {}).get("content")
+                if text:
+                    if not pieces:
+                        found.first_token[place] = time.perf_counter() - start
+                    pieces.append(text)
     found.last_token[place] = time.perf_counter() - start
     if not pieces:
         found.first_token[place] = found.last_token[place]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from .search import Limits
 from .space import Space
 from .trial import PERCENTILE, Loss, Trial
@@ -19,8 +21,9 @@ class Found:
     """One point on the whole workload.
 
     Attributes:
-        trials: of the same point, repeated.
-        cost: seconds of the machine per answer, the median; noise: how far repeats lie apart, as a share of it.
+        trials: of the same point, repeated; the first is that which had it repeated.
+        costs: seconds of the machine per answer, of the repeats: the first trial is left out where it was among the best by
+            chance, perhaps, and there are two others.
         cheaper: than the baseline, so many times.
         broken: the limit it does not keep; empty where it keeps all.
         changed: levers that are not as in the baseline.
@@ -30,8 +33,7 @@ class Found:
     choices: Mapping[str, str]
     trials: Sequence[Trial]
     loss: Loss
-    cost: float
-    noise: float
+    costs: Sequence[float]
     cheaper: float
     broken: str
     changed: int
@@ -41,17 +43,36 @@ class Found:
         cls, space: Space, trials: Sequence[Trial], loss: Loss, baseline: Sequence[Trial], limits: Limits
     ) -> "Found":
         first = trials[0]
-        cost = median(trial.cost for trial in trials)
+        costs = _costs(trials)
+        middle = msgspec.structs.replace(
+            first,
+            cost=median(costs),
+            first_token=median(trial.first_token for trial in trials),
+            last_token=median(trial.last_token for trial in trials),
+            failure=next((trial.failure for trial in trials if trial.failure), ""),
+        )
         return cls(
             name=space.named(first.point),
             choices=space.described(first.point),
             trials=trials,
             loss=loss,
-            cost=cost,
-            noise=_spread([trial.cost for trial in trials]),
-            cheaper=median(trial.cost for trial in baseline) / cost,
-            broken=limits.broken(first, loss),
+            costs=costs,
+            cheaper=median(_costs(baseline)) / median(costs),
+            broken=limits.broken(middle, loss),
             changed=sum(map(bool, first.point)),
+        )
+
+    @property
+    def cost(self) -> float:
+        return median(self.costs)
+
+    @property
+    def noise(self) -> float:
+        """How far repeats lie apart, as a share of the middle one."""
+        return (
+            0.0
+            if len(self.costs) < 2 or self.trial.failure
+            else (max(self.costs) - min(self.costs)) / self.cost
         )
 
     @property
@@ -86,17 +107,22 @@ class Report:
 
     @property
     def chosen(self) -> Found | None:
-        """The cheapest within the limits; of those that noise does not tell apart, the one with the fewest levers moved.
+        """The cheapest that keeps the limits, of those measured most often, each time cheaper than the baseline ever was.
 
-        None where it is no cheaper than the baseline beyond noise.
+        Of those whose costs reach into its own, the one with the fewest levers moved. None where there is none.
         """
-        allowed = [found for found in self.found if not found.broken]
-        if not allowed:
+        most = max((len(found.trials) for found in self.found if not found.broken), default=0)
+        floor = min(self.baseline.costs)
+        clear = [
+            found
+            for found in self.found
+            if not found.broken and len(found.trials) == most and max(found.costs) < floor
+        ]
+        if not clear:
             return None
-        least = min(found.cost for found in allowed)
-        alike = [found for found in allowed if found.cost <= least * (1 + self.noise)]
-        best = min(alike, key=lambda found: (found.changed, found.cost))
-        return best if best.cheaper > 1 + self.noise else None
+        best = min(clear, key=lambda found: found.cost)
+        alike = [found for found in clear if min(found.costs) <= max(best.costs)]
+        return min(alike, key=lambda found: (found.changed, found.cost))
 
     @property
     def front(self) -> list[Found]:
@@ -118,7 +144,7 @@ def lines(report: Report) -> Iterator[str]:
     yield (
         f"{report.requests} requests of {report.workload} ({report.questions} different), {report.concurrency} at a time, "
         f"greedy, streamed, through `penstock serve`; {report.machine}. A cost is seconds of this machine per answer: "
-        f"{_milliseconds(report.baseline.cost)} ms at the baseline. Repeats lie {100 * report.noise:.1f} % apart at most."
+        f"{_milliseconds(report.baseline.cost)} ms at the baseline. {_repeats(report)}"
     )
     if report.noise > NOISY:
         yield "**The machine was not quiet: what lies closer together than that is not told apart.**"
@@ -173,10 +199,11 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 def _figures(found: Found) -> dict[str, Any]:
     trial = found.trial
+    if trial.failure:
+        return {"name": found.name, "choices": dict(found.choices), "failure": trial.failure}
     return {
         "name": found.name,
         "choices": dict(found.choices),
-        "failure": trial.failure,
         "seconds_per_answer": [one.cost for one in found.trials],
         "cheaper": found.cheaper,
         "accuracy": trial.accuracy,
@@ -189,9 +216,14 @@ def _figures(found: Found) -> dict[str, Any]:
     }
 
 
-def _spread(costs: Sequence[float]) -> float:
-    """How far they lie apart, as a share of the middle one."""
-    return 0.0 if len(costs) < 2 else (max(costs) - min(costs)) / median(costs)
+def _repeats(report: Report) -> str:
+    if len(report.baseline.trials) < 2:
+        return "Each was measured once: how much of a difference is noise is not known."
+    return f"Repeats lie {100 * report.noise:.1f} % apart at most."
+
+
+def _costs(trials: Sequence[Trial]) -> list[float]:
+    return [trial.cost for trial in (trials[1:] if len(trials) > 2 else trials)]
 
 
 def _milliseconds(seconds: float) -> str:

@@ -15,7 +15,8 @@ from .surrogate import Surrogate
 from .trial import Loss, Trial
 
 KEPT = 3  # one in so many goes on
-LEAST_REQUESTS = 40
+# What is learnt from traffic, which near hits to trust for one, is worth nothing on a few requests.
+LEAST_REQUESTS = 150
 FINALISTS = 3
 # Up to so many points, all are looked at when the next ones are chosen; of more, so many by chance.
 LOOKED_AT = 20_000

@@ -14,7 +14,7 @@ from .workload import Request
 PERCENTILE = 95
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Attributes:
     requests: how many it answered.
     cost: seconds of the machine per answer, as many at once as were asked for.
@@ -66,15 +66,17 @@ def trial_of(point: Point, requests: Sequence[Request], seen: Replay) -> Trial:
 
 
 def loss_of(requests: Sequence[Request], right: Sequence[bool], at_baseline: Sequence[bool]) -> Loss:
-    """The same question asked twice tells nothing new, so the interval is over different ones.
+    """A topic asked twice tells nothing new, so the interval is over different ones.
 
-    Where no answer differs, it is what that excludes: the rule of three (Hanley & Lippman-Hand, JAMA 1983).
+    Where no answer differs, it is what that excludes: the rule of three (Hanley & Lippman-Hand, JAMA 1983), for as many
+    topics as would tell as much if they were asked equally often (Kish 1965).
     """
     groups: dict[str, int] = {}
-    numbers = np.array([groups.setdefault(request.key, len(groups)) for request in requests])
+    numbers = np.array([groups.setdefault(request.topic, len(groups)) for request in requests])
     lost = np.array(at_baseline, dtype=float) - np.array(right, dtype=float)
     if not lost.any():
-        most = min(1.0, 3 / len(groups))
+        often = np.bincount(numbers)
+        most = min(1.0, 3 * float((often**2).sum()) / len(requests) ** 2)
         return Loss(0.0, -most, most)
     weights = resampled_weights(numbers)
     spread = estimate(weights @ lost / weights.sum(axis=1))

@@ -22,10 +22,12 @@ class Request:
     """Attributes:
     asked: a conversation, or a prompt to go on from.
     matcher: tells a right answer.
+    topic: what it is about: the same of questions that ask the same in other words.
     """
 
     asked: Example
     matcher: "Matcher"
+    topic: str
 
     @property
     def path(self) -> str:
@@ -45,10 +47,18 @@ class Request:
 
 
 def read_requests(file: Path) -> list[Request]:
-    """Of a file as `penstock eval models --tasks` takes it. Raises CompressError naming the line that is wrong."""
+    """Of a file as `penstock eval models --tasks` takes it; a line may have a "topic" besides, else its words are that.
+
+    Raises CompressError naming the line that is wrong.
+    """
     from ...compress.evaluate.tasks import read_tasks  # loads torch
 
-    return [Request(task.example, task.matcher) for task in read_tasks(file)]
+    tasks = read_tasks(file)
+    lines = [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
+    return [
+        Request(task.example, task.matcher, str(line.get("topic", repr(task.example))))
+        for task, line in zip(tasks, lines, strict=True)
+    ]
 
 
 def longest_prompt(requests: Sequence[Request]) -> int:
@@ -57,17 +67,17 @@ def longest_prompt(requests: Sequence[Request]) -> int:
 
 
 def part_of(requests: Sequence[Request], count: int, seed: int) -> list[int]:
-    """The places of about `count` requests, or all: whole questions drawn by chance with all their repetitions.
+    """The places of about `count` requests, or all: whole topics drawn by chance with all their repetitions.
 
     A beginning of the workload would have fewer repetitions than all of it, and a cache would seem worth less. Of more
     requests, the part contains that of fewer.
     """
     if count >= len(requests):
         return list(range(len(requests)))
-    questions: dict[str, list[int]] = {}
+    topics: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
-        questions.setdefault(request.key, []).append(place)
-    order = list(questions.values())
+        topics.setdefault(request.topic, []).append(place)
+    order = list(topics.values())
     random.Random(seed).shuffle(order)
     found: list[int] = []
     for places in order:

@@ -80,10 +80,8 @@ async def collect(
                 body |= logprobs_asked(item.path)
             elif kind == DRAFTED:
                 body["prediction"] = {"type": "content", "content": file.answers[place, SMALL].text or ""}
-            start = time.perf_counter()
             told = await _told(session, tier, item.path, body)
-            seconds = time.perf_counter() - start
-            file.keep(Answer(question=place, kind=kind, seconds=seconds, alone=alone, **told))
+            file.keep(Answer(question=place, kind=kind, alone=alone, **told))
             progress("answers", len(file.answers), len(everything))
 
         timed = [one for one in todo if one[0] < TIMED]
@@ -113,7 +111,9 @@ async def embed(tier: Tier, model: str, texts: Sequence[str]) -> list[list[float
     async with aiohttp.ClientSession() as session:
         for start in range(0, len(texts), _BATCH):
             body = {"model": model, "input": [text or " " for text in texts[start : start + _BATCH]]}
-            reply = await _reply(session, msgspec.structs.replace(tier, model=model), "/v1/embeddings", body)
+            reply, _ = await _reply(
+                session, msgspec.structs.replace(tier, model=model), "/v1/embeddings", body
+            )
             if isinstance(reply, str):
                 raise TuneError(f"{model} at {tier.url} refuses to embed a question: {reply}")
             found += [one["embedding"] for one in reply["data"]]
@@ -129,37 +129,39 @@ def _order(place: int, item: Item, drafts: bool) -> tuple[int, ...]:
 async def _told(
     session: aiohttp.ClientSession, tier: Tier, path: str, body: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Fields of an `Answer`."""
-    reply = await _reply(session, tier, path, body)
+    """Fields of an `Answer`; its seconds are those of the attempt that was answered, without any waiting before."""
+    reply, seconds = await _reply(session, tier, path, body)
     if isinstance(reply, str):
-        return {"text": None, "refusal": reply}
+        return {"text": None, "refusal": reply, "seconds": seconds}
     who = f"{tier.model} at {tier.url}"
     try:
-        return read_reply(reply, who)
+        return {**read_reply(reply, who), "seconds": seconds}
     except (KeyError, IndexError, TypeError) as error:
         raise TuneError(f"{who} does not answer as OpenAI's API does: {error!r}.") from error
 
 
 async def _reply(
     session: aiohttp.ClientSession, tier: Tier, path: str, body: Mapping[str, Any]
-) -> dict[str, Any] | str:
-    """The reply, or why this question is refused."""
+) -> tuple[dict[str, Any] | str, float]:
+    """The reply, or why this question is refused; and the seconds that this took."""
     who = f"{tier.model} at {tier.url}"
     for attempt in range(_TRIES):
+        start = time.perf_counter()
         try:
             async with session.post(
                 tier.url + path, json={"model": tier.model, **body}, headers=tier.headers
             ) as response:
                 content = await response.read()
+            seconds = time.perf_counter() - start
         except aiohttp.ClientError as error:
             raise TuneError(f"{tier.url} cannot be reached: {error}. Run this again to go on.") from error
         if response.status == 200:
             try:
-                return msgspec.json.decode(content, type=dict[str, Any])
+                return msgspec.json.decode(content, type=dict[str, Any]), seconds
             except msgspec.MsgspecError as error:
                 raise TuneError(f"{who} does not answer as OpenAI's API does: {error}.") from error
         if response.status in _REFUSED:
-            return _message(content)
+            return _message(content), seconds
         if response.status not in _AGAIN:
             raise TuneError(f"{who} answers {response.status}: {_message(content)}")
         await asyncio.sleep(_wait(response.headers.get("Retry-After"), attempt))

@@ -112,6 +112,10 @@ def groups_of(asked: Sequence[str]) -> list[str]:
     return gists
 
 
+# So that what `penstock distill` held out of the same questions is not all in one part.
+_SALT = 0xA7 << 32
+
+
 def split(rows: Iterable[Row], seed: int) -> Split:
     """Another `seed` splits otherwise; the same splits the same rows alike, whatever their order."""
     fit, calibrate, test = list[Row](), list[Row](), list[Row]()
@@ -127,4 +131,4 @@ def split(rows: Iterable[Row], seed: int) -> Split:
 
 def _place(text: str, seed: int) -> float:
     """In [0, 1)."""
-    return xxhash.xxh3_64_intdigest(text.encode(), seed=seed) / 2**64
+    return xxhash.xxh3_64_intdigest(text.encode(), seed=_SALT + seed) / 2**64

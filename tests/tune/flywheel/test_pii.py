@@ -41,6 +41,12 @@ FOUND = {
         "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcDEF123456",
         "my password is hunter2hunter2",
         'api_key: "0a1b2c3d4e5f"',
+        "DB_PASSWORD=abc12345xyz",
+        "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI7K7MDENGbPxRfiCY",
+        "client_secret: 0a1b2c3d4e5f",
+        "mysql --password hunter2abc",
+        "Authorization: Bearer abcdef0123456789abcdef",
+        "psql postgres://bob:pw@db/app",
     ],
 }
 NOT_FOUND = [
@@ -81,6 +87,9 @@ NOT_FOUND = [
     "git checkout 3f786850e387550fdab836ed7e6dc881de23001b",
     "the token is expired",
     "sk-learn",
+    "the bearer of this letter, number 12",
+    "https://example.org:8080/a@b",
+    "a password 12 characters long",
     "set-secret --name thing",
     "123e4567-e89b-12d3-a456-426614174000",
 ]

@@ -11,8 +11,10 @@ from penstock.config import load_settings
 from penstock.errors import TuneError
 from penstock.tune.levers.catalogue import Served
 from penstock.tune.levers.job import LeversJob, tune
+from penstock.tune.levers.report import Found, Report
 from penstock.tune.levers.search import Limits
 from penstock.tune.levers.space import Choice, Lever, Space
+from penstock.tune.levers.trial import Loss, Trial
 from penstock.tune.levers.workload import read_requests
 
 TASKS = [
@@ -42,7 +44,7 @@ def job(tmp_path):
         repeats=1,
         seed=0,
         hour_price=0.0,
-        flags=["--embedding-model", "none"],
+        common={"embedding_model": "none"},
         output=tmp_path / "out",
         force=False,
     )
@@ -87,13 +89,74 @@ def test_an_interrupted_job_goes_on_and_its_settings_can_be_served(job, workload
     assert settings.model == "builtin" and settings.quantize == "w8a8" and settings.cache
 
 
-def test_what_does_not_come_up_is_in_the_report_and_nothing_cheaper_is_said(job, workload, capfd):
+def test_what_does_not_come_up_is_in_the_report_and_is_not_tried_again(job, workload, tmp_path, capfd):
     broken = Choice("no such model", {"model": "/nowhere"})
     with pytest.raises(TuneError, match="Nothing that was tried is cheaper"):
-        tune(replace(job, repeats=1), space(OFF, broken), read_requests(workload), lambda *_: None)
+        tune(job, space(OFF, broken), read_requests(workload), lambda *_: None)
     assert "no such model" in (job.output / "tune.md").read_text()
     assert not (job.output / "penstock.toml").exists()
+    (_, failed) = json.loads((job.output / "tune.json").read_text())["points"]
+    assert failed["failure"]
+    # What was measured stays for other limits; nothing is served again.
     capfd.readouterr()
+    started = (tmp_path / ".out.work").stat().st_mtime_ns
+    with pytest.raises(TuneError):
+        tune(replace(job, force=True), space(OFF, broken), read_requests(workload), lambda *_: None)
+    assert (tmp_path / ".out.work").stat().st_mtime_ns == started
+    assert "nowhere" not in capfd.readouterr().err
+
+
+def found(costs, *, changed=1, broken="", baseline=(10.0, 11.0, 10.5)):
+    space = Space((Lever("a", (Choice("zero", {}), Choice("one", {}))),) * 2)
+    point = (0, 0) if not changed else (1, changed - 1)
+
+    def trials(costs):
+        return [
+            Trial(point=point, requests=9, cost=cost, right=(True,) * 9, first_token=1, last_token=1)
+            for cost in costs
+        ]
+
+    limits = Limits(0.01)
+    made = Found.of(space, trials(costs), Loss(0.0, 0.0, 0.0), trials(baseline), limits)
+    return replace(made, broken=broken)
+
+
+def chosen(*points, baseline=(10.0, 11.0, 10.5)):
+    return Report(
+        workload="w",
+        requests=9,
+        questions=9,
+        concurrency=1,
+        rungs=[9],
+        limits=Limits(0.01),
+        baseline=found(baseline, changed=0, baseline=baseline),
+        found=points,
+        tried=0,
+        hour_price=0.0,
+        machine="m",
+    ).chosen
+
+
+def test_a_clear_gain_is_chosen_however_noisy_others_are():
+    clear, noisy = found((3.3, 3.2, 3.4), changed=2), found((5.0, 9.0, 4.0), changed=1)
+    assert chosen(clear, noisy) is clear
+
+
+def test_what_noise_does_not_tell_apart_goes_to_the_fewest_levers():
+    cheapest, simpler = found((3.0, 3.0, 3.3), changed=2), found((3.1, 3.2, 3.1), changed=1)
+    assert chosen(cheapest, simpler) is simpler
+    assert chosen(cheapest, found((3.6, 3.5, 3.7), changed=1)) is cheapest
+
+
+def test_nothing_is_chosen_that_was_not_always_cheaper_or_is_known_from_one_time_only():
+    assert chosen(found((9.0, 9.0, 10.7), changed=1)) is None
+    assert chosen(found((8.0,)), found((9.5, 9.9, 9.6))).costs == [9.9, 9.6]
+    assert chosen(found((1.0, 1.0, 1.0), broken="loses too much")) is None
+
+
+def test_the_time_that_had_a_point_repeated_is_not_counted():
+    lucky = found((5.0, 9.0, 9.4))
+    assert lucky.costs == [9.0, 9.4] and lucky.cost == 9.2
 
 
 @pytest.mark.parametrize(

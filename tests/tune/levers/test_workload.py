@@ -1,6 +1,7 @@
 """Parts of a workload keep its repetitions; losses are counted by questions, not by requests."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -32,8 +33,22 @@ def test_a_question_asked_often_tells_no_more_than_once(requests):
     assert (loss.value, loss.low, loss.high) == (1.0, 1.0, 1.0)
     unchanged = loss_of(same, right, right)
     assert unchanged.value == 0 and unchanged.high == 1.0
+    often = list(Counter(request.topic for request in requests).values())
     many = loss_of(requests, [True] * 400, [True] * 400)
-    assert 0 < many.high == 3 / len({request.key for request in requests})
+    assert many.high == pytest.approx(3 * sum(n * n for n in often) / 400**2) and many.high > 3 / len(often)
+
+
+def test_the_same_in_other_words_is_one_topic(tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    lines = [
+        {"question": f"wording {number}", "accept": ["a"], "topic": number // 20} for number in range(400)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    requests = read_requests(file)
+    part = part_of(requests, 100, seed=3)
+    assert len(part) == 100 and len({place // 20 for place in part}) == 5
+    one = loss_of(requests[:20], [False] * 10 + [True] * 10, [True] * 20)
+    assert (one.value, one.low, one.high) == (0.5, 0.5, 0.5)
 
 
 def test_gains_and_losses_make_up_for_each_other(requests):
