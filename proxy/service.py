@@ -264,7 +264,7 @@ class CompletionService:
             prediction = await self._encode(
                 Prompt(text=job.draft, add_special_tokens=False), in_thread=in_thread
             )
-        elif job.attempt.guess is not None:
+        elif job.attempt.guess is not None and job.params.drafters is None and self._may_draft:
             guess = await self._guess(job.attempt.guess)
         search = None if scope is None else self._search(job, scope)
         if search is not None and self._mode(job) == "trusted":
@@ -295,12 +295,15 @@ class CompletionService:
             return None
         # Who brings a draft, or wants certain guesses only, needs no other; the question is embedded all the same.
         find = job.controls.read and not job.draft and job.params.drafters is None
-        # Where a near tie may depend on the batch, guessing is for those who ask for it: elsewhere it changes no letter.
-        exact = self._backend.engine.info.precision == "w8a8"
-        drafts = self._speculation == "on" or (self._speculation == "auto" and exact)
-        drafts = drafts and job.attempt.guess is None  # which is for this very question
+        drafts = self._may_draft and job.attempt.guess is None  # which is for this very question
         machine_reads_it = job.params.grammar is not None
         return NearSearch(self._near, question, find=find, drafts=drafts, exact=machine_reads_it)
+
+    @property
+    def _may_draft(self) -> bool:
+        """Where a near tie may depend on the batch, guessing is for those who ask for it: elsewhere it changes no letter."""
+        exact = self._backend.engine.info.precision == "w8a8"
+        return self._speculation == "on" or (self._speculation == "auto" and exact)
 
     def _mode(self, job: Job) -> Mode:
         """What the server allows, or less where the request asks for less."""

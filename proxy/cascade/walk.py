@@ -143,8 +143,9 @@ class _Walk:
         return await self._ask(self._as(Attempt(guess=guess)), self._route.large)
 
     def _passed_over(self, error: PenstockError) -> None:
-        """Raises it where the large tier would say the same."""
-        if error.status < _ENGINE and not self._may_pass(error):
+        """Raises it where the large tier would say the same; what an upstream refuses may be what we asked for besides."""
+        is_ours = isinstance(self._route.small, LocalTarget)
+        if is_ours and error.status < _ENGINE and not self._may_pass(error):
             raise error
         asked, target = self._asked, self._route.small
         asked.record.waited()

@@ -29,7 +29,9 @@ class Hourly:
         """Requests that named no model, of probes and scrapers above all, are not counted."""
         if record.model_asked is None:
             return
-        place = Place(int(record.time // HOUR), record.tenant or "", record.model or "", record.outcome or "")
+        place = Place(
+            int(record.time // HOUR), record.tenant or "", record.model_series or "", record.outcome or ""
+        )
         total = self._gathered.get(place)
         if total is None:
             total = self._gathered[place] = Total()

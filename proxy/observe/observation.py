@@ -42,8 +42,9 @@ class Observation:
     def close(self, *, whole: bool, finish_reasons: Sequence[str]) -> None:
         """`whole`: the answer came to its end."""
         record, provenance = self.record, self._provenance
-        record.outcome = provenance.outcome
-        record.saved_seconds = provenance.saved
+        # What was refused never became a generation.
+        record.outcome = None if self.refused else provenance.outcome
+        record.saved_seconds = None if self.refused else provenance.saved
         record.completed = whole
         record.cut = not whole and not self.refused
         record.finish_reasons = list(finish_reasons)

@@ -38,6 +38,7 @@ async def server(
     async with running_server(
         engine_address,
         model,
+        speculation="on",  # float32: guessing is for those who ask for it
         tiers={"small": Tier(model=str(small_model)), "twin": Tier(model=str(model))},
         # An engine of its own would give the same.
         tier_addresses={"small": small_address, "twin": engine_address},

@@ -184,7 +184,16 @@ def test_what_is_asked_is_found_in_any_api(fields: dict[str, Any], text: str) ->
         (b'{"choices": [{"message": {"content": "a"}}]}', "a"),
         (b'{"choices": [{"message": {"content": null}}]}', ""),
         (b'{"choices": [{"text": "a"}]}', "a"),
-        (b'{"content": [{"type": "text", "text": "a"}, {"type": "tool_use"}]}', "a"),
+        (
+            b'{"content": [{"type": "text", "text": "a"}, {"type": "tool_use", "name": "f", "input": {"y": 1, "x": 2}}]}',
+            'a`f {"x":2,"y":1}`',
+        ),
+        (
+            b'{"choices": [{"message": {"content": null, "tool_calls": [{"function": {"name": "f", "arguments": '
+            b'"{\\"y\\": 1, \\"x\\": 2}"}}]}}]}',
+            '`f {"x":2,"y":1}`',
+        ),
+        (b'{"output": [{"type": "function_call", "name": "f", "arguments": "{"}]}', '`f "{"`'),
         (b'{"output": [{"type": "reasoning"}, {"content": [{"text": "a"}, {"text": "b"}]}]}', "ab"),
         (b'{"output": [7]}', ""),
         (b"[]", ""),

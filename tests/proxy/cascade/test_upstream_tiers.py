@@ -163,9 +163,11 @@ async def test_one_without_log_probabilities_is_never_kept(tmp_path: Path) -> No
         assert reply.headers["x-penstock-model"] == "large/m"
 
 
-async def test_where_the_small_one_fails_the_large_one_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [500, 429, 400, 422])
+async def test_where_the_small_one_fails_the_large_one_answers(tmp_path: Path, status: int) -> None:
+    """A refusal, too: it may be of the log-probabilities, which nobody but the route asked for."""
     async with gateway(tmp_path) as (running, small, _):
-        small.usual = lambda exchange: exchange.reply(500, b"{}")
+        small.usual = lambda exchange: exchange.reply(status, b'{"error": {"message": "no logprobs here"}}')
         reply = await running.post(body("good?"))
         assert (reply.status, reply.headers[ROUTE]) == (200, "cascade; failed")
         assert text_of(reply) == "Hello world"
