@@ -84,6 +84,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     limits = _limits(settings, arguments)
 
     from .cli_long_job import interruptible, progress_bars
+    from .compress.distill.run import training_device
     from .compress.evaluate.plot import require_matplotlib
     from .tune.levers.catalogue import space_of
     from .tune.levers.job import LeversJob, tune
@@ -104,7 +105,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         drafters=[_served(text) for text in arguments["drafter"]],
         cascade=cascade,
         longest_prompt=longest_prompt(requests),
-        on_gpu=_on_gpu(settings),
+        on_gpu=training_device(settings.device) == "cuda",
     )
     job = LeversJob(
         workload=f"`{arguments['data'].name}`",
@@ -213,9 +214,3 @@ def _fingerprint(text: str) -> str:
 def _common(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {"device": settings.device, "embedding_model": settings.embedding_model}
     return found if settings.threads is None else {**found, "threads": settings.threads}
-
-
-def _on_gpu(settings: Settings) -> bool:
-    import torch
-
-    return settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
