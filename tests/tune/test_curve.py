@@ -1,9 +1,12 @@
 """A router is worth what it adds to a random mix of the same cost, its drafts not counted."""
 
 import numpy as np
+import pytest
 from simulated_tiers import SimulatedTiers
 
+from penstock.tune.bootstrap import resampled_weights
 from penstock.tune.router.curve import PLACES, oracle_scores, trace
+from penstock.tune.router.learn import _share
 from penstock.tune.router.rows import Outcomes
 
 
@@ -64,3 +67,15 @@ def test_a_group_is_drawn_as_one():
     ]
     # Groups are alike here, half right each: so they vary less than questions would.
     assert widths[1] < widths[0]
+
+
+def test_a_share_without_a_loss_is_no_certainty():
+    groups, right = np.arange(25), np.ones(25, bool)
+    weights = resampled_weights(groups)
+    whole = _share(weights, right, right, groups)
+    assert (whole.value, whole.high) == (1.0, 1.0)
+    assert whole.low == pytest.approx(0.8628, abs=1e-4)  # Clopper and Pearson: 25 of 25, two-sided 95 %
+    # The same question 25 times is one.
+    assert _share(weights, right, right, np.zeros(25, int)).low == pytest.approx(0.025)
+    lost = _share(weights, right & (groups > 0), right, groups)
+    assert lost.value == 0.96 and lost.low < 0.96 < lost.high

@@ -198,6 +198,7 @@ class _Turn:
             (folder / "flywheel.md").write_text("\n".join(lines(report)) + "\n", encoding="utf-8")
             (folder / FIGURES).write_bytes(as_json(report))
             draw(report, folder / "flywheel.png")
+        self.job.output.chmod(0o700)  # a student may say what it has learnt
         if report.objection is None:
             # There may be keys in it.
             with private_file(self.job.output / SETTINGS) as file:

@@ -41,7 +41,6 @@ class LeversJob:
     concurrency: requests at a time.
     points: how many to begin with.
     repeats: how often the best are measured.
-    hour_price: of the machine, in any currency; 0: costs are seconds.
     common: settings of every server, the chosen one too.
     output: a folder.
     """
@@ -54,7 +53,6 @@ class LeversJob:
     points: int
     repeats: int
     seed: int
-    hour_price: float
     common: Mapping[str, Any]
     output: Path
     force: bool
@@ -178,7 +176,6 @@ def _report(bench: _Bench) -> Report:
         baseline=found(baseline[0], Loss(0.0, 0.0, 0.0)),
         found=[found(*pair) for pair in last],
         tried=len({trial.point for trial, _ in seen} - {trial.point for trial, _ in last}),
-        hour_price=job.hour_price,
         machine=machine(),
     )
 

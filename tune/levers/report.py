@@ -86,7 +86,6 @@ class Report:
     rungs: requests of each round.
     tried: points measured in earlier rounds only; found: on all requests.
     noise: the largest of those measured more than once.
-    hour_price: of the machine; 0: unknown.
     """
 
     workload: str
@@ -98,7 +97,6 @@ class Report:
     baseline: Found
     found: Sequence[Found]
     tried: int
-    hour_price: float
     machine: str
 
     @property
@@ -192,7 +190,6 @@ def as_dict(report: Report) -> dict[str, Any]:
         "rounds": list(report.rungs),
         "noise": report.noise,
         "chosen": None if report.chosen is None else report.chosen.name,
-        "hour_price": report.hour_price,
     }
     return {**figures, "points": [_figures(found) for found in (report.baseline, *report.found)]}
 

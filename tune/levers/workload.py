@@ -5,11 +5,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from ...compress.texts import Example
+from ..asked import Asked
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -18,27 +18,14 @@ BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Asked):
     """Attributes:
-    asked: a conversation, or a prompt to go on from.
     matcher: tells a right answer.
     topic: what it is about: the same of questions that ask the same in other words.
     """
 
-    asked: Example
     matcher: "Matcher"
     topic: str
-
-    @property
-    def path(self) -> str:
-        return "/v1/chat/completions" if self.asked.messages else "/v1/completions"
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """Without the model and what is the same for all."""
-        if self.asked.messages:
-            return {"messages": [dict(message) for message in self.asked.messages]}
-        return {"prompt": self.asked.prompt}
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ from ...errors import TuneError
 from ...proxy.routing.learned.features import EVIDENCE_FEATURES, QUESTION_FEATURES, Inputs
 from ...proxy.routing.learned.router_file import Ruling, Threshold
 from ...proxy.routing.learned.scorer import Scorer
-from ..bootstrap import Estimate, estimate, resampled_weights
+from ..bootstrap import LOW, Estimate, estimate, resampled_weights
 from .curve import Curve, oracle_scores, trace
 from .fit import Examples, fit
 from .promise import set_thresholds
@@ -191,7 +191,7 @@ def _promise(threshold: Threshold, scores: Floats, tested: Outcomes, *, cascade:
     return Promise(
         threshold,
         float(kept.mean()),
-        _ratio(weights, served & right, right),
+        _share(weights, served & right, right, tested.groups),
         _ratio(weights, served, right),
         _ratio(weights, paid, tested.large_cost),
         threshold.score is not None and float(paid.mean()) < tested.dear_cost,
@@ -219,6 +219,16 @@ def _objection(curve: Curve, promises: Sequence[Promise], delta: float) -> str |
 
 def _mean(weights: Floats, values: NDArray[np.generic]) -> Estimate:
     return _ratio(weights, values, np.ones(len(values)))
+
+
+def _share(
+    weights: Floats, good: NDArray[np.bool_], of: NDArray[np.bool_], groups: NDArray[np.int64]
+) -> Estimate:
+    """Where all are good, draws show no other: then from the exact bound of Clopper and Pearson (1934) on."""
+    found = _ratio(weights, good, of)
+    if not of.any() or (good != of).any():
+        return found
+    return Estimate(1.0, LOW ** (1 / len(np.unique(groups[of]))), 1.0)
 
 
 def _ratio(weights: Floats, above: NDArray[np.generic], below: NDArray[np.generic]) -> Estimate:

@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from ...compress.texts import Example
 from ...errors import TuneError
 from ...proxy.routing.learned import Question
+from ..asked import Asked
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -19,15 +20,13 @@ FORM = '{"messages": [...]}, {"question": "..."} or {"prompt": "..."}'
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Item(Asked):
     """One question.
 
     Attributes:
-        asked: a conversation that a user's message ends, or a prompt to go on from.
         matcher: tells a right answer; None where agreement with the large tier counts.
     """
 
-    asked: Example
     matcher: "Matcher | None" = None
 
     @property
@@ -35,17 +34,6 @@ class Item:
         if self.asked.messages:
             return Question.of_messages(self.asked.messages)
         return Question(self.asked.prompt)
-
-    @property
-    def path(self) -> str:
-        return "/v1/chat/completions" if self.asked.messages else "/v1/completions"
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """Of a request, without the model."""
-        if self.asked.messages:
-            return {"messages": [dict(message) for message in self.asked.messages]}
-        return {"prompt": self.asked.prompt}
 
 
 def read_workload(file: Path, *, matched: bool) -> list[Item]:

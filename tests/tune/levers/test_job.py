@@ -43,7 +43,6 @@ def job(tmp_path):
         points=1,
         repeats=1,
         seed=0,
-        hour_price=0.0,
         common={"embedding_model": "none"},
         output=tmp_path / "out",
         force=False,
@@ -132,7 +131,6 @@ def chosen(*points, baseline=(10.0, 11.0, 10.5)):
         baseline=found(baseline, changed=0, baseline=baseline),
         found=points,
         tried=0,
-        hour_price=0.0,
         machine="m",
     ).chosen
 
