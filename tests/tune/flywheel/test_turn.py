@@ -18,12 +18,15 @@ WHAT = (
     "hosts tables keys links jobs volumes networks"
 )
 
+# So many questions that the judge's gain over a random mix is sure, however they are split.
+HOW = ("", " by size", " on another machine")
+
 
 @pytest.fixture
 def cache(tmp_path):
     with CompletionCache(tmp_path / "cache") as cache:
         for number, question in enumerate(
-            f"how do I {do} {what}?" for do in DO.split() for what in WHAT.split()
+            f"how do I {do} {what}{how}?" for do in DO.split() for what in WHAT.split() for how in HOW
         ):
             asked = [{"role": "user", "content": question}]
             cache.store(
