@@ -24,7 +24,7 @@ from .backend import Served
 from .cascade.attempt import PLAIN, Attempt
 from .context import CONTEXT, Context
 from .controls import CacheControls, cache_controls
-from .edge import ADMISSION, ROUTING, Caller, caller_of
+from .edge import ADMISSION, Caller, caller_of
 from .observe.record import Operation, RequestRecord
 from .observe.recorder import record_of
 from .openai_types import decode_object, urgency_of
@@ -72,7 +72,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def choices(self) -> int:
         """How many answers are asked for; what is no such number is refused later, by whoever is asked."""
-        return max([1, *(n for name in ("n", "best_of") if isinstance(n := self.fields.get(name), int))])
+        n, best_of = self.fields.get("n"), self.fields.get("best_of")
+        return max(1, n if isinstance(n, int) else 1, best_of if isinstance(best_of, int) else 1)
 
     @property
     def urgency(self) -> Urgency:
@@ -193,7 +194,7 @@ async def _start_learned(asked: Asked, route: "LearnedRoute", dialect: Dialect) 
         may_pass=_another_may_answer,
     )
     metrics, record = asked.context.metrics, asked.record
-    record.routing = asked.request[ROUTING] = explanation.text
+    record.routing = explanation.text
     metrics.judged(route.name, explanation.decision)
     metrics.routed(record.model_series or "", explanation.decision)
     return started

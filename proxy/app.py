@@ -10,7 +10,7 @@ from ..config import Settings
 from .backends import Backends
 from .cascade.drift import Drifts
 from .context import CONTEXT, Context, Local
-from .edge import Edge, name_response
+from .edge import Edge
 from .embeddings import EmbeddingBackend
 from .endpoints import ENDPOINTS
 from .keeping import Keeping
@@ -87,7 +87,6 @@ def create_app(
         tenants=tenants,
         embeddings=embeddings,
     )
-    app.on_response_prepare.append(name_response)
     app.add_routes([web.route(each.method, each.path, each.handler) for each in ENDPOINTS])
     app[OPENAPI] = encoded(document(ENDPOINTS))
     app[DASHBOARD] = Dashboard(app[CONTEXT], for_operator=False)

@@ -12,7 +12,8 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ..errors import PenstockError
 from .anthropic import errors as anthropic
-from .controls import REQUEST_ID
+from .observe.record import RequestRecord
+from .observe.recorder import RECORD
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ def _response(
 ) -> web.Response:
     """The one place where the path decides the shape."""
     if anthropic.is_messages(request.path):
-        body = anthropic.error_body(status, message, request.get(REQUEST_ID, ""), param=param)
+        record: RequestRecord | None = request.get(RECORD)
+        identity = "" if record is None else record.request_id
+        body = anthropic.error_body(status, message, identity, param=param)
     else:
         body = error_body(message, type_, param=param, code=code)
     return web.Response(body=body, status=status, content_type=JSON)

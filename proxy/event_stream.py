@@ -9,7 +9,7 @@ from typing import NoReturn
 from aiohttp import web
 
 from ..errors import PenstockError
-from .edge import caller_of
+from .edge import begin, caller_of
 from .errors import internal_error
 from .observe.recorder import INTERNAL, record_of
 from .patience import Patience
@@ -40,7 +40,7 @@ async def send_events(
     response = web.StreamResponse(headers={**_HEADERS, **headers})
     patience, record = Patience(write_timeout), record_of(request)
     try:
-        await response.prepare(request)
+        await begin(request, response)
         async for data in events:
             begun = time.perf_counter()
             with patience:

@@ -6,7 +6,7 @@ aborted. A reader that lags holds the source back, by no more than `WINDOW`, for
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
 # What a source may be ahead of its slowest reader, and how much is kept for those who come later, in units of its `size`.
@@ -26,9 +26,24 @@ class Source(Protocol[Item_co]):
     def aclose(self) -> Awaitable[None]: ...
 
 
-async def at_once(item: Item) -> AsyncGenerator[Item, None]:
+class AtOnce(Generic[Item]):
     """A source of one item."""
-    yield item
+
+    __slots__ = ("_items",)
+
+    def __init__(self, item: Item) -> None:
+        self._items = [item]
+
+    def __aiter__(self) -> "AtOnce[Item]":
+        return self
+
+    async def __anext__(self) -> Item:
+        if not self._items:
+            raise StopAsyncIteration
+        return self._items.pop()
+
+    async def aclose(self) -> None:
+        self._items.clear()
 
 
 class Flight(Generic[Head, Item]):

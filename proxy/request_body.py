@@ -15,6 +15,7 @@ from .observe.recorder import RECORD
 
 BODY_SECONDS = 30.0
 ENCODINGS = ("gzip", "deflate")
+_READ = ("identity", *ENCODINGS)
 # Of zlib's: expect a gzip header; expect none, for "deflate" as some send it.
 _GZIP, _BARE = 16 + zlib.MAX_WBITS, -zlib.MAX_WBITS
 
@@ -26,7 +27,7 @@ async def read_body(request: web.Request) -> bytes:
     application's `client_max_size`, UnsupportedEncodingError and InvalidRequestError for what cannot be unpacked.
     """
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", *ENCODINGS):
+    if encoding not in _READ:
         raise UnsupportedEncodingError(
             f"The body's Content-Encoding is {encoding!r}; this server reads {', '.join(ENCODINGS)}, or none."
         )

@@ -13,7 +13,14 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from .controls import REQUEST_ID, new_request_id
-from .errors import MAX_HEADERS, MAX_LINE_BYTES, error_body, http_error_response, parser_error_response
+from .errors import (
+    MAX_HEADERS,
+    MAX_LINE_BYTES,
+    SERVER,
+    error_body,
+    http_error_response,
+    parser_error_response,
+)
 from .observe.record import RequestRecord
 from .observe.recorder import RECORD, Recorder
 from .open_files import connection_limit
@@ -145,13 +152,14 @@ class _Handler(RequestHandler):
         # Raised around the middleware, not inside it: an Expect header that nobody can meet.
         if isinstance(resp, web.HTTPException):
             resp = http_error_response(request, resp)
+            resp.headers.update({"Server": SERVER, REQUEST_ID: new_request_id()})
         gone = True  # unless it comes to its end
         try:
             if (resp.content_length or 0) <= LARGE_BODY:
                 resp, gone = await super().finish_response(request, resp, start_time)
             else:
                 # Begins when the writing pauses, or has ended.
-                reading = asyncio.create_task(self._is_read(request.get(REQUEST_ID)))
+                reading = asyncio.create_task(self._is_read(resp.headers.get(REQUEST_ID)))
                 try:
                     resp, gone = await super().finish_response(request, resp, start_time)
                     gone = not await reading or gone

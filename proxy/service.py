@@ -24,7 +24,7 @@ from .backend import Backend
 from .cache_scope import CacheScope
 from .cascade.attempt import PLAIN, Attempt, Guess, NotKeptError
 from .controls import CacheControls
-from .flight import Flights, Source, at_once
+from .flight import AtOnce, Flights, Source
 from .keeping import Keeping
 from .local_account import LocalAccount
 from .merge import merged
@@ -206,7 +206,7 @@ class CompletionService:
             hit = self._cache.lookup(key)
             if hit is not None:
                 head = Head(Provenance.of_hit(hit), hit.completion.prompt_tokens)
-                kept = self.account.counted(job, head, at_once(replayed(hit.completion)))
+                kept = self.account.counted(job, head, AtOnce(replayed(hit.completion)))
                 return await self._begun(asked, record, head, kept)
             # A prediction counts in the usage figures, and a deadline from its request's arrival: both are its client's own.
             may_share = job.controls.write and not job.draft and not job.urgency.has_deadline
@@ -257,7 +257,7 @@ class CompletionService:
         # Here already: a prompt of a million ids would keep the engine, and so all streams, busy before it is refused.
         self._check_length(encoded)
         if job.nothing:
-            return Head(Provenance("bypass"), prompt_tokens), at_once(_nothing(job))
+            return Head(Provenance("bypass"), prompt_tokens), AtOnce(_nothing(job))
         prediction = guess = None
         if job.draft:
             in_thread = len(job.draft) >= LONG_TEXT
@@ -271,7 +271,7 @@ class CompletionService:
             neighbour = await search.trusted()
             if neighbour is not None:
                 chunks = replayed(neighbour.completion, prompt_tokens=prompt_tokens)
-                return Head(Provenance.of_trusted(neighbour), prompt_tokens), at_once(chunks)
+                return Head(Provenance.of_trusted(neighbour), prompt_tokens), AtOnce(chunks)
         draft: Draft = prediction or guess
         if search is not None and not draft:
             draft = search.draft()

@@ -15,6 +15,7 @@ from ..context import Context
 from ..dashboard.live import KEPT_POINTS, Live, event
 from ..dashboard.lookout import Lookout
 from ..dashboard.page import page
+from ..edge import begin
 from ..json_reply import json_response
 from ..observe.access_log import fields_of
 from ..patience import Patience
@@ -74,7 +75,7 @@ class Dashboard:
                 "X-Accel-Buffering": "no",
             }
         )
-        await response.prepare(request)
+        await begin(request, response)
         await response.write(event("hello", hello))
         patience = Patience(self._context.settings.write_timeout)
         try:

@@ -114,7 +114,6 @@ def _add_dashboard(app: web.Application, context: Context) -> None:
 
     app[CONTEXT] = context
     app[DASHBOARD] = Dashboard(context, for_operator=True)
-    app.on_response_prepare.append(name_response)
     app.add_routes(
         [
             web.get(PAGE, dashboard_page),
@@ -128,21 +127,28 @@ def _add_dashboard(app: web.Application, context: Context) -> None:
 def _guard(key: str | None) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            _authenticate(request, key)
-            return await handler(request)
-        except PenstockError as error:
-            log.log(error.log_level, "admin %s %s: %s", request.method, request.path, error.message)
-            return error_response(request, error)
-        except web.HTTPException as error:
-            return http_error_response(request, error)
-        except ConnectionError:
-            raise
-        except Exception:
-            log.exception("admin %s %s failed", request.method, request.path)
-            return error_response(request, internal_error("admin"))
+        response = await _answer(request, handler, key)
+        if not response.prepared:
+            name_response(request, response)
+        return response
 
     return guard
+
+
+async def _answer(request: web.Request, handler: Handler, key: str | None) -> web.StreamResponse:
+    try:
+        _authenticate(request, key)
+        return await handler(request)
+    except PenstockError as error:
+        log.log(error.log_level, "admin %s %s: %s", request.method, request.path, error.message)
+        return error_response(request, error)
+    except web.HTTPException as error:
+        return http_error_response(request, error)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("admin %s %s failed", request.method, request.path)
+        return error_response(request, internal_error("admin"))
 
 
 def _authenticate(request: web.Request, key: str | None) -> None:

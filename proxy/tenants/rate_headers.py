@@ -10,14 +10,14 @@ from .tenant import Limits
 def rate_headers(limits: Limits, standing: Standing) -> dict[str, str]:
     """For every limit a minute that is set: what it is, what is left, and when nothing will be missing."""
     headers = {}
-    for name, limit, missing in (
-        ("requests", limits.rpm, standing.requests),
-        ("tokens", limits.tpm, standing.tokens),
-    ):
-        if limit is not None:
-            headers[f"x-ratelimit-limit-{name}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{name}"] = str(left(missing, limit))
-            headers[f"x-ratelimit-reset-{name}"] = _duration(seconds_to_full(missing, limit))
+    if (rpm := limits.rpm) is not None:
+        headers["x-ratelimit-limit-requests"] = str(rpm)
+        headers["x-ratelimit-remaining-requests"] = str(left(standing.requests, rpm))
+        headers["x-ratelimit-reset-requests"] = _duration(seconds_to_full(standing.requests, rpm))
+    if (tpm := limits.tpm) is not None:
+        headers["x-ratelimit-limit-tokens"] = str(tpm)
+        headers["x-ratelimit-remaining-tokens"] = str(left(standing.tokens, tpm))
+        headers["x-ratelimit-reset-tokens"] = _duration(seconds_to_full(standing.tokens, tpm))
     return headers
 
 

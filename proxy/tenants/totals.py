@@ -63,13 +63,20 @@ class Total(msgspec.Struct, array_like=True):
     saved: dict[str, Saved] = {}
 
     def merge(self, other: "Total") -> None:
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        # One by one, as every request comes by here: a loop over their names takes four times as long.
+        self.requests += other.requests
+        self.failed += other.failed
+        self.aborted += other.aborted
+        self.unknown_usage += other.unknown_usage
+        self.unknown_cost += other.unknown_cost
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+        self.cost += other.cost
+        self.waited_seconds += other.waited_seconds
+        self.saved_seconds += other.saved_seconds
         for by, more in other.saved.items():
             self.saved.setdefault(by, Saved()).merge(more)
-
-
-_SUMS = tuple(name for name in Total.__struct_fields__ if name != "saved")
 
 
 class Place(msgspec.Struct, frozen=True):

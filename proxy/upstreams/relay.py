@@ -21,7 +21,7 @@ from ...errors import (
     UpstreamTimeoutError,
 )
 from ..cascade.attempt import EscalatedError, NotKeptError
-from ..flight import Flights, Source, at_once
+from ..flight import AtOnce, Flights, Source
 from ..keeping import Keeping
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
@@ -85,9 +85,7 @@ class Relay:
                 tokens = tokens_in(body)
                 with asked.admission.call(target.name) as call:
                     call.settle(reused_spend(target, tokens, hit.completion.engine_seconds))
-                return RelayHead(Provenance.of_hit(hit), kept=tokens), at_once(
-                    api.replay(asked, target, body)
-                )
+                return RelayHead(Provenance.of_hit(hit), kept=tokens), AtOnce(api.replay(asked, target, body))
         if asked.attempt.only_kept:
             raise NotKeptError("Nothing was kept.")
         keep = key if write else None
@@ -177,7 +175,7 @@ class Relay:
                 raise
             call.settle(spend_of(target, reading.tokens))
             settle()
-            return head, at_once(body)
+            return head, AtOnce(body)
         forwarded = _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
         try:
             await forwarded.begin()

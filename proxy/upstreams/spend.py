@@ -1,18 +1,13 @@
 """What an upstream's reply took, for the accounts."""
 
 from ..routing.target import RemoteTarget
-from ..tenants.spend import Prices, Saving, Spend, cost
+from ..tenants.spend import Saving, Spend, cost
 from .reading import TokenCounts
-
-
-def prices_of(target: RemoteTarget) -> Prices:
-    prices = target.prices
-    return Prices(input=prices.input, cached_input=prices.cached_input, output=prices.output)
 
 
 def cost_of(target: RemoteTarget, tokens: TokenCounts) -> float | None:
     return cost(
-        prices_of(target),
+        target.prices,
         prompt_tokens=tokens.prompt,
         cached_tokens=tokens.cached,
         completion_tokens=tokens.completion,

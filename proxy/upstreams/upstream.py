@@ -91,7 +91,10 @@ class Upstream:
         try:
             seconds = min(self.settings.total_timeout, question.urgency.deadline or math.inf)
             deadline = time.monotonic() + seconds
-            await self._take_place(seconds)
+            if self._places.locked():
+                await self._wait_for_place(seconds)
+            else:
+                await self._places.acquire()
         except BaseException:
             self.active -= 1
             raise
@@ -106,10 +109,7 @@ class Upstream:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _take_place(self, seconds: float) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
-            return
+    async def _wait_for_place(self, seconds: float) -> None:
         patience = Patience(seconds)
         try:
             with patience:

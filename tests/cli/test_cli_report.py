@@ -48,7 +48,9 @@ class Served:
     async def ask_until(self, outcome: str, question: str, **fields: Any) -> None:
         """What one worker has stored, the other finds once it is on disk."""
         async with asyncio.timeout(30):
-            while await self.ask(question, **fields) != outcome:
+            while True:
+                if await self.ask(question, **fields) == outcome:
+                    return
                 await asyncio.sleep(0.05)
 
     async def leave(self) -> None:
@@ -278,3 +280,14 @@ def test_what_cannot_be_reported_is_said(tmp_path: Path, capsys: pytest.CaptureF
     for wrong, said in (("a week", "since is 'a week'; it must be seconds"), ("99d", "kept for 35 days")):
         assert main(["report", *where, "--since", wrong]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_merging_adds_every_figure() -> None:
+    names = [name for name in Total.__struct_fields__ if name != "saved"]
+    figures = {name: place + 1 for place, name in enumerate(names)}
+    total = Total(**figures, saved={"cache": Saved(1, 2.0, 3.0)})
+    total.merge(Total(**figures, saved={"cache": Saved(1, 2.0, 3.0), "routing": Saved(4)}))
+    assert total == Total(
+        **{name: 2 * value for name, value in figures.items()},
+        saved={"cache": Saved(2, 4.0, 6.0), "routing": Saved(4)},
+    )
