@@ -126,9 +126,9 @@ class Ready(msgspec.Struct, frozen=True):
         return None
 
 
-def usual_plan(asked: Asked) -> Plan:
+def usual_plan(asked: Asked, ask: Ask) -> Plan:
     """Raises ModelNotFoundError."""
-    return asked.context.router.plan(asked.model, _ask(asked))
+    return asked.context.router.plan(asked.model, ask)
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     local: Callable[[Asked, Served], Awaitable[Started]]
     remote: Callable[[Asked, Target], Awaitable[Started]]
-    plan: Callable[[Asked], Plan] = usual_plan
+    plan: Callable[[Asked, Ask], Plan] = usual_plan
     generates: bool = True
     default_model: Callable[[Context], str] | None = None
     operation: Operation | None = "chat"
@@ -156,8 +156,8 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     asked = await _read(request, dialect)
     record = asked.record
     record.asks(dialect.operation, model=asked.model, stream=asked.stream)
-    plan = dialect.plan(asked)
     ask = _ask(asked) if dialect.generates else Ask(len(asked.body) // BYTES_PER_TOKEN, 0)
+    plan = dialect.plan(asked, ask)
     with admitted_to(request, asked.model, plan, ask, asked.choices) as admission:
         try:
             return await (await _start(asked, plan, dialect)).send()

@@ -18,7 +18,7 @@ from ..errors import JSON
 from ..openai_types import EmbeddingsRequest, convert
 from ..relayed import relay
 from ..reply import model_headers
-from ..routing.plan import Plan
+from ..routing.plan import Ask, Plan
 from ..routing.target import LocalTarget, RemoteTarget, Target
 from ..tenants.spend import Spend
 from ..upstreams.openai_apis import EMBEDDINGS_API
@@ -33,14 +33,14 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     return await answer(request, EMBEDDINGS)
 
 
-def _plan(given: Asked) -> Plan:
+def _plan(given: Asked, ask: Ask) -> Plan:
     """The embedding model of this server, or else an upstream's; models that generate are none."""
     backend = given.context.embeddings
     if backend is not None and backend.takes(given.model):
         return Plan((LocalTarget(Served(backend.name)),), "only")
     remote: tuple[Target, ...] = ()
     with suppress(ModelNotFoundError):
-        plan = usual_plan(given)
+        plan = usual_plan(given, ask)
         remote = tuple(target for target in plan.targets if isinstance(target, RemoteTarget))
     if remote:
         return Plan(remote, plan.reason)

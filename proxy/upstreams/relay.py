@@ -293,8 +293,10 @@ def _fields(asked: "Asked", api: RemoteApi) -> dict[str, Any]:
 def _check_extension(asked: "Asked") -> None:
     """Raises UnsupportedParameterError for what only the local engine honours."""
     given = asked.fields.get(EXTENSION)
+    if not isinstance(given, dict):
+        return
     for name in ("drafters", "sparse_attention"):
-        if isinstance(given, dict) and given.get(name) is not None:
+        if given.get(name) is not None:
             raise UnsupportedParameterError(
                 f"penstock.{name} is for the local engine, and no upstream knows it. Remove it.",
                 param=f"penstock.{name}",
