@@ -52,14 +52,22 @@ def changed(before: Settings, after: Settings) -> list[str]:
 
 
 def apply(context: "Context", settings: Settings) -> None:
-    """Requests that run keep what they began with. Raises ConfigError, and then nothing has changed."""
+    """Requests that run keep what they began with. Router files are read anew, too: a new one may lie where the old one was,
+    and then no setting differs. Raises ConfigError, and then nothing has changed."""
     from .routing.state import router_of
 
     names = changed(context.settings, settings)
-    if not names:
-        return
     accounts = {name: local.service.account for name, local in context.locals.items()}
     router = router_of(settings, context.backends, context.upstreams, accounts, context.drifts)
+    if not names:
+        before = {route.name: route.identity for route in context.router.learned}
+        names = [
+            f"router of routes.{route.name}"
+            for route in router.learned
+            if route.identity != before[route.name]
+        ]
+        if not names:
+            return
     context.upstreams.replace(settings.upstreams)
     context.router = router
     context.settings = settings

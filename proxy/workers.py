@@ -166,11 +166,12 @@ class Changes:
     def _offer(self, read: Settings, workers: list[_Worker]) -> None:
         if read.port == self._port:
             read = msgspec.structs.replace(read, port=self.settings.port)
-        if changed(self.settings, read):
-            self._offered = read
-            for worker in workers:
-                with suppress(OSError):  # it has just ended
-                    worker.news.send(read)
+        changed(self.settings, read)  # what cannot be changed is refused once, here
+        # Also where no setting differs: what their router files say may, and workers read those.
+        self._offered = read
+        for worker in workers:
+            with suppress(OSError):  # it has just ended
+                worker.news.send(read)
 
 
 def _watch(

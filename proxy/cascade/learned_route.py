@@ -1,10 +1,7 @@
 """A route with a judge, checked when it is made: its file, its tiers, and whether what the judge needs will be there."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import xxhash
 
 from ...errors import ConfigError
 from ...models.embedding_location import choose_embedding_model, embedding_model_name
@@ -63,8 +60,7 @@ def learned_route(
         _check_needs(judge, route, small, settings)
     except ConfigError as error:
         raise ConfigError(f"routes.{name}: {error.message}", param="routes") from error
-    content = xxhash.xxh3_64_hexdigest(Path(route.router).read_bytes())
-    identity = f"{content} {route.policy} {route.quality} {route.buffer_tokens}"
+    identity = f"{judge.fingerprint} {route.policy} {route.quality} {route.buffer_tokens}"
     drift = drifts.of(name, identity, route, quality=quality, workers=settings.workers)
     return LearnedRoute(name, route, small, large, judge, identity, drift)
 

@@ -6,7 +6,9 @@ penstock.tune.router.promise.
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from ....errors import ConfigError
@@ -27,11 +29,13 @@ class Judge:
     Attributes:
         small, large: the tiers it was made for.
         embedding_model: whose vectors questions need, if they need any.
+        fingerprint: of all that the file says.
     """
 
     def __init__(self, found: RouterFile) -> None:
         self.small, self.large = found.small, found.large
         self.embedding_model = found.embedding_model
+        self.fingerprint = xxhash.xxh3_64_hexdigest(msgspec.json.encode(found))
         self._cascade = {ruling.buffer_tokens: _Bench(ruling) for ruling in found.cascade}
         self._predictive = None if found.predictive is None else _Bench(found.predictive)
 
