@@ -80,12 +80,14 @@ class Flight(Generic[Head, Item]):
         self._readers.add(reader)
         return reader
 
-    def leave(self, reader: "Reader[Head, Item]") -> None:
+    async def leave(self, reader: "Reader[Head, Item]") -> None:
+        """The last one waits until what it leaves has ended, so that what that took is in its account."""
         self._readers.discard(reader)
+        self._tell_source()
         if not self._readers and not self._ended:
             self._abandoned = True
             self.task.cancel()
-        self._tell_source()
+            await asyncio.wait([self.task])
 
     async def has_next(self, reader: "Reader[Head, Item]") -> bool:
         """Waits for an item; False at the end. Raises what the source raised."""
@@ -187,7 +189,7 @@ class Reader(Generic[Head, Item]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        self._flight.leave(self)
+        await self._flight.leave(self)
 
 
 def _place(reader: Reader[Any, Any]) -> int:

@@ -41,9 +41,10 @@ class Admission:
 
     @property
     def cost(self) -> float | None:
-        """What its calls that have ended cost; None where that is unknown of one, or none has."""
+        """What its calls cost; None where there was none, or that of one is unknown, as of what still runs for others."""
         costs = [spend.cost for spend in self._known if spend.cost is not None]
-        return sum(costs, 0.0) if costs and len(costs) == len(self._known) else None
+        num_calls = len(self._known) + self._num_open - (not self._is_closed)
+        return sum(costs, 0.0) if costs and len(costs) == num_calls else None
 
     @property
     def savings(self) -> tuple[Saving, ...]:

@@ -80,11 +80,15 @@ async def test_a_line_tells_what_became_of_a_request(
     assert len({line["tenant"] for line in (stream, miss, hit, refused)}) == 1
 
 
+@pytest.mark.parametrize("cache", [False, True])  # with one, others may join the answer
 async def test_a_client_that_leaves_is_told_of(
-    engine_address: str, model: Path, capfd: pytest.CaptureFixture[str]
+    engine_address: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cache: bool
 ) -> None:
-    async with running_server(engine_address, model, access_log="json") as server:
-        body = {**ASK, "max_tokens": 400, "stream": True}
+    settings = {"cache_path": tmp_path} if cache else {}
+    async with running_server(
+        engine_address, model, access_log="json", local_hour_price=3600.0, **settings
+    ) as server:
+        body = {**ASK, "max_tokens": 400, "stream": True, "temperature": 0}
         async with aiohttp.ClientSession() as session:
             async with session.post(server.url + CHAT, json=body) as reply:
                 await reply.content.readany()
@@ -92,7 +96,8 @@ async def test_a_client_that_leaves_is_told_of(
         await server.idle()
     (line,) = lines_of(capfd.readouterr().out)
     assert (line["status"], line["aborted"], line["error"]) == (499, True, None)
-    assert 1 <= line["completion_tokens"] < 400, "what it has cost until then"
+    assert 1 <= line["completion_tokens"] < 400
+    assert 0 < line["cost"] < line["duration_ms"] / 1000, "what it has cost until then"
     assert line["finish_reasons"] == []
 
 

@@ -75,6 +75,17 @@ async def test_the_slowest_reader_holds_the_source_back_by_no_more_than_the_wind
     assert await reading == list(range(1000))
 
 
+async def test_who_leaves_last_waits_until_the_source_is_closed() -> None:
+    source = Source(9)
+    flight = flight_of(source)
+    first, last = flight.board(), flight.board()
+    await anext(first)
+    await first.aclose()
+    assert not source.closed
+    await last.aclose()
+    assert source.closed
+
+
 async def test_a_source_held_back_goes_on_when_its_only_reader_does() -> None:
     """Also while others may still join, so that nothing is let go."""
     source = Source(JOINABLE // STEP - 1)

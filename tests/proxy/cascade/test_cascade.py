@@ -225,6 +225,31 @@ async def test_a_client_that_leaves_ends_whatever_computes(server: RunningServer
                 await asyncio.sleep(0.005)
 
 
+@pytest.mark.parametrize(("text", "asked"), [("left?", ["small"]), ("left", ["small", "tiny"])])
+async def test_what_a_client_that_left_has_taken_is_known(
+    server: RunningServer, text: str, asked: list[str]
+) -> None:
+    assert server.store is not None
+    counters = server.store.counters
+
+    def spent() -> float:
+        return sum(line.account.cost for line in counters.lines(None))
+
+    before = spent()
+    fields = body("early", text, max_tokens=100, ignore_eos=True, stream=True)
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{server.url}/v1/chat/completions", json=fields) as reply:
+            await reply.content.readany()
+        await session.close()
+    recent, identity = server.http.context.recent, reply.headers["x-request-id"]
+    async with asyncio.timeout(5):
+        while (record := recent.find(identity)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert record.aborted and record.model == asked[-1]
+    assert record.cost == pytest.approx(spent() - before) != 0, "of all that were asked"
+    assert record.completion_tokens is not None and 0 < record.completion_tokens < 100
+
+
 async def test_the_same_at_the_same_time_is_computed_once_a_tier(server: RunningServer) -> None:
     replies = await asyncio.gather(*(ask(server, **body("best", "all together")) for _ in range(4)))
     assert {headers[ROUTE][: len(ESCALATED)] for headers, _ in replies} == {ESCALATED}

@@ -2,8 +2,11 @@
 
 import pytest
 
+from penstock.proxy.tenants.admission import Admission
 from penstock.proxy.tenants.ledger import Account, Saved
 from penstock.proxy.tenants.spend import Prices, Saving, Spend, cost
+from penstock.proxy.tenants.standing import Ask
+from penstock.proxy.tenants.tenant import Tenant
 
 CLOUD = Prices(input=2.0, cached_input=0.5, output=8.0)
 OWN = Prices(per_engine_second=0.25)
@@ -110,3 +113,15 @@ def test_lines_are_by_tenant_day_and_model(place):
     assert len(counters.lines()) == 18
     assert [line.tenant for line in counters.lines(since_day=today - 2)] == ["bolt"] * 4
     assert len(counters.lines("bolt", today - 1)) == 2
+
+
+def test_the_cost_of_a_request_is_unknown_while_one_of_its_calls_runs():
+    admission = Admission(Tenant(name="acme"), Ask(tokens=0, cost=0.0), None, None)
+    with admission:
+        small, large, refused = (admission.call(name) for name in ("small", "large", "refused"))
+        refused.refused()
+        small.settle(Spend(model="small", cost=0.25))
+        assert admission.cost is None
+        large.settle(Spend(model="large", cost=0.5))
+        assert admission.cost == 0.75
+    assert admission.cost == 0.75
