@@ -35,6 +35,7 @@ from .service import Job
 from .tenants.admission import Admission
 from .tenants.rights import permitted_urgency
 from .upstreams.refusal import may_do_better_elsewhere
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from .cascade.learned_route import LearnedRoute
@@ -168,6 +169,8 @@ async def answer(request: web.Request, dialect: Dialect) -> web.StreamResponse:
 async def _start(asked: Asked, plan: Plan, dialect: Dialect) -> Started:
     if plan.learned is not None and dialect.generates:
         return await _start_learned(asked, plan.learned, dialect)
+    if len(plan.targets) > 1 and dialect.generates:
+        await check_vocabulary(asked.context, plan, asked.fields)
     last, record = plan.targets[-1], asked.record
     for target in plan.targets:
         try:

@@ -99,7 +99,7 @@ class Metrics:
         self._judged = figures.counter(
             "penstock_cascade",
             "Requests of learned routes by what became of them: kept, escalated (as the judge said of the small tier's "
-            "answer), small, large (as it picked), cached, failed, unjudged, drifted.",
+            "answer), small, large (as it picked), cached, failed, unjudged, token_ids, drifted.",
             *("route", "decision"),
         )
         self._shadows = figures.counter(

@@ -11,8 +11,11 @@ HEADER = "x-penstock-route"
 
 # kept, escalated: as the judge said of the small tier's answer; small, large: as it picked by the question alone; cached:
 # the large tier's answer was kept from before; failed: the small tier could not answer; unjudged: what is asked for is not
-# one answer that could be judged; drifted: the judge is not trusted any more.
-Decision = Literal["kept", "escalated", "small", "large", "cached", "failed", "unjudged", "drifted"]
+# one answer that could be judged; token_ids: it names tokens by ids, which the small tier may read otherwise; drifted: the
+# judge is not trusted any more.
+Decision = Literal[
+    "kept", "escalated", "small", "large", "cached", "failed", "unjudged", "token_ids", "drifted"
+]
 
 
 class Explanation(msgspec.Struct, frozen=True):

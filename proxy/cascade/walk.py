@@ -4,8 +4,8 @@
     the small tier           held back until its answer is judged; sent on when it is good enough
     the large tier           with what the small one wrote as a draft, which is verified in fewer steps than it is written
 
-A request that is no single answer, or whose small tier fails, goes to the large one; so does all that comes once the route
-does not keep its promise.
+A request that is no single answer, that names tokens by ids which the small tier may read otherwise, or whose small tier
+fails, goes to the large one; so does all that comes once the route does not keep its promise.
 """
 
 import logging
@@ -20,6 +20,7 @@ from ..routing.learned import Question
 from ..routing.target import LocalTarget, Target
 from ..tenants.spend import Saving, Spend
 from ..upstreams.reading import TokenCounts
+from ..vocabulary import field_with_ids, tokenizer_of
 from .attempt import PLAIN, Attempt, EscalatedError, Guess
 from .explanation import Decision, Explanation
 from .question import question_in
@@ -70,6 +71,8 @@ class _Walk:
             return await self._large(), "drifted", None
         if not _is_one_answer(self._asked):
             return await self._large(), "unjudged", None
+        if not await self._small_reads_it():
+            return await self._large(), "token_ids", None
         question = await self._question()
         self._asked.admission.appraise = self._appraised
         self._shadow = Shadow.drawn(self._asked, route, self._ask)
@@ -82,6 +85,14 @@ class _Walk:
         if not self._small_is_up():
             return await self._large(), "failed", None
         return await self._cascade(question)
+
+    async def _small_reads_it(self) -> bool:
+        """What the request names by ids means the same to both tiers."""
+        context, route = self._asked.context, self._route
+        if field_with_ids(self._asked.fields) is None:
+            return True
+        small, large = [await tokenizer_of(context, tier) for tier in (route.small, route.large)]
+        return small is not None and small == large
 
     def _small_is_up(self) -> bool:
         """It would probably answer now, or is about to for the first time."""
