@@ -44,6 +44,9 @@ def notes(savings: Savings) -> Iterator[str]:
         yield f"Of {total.unknown_usage:,} answers nobody knows the tokens; they are in no sum."
     if total.unknown_cost:
         yield f"Of {total.unknown_cost:,} answers nobody knows the cost; they are in no sum of money."
+    for lever in savings.levers:
+        if lever.unknown:
+            yield f"What {lever.name} saved in {lever.unknown:,} answers nobody knows; it is in no sum of money."
     if not savings.baseline_cost and not total.unknown_cost:
         yield NO_PRICES
 

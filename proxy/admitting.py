@@ -40,16 +40,21 @@ def admitted_to(request: web.Request, model: str, plan: Plan, ask: Ask, n: int) 
 
 
 def _with_saving(context: Context, plan: Plan, spend: Spend) -> Spend:
-    """Routing saved what the dearest of the route would have cost besides, for the same tokens, as many of them cached."""
+    """Routing saved what the dearest of the route would have cost besides, for the same tokens, as many of them cached. One
+    whose price nobody knows may be that: then nobody knows what was saved."""
     prompt, completion = spend.prompt_tokens, spend.completion_tokens
     if spend.reused or spend.cost is None or prompt is None or completion is None:
         return spend
     tokens = TokenCounts(prompt, spend.cached_tokens, completion)
-    rivals = [price(context, target, tokens) for target in plan.targets if target.name != spend.model]
-    dearest = max((one for one in rivals if one is not None), default=0.0)
-    if dearest <= spend.cost:
+    rivals = [known_price(context, target, tokens) for target in plan.targets if target.name != spend.model]
+    known = [one for one in rivals if one is not None]
+    dearest = max(known, default=0.0)
+    if len(known) < len(rivals):
+        saving = Saving("routing")
+    elif dearest > spend.cost:
+        saving = Saving("routing", dearest - spend.cost)
+    else:
         return spend
-    saving = Saving("routing", dearest - spend.cost)
     return msgspec.structs.replace(spend, savings=(*spend.savings, saving))
 
 
@@ -65,11 +70,18 @@ def _within_context(context: Context, plan: Plan, ask: Ask) -> Ask:
 
 
 def price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
-    """What a request of so many tokens costs there; None: unknown."""
+    """What to reserve for a request of so many tokens there; None: unknown. Nothing for a model of ours that has not
+    answered yet."""
+    known = known_price(context, target, tokens)
+    return 0.0 if known is None and isinstance(target, LocalTarget) else known
+
+
+def known_price(context: Context, target: Target, tokens: TokenCounts) -> float | None:
+    """What a request of so many tokens costs there; None where nobody knows."""
     if isinstance(target, RemoteTarget):
         return cost_of(target, tokens)
     # What embeds is a part of the server, and has no price.
     if not tokens.completion:
         return 0.0
     account = context.local_of(target.served).service.account
-    return account.expected_cost((tokens.prompt or 0) + tokens.completion)
+    return account.known_cost((tokens.prompt or 0) + tokens.completion)

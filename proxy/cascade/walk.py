@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ...errors import PenstockError
-from ..admitting import price
+from ..admitting import known_price
 from ..routing.learned import Question
 from ..routing.target import LocalTarget, Target
 from ..tenants.spend import Saving, Spend
@@ -196,10 +196,11 @@ class _Walk:
         prompt, completion = spend.prompt_tokens, spend.completion_tokens
         if prompt is None or completion is None:
             return None, None
+        cost = known_price(context, large, TokenCounts(prompt, spend.cached_tokens, completion))
         if not isinstance(large, LocalTarget):
-            return price(context, large, TokenCounts(prompt, spend.cached_tokens, completion)), 0.0
-        account, tokens = context.local_of(large.served).service.account, prompt + completion
-        return account.known_cost(tokens), account.expected_seconds(tokens) or None
+            return cost, 0.0
+        account = context.local_of(large.served).service.account
+        return cost, account.expected_seconds(prompt + completion) or None
 
     def watched(self, started: "Started", decision: Decision) -> "Started":
         """The same, looked at once it is sent, if it was drawn for that."""

@@ -71,6 +71,6 @@ def total_of(record: RequestRecord) -> Total:
         saved_seconds=record.saved_seconds or 0.0,
     )
     for saving in record.savings:
-        sums = total.saved.setdefault(saving.by, Saved())
-        sums.merge(Saved(int(saving.cost is not None), saving.cost or 0.0, saving.seconds or 0.0))
+        sums, is_known = total.saved.setdefault(saving.by, Saved()), saving.cost is not None
+        sums.merge(Saved(int(is_known), saving.cost or 0.0, saving.seconds or 0.0, int(not is_known)))
     return total

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ..provenance import REUSED
-from ..tenants.totals import HOUR, Row, Total
+from ..tenants.totals import HOUR, Row, Saved, Total
 from ..tenants.window import moment
 
 ASSUMPTIONS = (
@@ -21,6 +21,8 @@ ASSUMPTIONS = (
     "The time that drafts saved is an estimate (≈): their tokens at the seconds a token of the same model's misses, less "
     "what they took. Their answers are the model's own, so that they save no tokens.",
     "Prompt tokens whose KV was there were not computed again; no money is claimed for them.",
+    "Asking another model saved what the dearest of its route would have cost besides; where one of these has no price, "
+    "nobody knows that.",
     "Requests whose cost nobody knows are in no sum of money, on neither side.",
 )
 
@@ -31,6 +33,7 @@ class Lever(msgspec.Struct, frozen=True, kw_only=True):
     tokens: that were not computed.
     cost: money; None: not known, or none is claimed.
     seconds: of waiting; `is_estimate`: they are one.
+    unknown: further requests, of which nobody knows the money.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Lever(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None
     seconds: float | None
     is_estimate: bool = False
+    unknown: int = 0
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -115,7 +119,7 @@ def savings_view(savings: Savings) -> dict[str, Any]:
 
 def _view(total: Total) -> dict[str, Any]:
     sums = {name: getattr(total, name) for name in Total.__struct_fields__ if name != "saved"}
-    return {**sums, "saved_cost": {by: saved.cost for by, saved in total.saved.items()}}
+    return {**sums, "saved_cost": {by: _cost(saved) for by, saved in total.saved.items()}}
 
 
 def savings_of(rows: Sequence[Row], *, since: int, until: int) -> Savings:
@@ -149,13 +153,14 @@ def savings_of(rows: Sequence[Row], *, since: int, until: int) -> Savings:
 def _reuse(rows: Iterable[Row], outcome: str, name: str) -> Lever:
     """Of answers that nothing was computed for."""
     total = _sum(row for row in rows if row.place.outcome == outcome)
-    saved = total.saved.get("cache")
+    saved = total.saved.get("cache", Saved())
     return Lever(
         name=name,
         requests=total.requests,
         tokens=total.prompt_tokens + total.completion_tokens,
-        cost=saved.cost if saved is not None and saved.requests else None,
+        cost=_cost(saved),
         seconds=None if outcome == "shared" else total.saved_seconds,
+        unknown=saved.unknown,
     )
 
 
@@ -191,18 +196,23 @@ def _prefix(rows: Iterable[Row]) -> Lever:
 
 def _money(total: Total) -> list[Lever]:
     """What is saved by asking another model, or by computing differently."""
-    levers = {"routing": total.saved.get("routing")}
-    levers |= {by: saved for by, saved in total.saved.items() if by not in ("cache", "routing")}
+    levers = {"routing": Saved()} | {by: saved for by, saved in total.saved.items() if by != "cache"}
     return [
         Lever(
             name=by,
-            requests=0 if saved is None else saved.requests,
+            requests=saved.requests,
             tokens=0,
-            cost=None if saved is None else saved.cost,
-            seconds=None if saved is None else saved.seconds or None,
+            cost=_cost(saved),
+            seconds=saved.seconds or None,
+            unknown=saved.unknown,
         )
         for by, saved in levers.items()
     ]
+
+
+def _cost(saved: Saved) -> float | None:
+    """As far as it is known; None where it is of no request."""
+    return saved.cost if saved.requests else None
 
 
 def _hour(row: Row) -> str:

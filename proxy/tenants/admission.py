@@ -9,6 +9,8 @@ with tenants.admit(tenant, tokens=expected, cost=estimate) as admission:
 from collections.abc import Callable
 from types import TracebackType
 
+import msgspec
+
 from .counters import Counters, Ended
 from .rate_headers import rate_headers
 from .spend import Saving, Spend
@@ -48,8 +50,11 @@ class Admission:
 
     @property
     def savings(self) -> tuple[Saving, ...]:
-        """What they saved."""
-        return tuple(saving for spend in map(self.appraise, self._known) for saving in spend.savings)
+        """What they saved; no money where the cost is unknown, which would be no difference to anything."""
+        savings = [saving for spend in map(self.appraise, self._known) for saving in spend.savings]
+        if self.cost is None:
+            savings = [msgspec.structs.replace(saving, cost=None) for saving in savings]
+        return tuple(savings)
 
     def call(self, model: str) -> "Call":
         """A model is asked for it now."""

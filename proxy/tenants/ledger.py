@@ -66,6 +66,8 @@ class Account(msgspec.Struct, array_like=True):
             self.cost += spend.cost
         self.engine_seconds += spend.engine_seconds or 0.0
         for saving in spend.savings:
+            if saving.cost is None and saving.seconds is None:
+                continue  # nothing is known, which is no line of nothing
             saved = self.saved.setdefault(saving.by, Saved())
             saved.cost += saving.cost or 0.0
             saved.seconds += saving.seconds or 0.0

@@ -23,13 +23,18 @@ _MODEL_BYTES = 400
 
 
 class Saved(msgspec.Struct, array_like=True):
-    """What one lever spared: money, in so many requests of which that is known, and known seconds of the engine."""
+    """What one lever spared: money, in so many requests of which that is known, and known seconds of the engine.
+
+    `unknown`: requests of which nobody knows the money. (Last: rows of older versions end before it.)
+    """
 
     requests: int = 0
     cost: float = 0.0
     seconds: float = 0.0
+    unknown: int = 0
 
     def merge(self, other: "Saved") -> None:
+        self.unknown += other.unknown
         self.requests += other.requests
         self.cost += other.cost
         self.seconds += other.seconds

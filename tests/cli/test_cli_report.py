@@ -19,7 +19,7 @@ from tiny_model import write_tiny_model
 
 from penstock.cli import main
 from penstock.proxy.observe.hourly import GATHERING_SECONDS
-from penstock.proxy.observe.savings import savings_of
+from penstock.proxy.observe.savings import Lever, savings_of
 from penstock.proxy.tenants.tenants import TenantStore
 from penstock.proxy.tenants.totals import HOUR, KEPT_HOURS, Place, Row, Saved, Total
 from penstock.report_page import report_page
@@ -81,10 +81,13 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
             models.dear = {{input = 20.0, output = 80.0}}
             [upstreams.gone]
             base_url = "http://127.0.0.1:9/v1"
-            models = ["nobody"]
             retries = 0
+            models.nobody = {{input = 1.0, output = 1.0}}
+            models.unpriced = {{}}
             [routes.quick]
             targets = ["gone/nobody", "cloud/m", "cloud/dear"]
+            [routes.unpriced]
+            targets = ["cloud/m", "gone/unpriced"]
             """)
         process, url = await asyncio.to_thread(
             start,
@@ -115,6 +118,7 @@ async def all_kinds(served: Served) -> None:
     assert await served.ask("sampled", temperature=1.0) == "bypass"
     assert await served.ask("hello", model="quick", temperature=0) == "miss"
     await served.ask_until("hit", "hello", model="quick", temperature=0)
+    await served.ask("hello", model="unpriced", temperature=1.0)
     served.upstream.usage = None
     await served.ask("without usage", model="cloud/m")
     served.upstream.status = 500
@@ -199,6 +203,10 @@ async def test_its_totals_are_those_of_the_access_log(
     assert f"{total['requests']:,}" in (served.folder / "report.html").read_text()
     assert f"{total['completion_tokens']:,} of answers" in shown and "Assumed:" in shown
     levers = {lever["name"]: lever for lever in found["levers"]}
+    (unpriced,) = [line for line in counted if line["model_asked"] == "unpriced"]
+    assert unpriced["cost"] > 0 and unpriced["saved_cost"] is None
+    assert levers["routing"]["unknown"] == 1
+    assert "What routing saved in 1 answers nobody knows" in shown
     hits = [line for line in counted if line["cache"] == "hit"]
     assert levers["exact hits"]["requests"] == len(hits)
     assert levers["exact hits"]["tokens"] == sum(
@@ -249,6 +257,9 @@ def test_what_levers_saved_and_what_nobody_knows() -> None:
     assert (drafts.requests, drafts.seconds, drafts.is_estimate) == (3, 30 * 0.2 - 1.5, True)
     assert (savings.baseline_cost, savings.saved_share) == (3.5, pytest.approx(1 / 3.5))
     assert (savings.baseline_seconds, savings.saved_seconds) == (8 + 1.5 + 5 + 4.5, 9.5)
+    assert savings_of(
+        [Row(ROWS[0].place, Total(saved={"routing": Saved(unknown=1)}))], since=0, until=1
+    ).levers[-1] == (Lever(name="routing", requests=0, tokens=0, cost=None, seconds=None, unknown=1))
     # A model without misses tells nothing of what its drafts saved.
     unknown = savings_of(ROWS, since=SINCE, until=SINCE + 2 * HOUR)
     assert next(lever for lever in unknown.levers if lever.is_estimate).seconds is None

@@ -125,3 +125,13 @@ def test_the_cost_of_a_request_is_unknown_while_one_of_its_calls_runs():
         large.settle(Spend(model="large", cost=0.5))
         assert admission.cost == 0.75
     assert admission.cost == 0.75
+
+
+def test_what_was_saved_is_unknown_where_the_cost_is():
+    """As of a small tier that was asked for nothing, before a large one without a price."""
+    admission = Admission(Tenant(name="acme"), Ask(tokens=0, cost=0.0), None, None)
+    known = Saving("routing", cost=-0.25, seconds=-2.0)
+    admission.call("small").settle(Spend(model="small", cost=0.25, savings=(known,)))
+    assert admission.savings == (known,)
+    admission.call("unpriced").settle(Spend(model="unpriced", prompt_tokens=7))
+    assert admission.savings == (Saving("routing", seconds=-2.0),)

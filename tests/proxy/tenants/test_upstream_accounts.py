@@ -13,8 +13,11 @@ from openai import APIStatusError, BadRequestError, PermissionDeniedError
 from running_server import RunningServer, running_server
 
 from penstock.config import Settings
+from penstock.proxy.observe.hourly import total_of
 from penstock.proxy.tenants.ledger import Account
+from penstock.proxy.tenants.spend import Saving
 from penstock.proxy.tenants.tenant import Limits, Tenant
+from penstock.proxy.tenants.totals import Saved
 from penstock.tables import Route, Upstream, UpstreamModel
 
 # Of an answer with 100 prompt tokens, 40 of them cached, and 10 more.
@@ -34,7 +37,10 @@ async def cloud(
         }
         settings: dict[str, Any] = {
             "upstreams": {"cloud": Upstream(base_url=upstream.url, models=models, retries=0)},
-            "routes": {"quick": Route(targets=("cloud/m", "tiny"))},
+            "routes": {
+                "quick": Route(targets=("cloud/m", "tiny")),
+                "unpriced": Route(targets=("tiny", "cloud/free")),
+            },
             "cache_path": tmp_path / "completions",
             "tenants_path": tmp_path / "tenants",
         }
@@ -118,6 +124,19 @@ async def test_routing_saves_what_the_dearest_would_have_cost(cloud) -> None:
     usage = (await ask(server, key, "quick", max_tokens=3)).usage
     saved = accounts(server)["tiny"].saved["routing"]
     assert saved.cost == pytest.approx((usage.prompt_tokens * 2 + usage.completion_tokens * 8) / 1e6)
+
+
+async def test_what_routing_saves_is_unknown_where_a_model_has_no_price(cloud) -> None:
+    server, _ = cloud
+    key = key_for(server)
+    whole = await server.client(key).chat.completions.with_raw_response.create(
+        model="unpriced", messages=[{"role": "user", "content": "hello there"}], max_tokens=3
+    )
+    record = server.http.context.recent.find(whole.headers["x-request-id"])
+    assert record is not None and record.model == "tiny" and record.cost == 0.0
+    assert record.savings == (Saving("routing"),) and record.saved_cost is None
+    assert total_of(record).saved == {"routing": Saved(unknown=1)}
+    assert accounts(server)["tiny"].saved == {}
 
 
 async def test_kept_and_shared_answers_are_paid_for_once(cloud) -> None:
