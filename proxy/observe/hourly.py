@@ -70,6 +70,8 @@ def total_of(record: RequestRecord) -> Total:
         waited_seconds=record.engine_seconds,
         saved_seconds=record.saved_seconds or 0.0,
     )
+    if record.targets == 1 and record.completion_tokens is not None:
+        total.alone_tokens, total.alone_seconds = record.completion_tokens, record.engine_seconds
     for saving in record.savings:
         sums, is_known = total.saved.setdefault(saving.by, Saved()), saving.cost is not None
         sums.merge(Saved(int(is_known), saving.cost or 0.0, saving.seconds or 0.0, int(not is_known)))

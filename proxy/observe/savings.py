@@ -19,7 +19,7 @@ ASSUMPTIONS = (
     "The time that an answer from the cache saved is what computing it took when it was stored; what a shared answer saved "
     "is not known, as its readers wait for the same one.",
     "The time that drafts saved is an estimate (≈): their tokens at the seconds a token of the same model's misses, less "
-    "what they took. Their answers are the model's own, so that they save no tokens.",
+    "what they took; of answers that no other model was asked for before. They are the model's own, and save no tokens.",
     "Prompt tokens whose KV was there were not computed again; no money is claimed for them.",
     "Asking another model saved what the dearest of its route would have cost besides; where one of these has no price, "
     "nobody knows that.",
@@ -165,18 +165,19 @@ def _reuse(rows: Iterable[Row], outcome: str, name: str) -> Lever:
 
 
 def _drafts(rows: Sequence[Row]) -> Lever:
-    """Of near answers that the model verified."""
+    """Of near answers that the model verified. What its misses take is told by those that it alone was asked for: one that a
+    small tier was asked for first has waited for both, and verified a draft, too."""
     requests, seconds, known = 0, 0.0, True
     for model in {row.place.model for row in rows}:
         drafts = _sum(row for row in rows if (row.place.model, row.place.outcome) == (model, "draft"))
         misses = _sum(row for row in rows if (row.place.model, row.place.outcome) == (model, "miss"))
         requests += drafts.requests
-        if not drafts.completion_tokens:
-            continue
-        if misses.completion_tokens:
-            usual = misses.waited_seconds / misses.completion_tokens
+        if not drafts.alone_tokens:
+            known = known and not drafts.completion_tokens
+        elif misses.alone_tokens:
+            usual = misses.alone_seconds / misses.alone_tokens
             # Where they have taken longer, that is said, too.
-            seconds += drafts.completion_tokens * usual - drafts.waited_seconds
+            seconds += drafts.alone_tokens * usual - drafts.alone_seconds
         else:
             known = False
     return Lever(

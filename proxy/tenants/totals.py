@@ -52,6 +52,9 @@ class Total(msgspec.Struct, array_like=True):
         waited_seconds: for engine or upstream, in the queue too.
         saved_seconds: of the engine, spared by answers that were kept.
         saved: by what spared it (`spend.By`).
+        alone_tokens, alone_seconds: of `completion_tokens` and `waited_seconds`, those of answers by the only model that was
+            asked: what a model takes is told by these, and not by answers that waited for another one first. (Last: rows of
+            older versions end before them.)
     """
 
     requests: int = 0
@@ -66,6 +69,8 @@ class Total(msgspec.Struct, array_like=True):
     waited_seconds: float = 0.0
     saved_seconds: float = 0.0
     saved: dict[str, Saved] = {}
+    alone_tokens: int = 0
+    alone_seconds: float = 0.0
 
     def merge(self, other: "Total") -> None:
         # One by one, as every request comes by here: a loop over their names takes four times as long.
@@ -80,6 +85,8 @@ class Total(msgspec.Struct, array_like=True):
         self.cost += other.cost
         self.waited_seconds += other.waited_seconds
         self.saved_seconds += other.saved_seconds
+        self.alone_tokens += other.alone_tokens
+        self.alone_seconds += other.alone_seconds
         for by, more in other.saved.items():
             self.saved.setdefault(by, Saved()).merge(more)
 

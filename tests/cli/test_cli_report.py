@@ -229,7 +229,15 @@ SINCE = 1_000 * HOUR
 ROWS = [
     Row(
         Place(1000, "acme", "m", "miss"),
-        Total(requests=4, completion_tokens=40, waited_seconds=8.0, cost=2.0),
+        # One more than those that it alone was asked for: a small tier was asked before, and took most of the time.
+        Total(
+            requests=5,
+            completion_tokens=50,
+            waited_seconds=20.0,
+            cost=2.0,
+            alone_tokens=40,
+            alone_seconds=8.0,
+        ),
     ),
     Row(
         Place(1001, "acme", "m", "trusted"),
@@ -243,9 +251,14 @@ ROWS = [
     ),
     Row(
         Place(1001, "bolt", "m", "draft"),
-        Total(requests=3, completion_tokens=30, waited_seconds=1.5, cost=0.5),
+        Total(
+            requests=3, completion_tokens=30, waited_seconds=1.5, cost=0.5, alone_tokens=30, alone_seconds=1.5
+        ),
     ),
-    Row(Place(1001, "bolt", "<b>", "draft"), Total(requests=1, completion_tokens=9, waited_seconds=1.0)),
+    Row(
+        Place(1001, "bolt", "<b>", "draft"),
+        Total(requests=1, completion_tokens=9, waited_seconds=1.0, alone_tokens=9, alone_seconds=1.0),
+    ),
 ]
 
 
@@ -256,7 +269,7 @@ def test_what_levers_saved_and_what_nobody_knows() -> None:
     assert (trusted.requests, trusted.tokens, trusted.cost, trusted.seconds) == (2, 26, 1.0, 5.0)
     assert (drafts.requests, drafts.seconds, drafts.is_estimate) == (3, 30 * 0.2 - 1.5, True)
     assert (savings.baseline_cost, savings.saved_share) == (3.5, pytest.approx(1 / 3.5))
-    assert (savings.baseline_seconds, savings.saved_seconds) == (8 + 1.5 + 5 + 4.5, 9.5)
+    assert (savings.baseline_seconds, savings.saved_seconds) == (20 + 1.5 + 5 + 4.5, 9.5)
     assert savings_of(
         [Row(ROWS[0].place, Total(saved={"routing": Saved(unknown=1)}))], since=0, until=1
     ).levers[-1] == (Lever(name="routing", requests=0, tokens=0, cost=None, seconds=None, unknown=1))

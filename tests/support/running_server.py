@@ -14,6 +14,7 @@ from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.backends import Backends
 from penstock.proxy.embeddings import EmbeddingBackend
+from penstock.proxy.observe.record import RequestRecord
 from penstock.proxy.server import (
     HttpServer,
     address_of,
@@ -43,6 +44,13 @@ class RunningServer:
 
     def client(self, api_key: str = "unused") -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30)
+
+    async def record(self, request_id: str, timeout: float = 5.0) -> RequestRecord:
+        """Of a request that named a model, once it has ended."""
+        async with asyncio.timeout(timeout):
+            while (record := self.http.context.recent.find(request_id)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return record
 
     def token_id(self, text: str) -> int:
         (token_id,) = self.backend.tokenizer.encode(text)

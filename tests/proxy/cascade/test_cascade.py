@@ -13,6 +13,7 @@ import pytest_asyncio
 from running_server import RunningServer, running_server
 from simple_router import QUALITY, write_router
 
+from penstock.proxy.observe.hourly import total_of
 from penstock.proxy.tenants.tenant import Tenant
 from penstock.tables import Route, Tier
 
@@ -241,10 +242,7 @@ async def test_what_a_client_that_left_has_taken_is_known(
         async with session.post(f"{server.url}/v1/chat/completions", json=fields) as reply:
             await reply.content.readany()
         await session.close()
-    recent, identity = server.http.context.recent, reply.headers["x-request-id"]
-    async with asyncio.timeout(5):
-        while (record := recent.find(identity)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    record = await server.record(reply.headers["x-request-id"])
     assert record.aborted and record.model == asked[-1]
     assert record.cost == pytest.approx(spent() - before) != 0, "of all that were asked"
     assert record.completion_tokens is not None and 0 < record.completion_tokens < 100
@@ -281,6 +279,17 @@ async def test_both_tiers_are_paid_for_and_the_saving_is_what_is_left(server: Ru
     tokens -= escalated.prompt_tokens + escalated.completion_tokens
     large = server.http.context.locals["tiny"].service.account.expected_cost(tokens)
     assert saved == pytest.approx(large - cost)
+
+
+async def test_what_an_escalated_answer_waited_is_not_what_its_model_takes(server: RunningServer) -> None:
+    for question, alone in (("alone?", True), ("after another", False)):
+        headers, reply = await ask(server, **body("best", question))
+        record = await server.record(headers["x-request-id"])
+        assert record.outcome == "miss"
+        total, tokens = total_of(record), reply["usage"]["completion_tokens"]
+        assert (total.completion_tokens, total.waited_seconds) == (tokens, record.engine_seconds)
+        expected = (tokens, record.engine_seconds) if alone else (0, 0.0)
+        assert (total.alone_tokens, total.alone_seconds) == expected
 
 
 async def test_decisions_are_counted_and_logged(server: RunningServer) -> None:

@@ -132,8 +132,8 @@ async def test_what_routing_saves_is_unknown_where_a_model_has_no_price(cloud) -
     whole = await server.client(key).chat.completions.with_raw_response.create(
         model="unpriced", messages=[{"role": "user", "content": "hello there"}], max_tokens=3
     )
-    record = server.http.context.recent.find(whole.headers["x-request-id"])
-    assert record is not None and record.model == "tiny" and record.cost == 0.0
+    record = await server.record(whole.headers["x-request-id"])
+    assert (record.model, record.cost) == ("tiny", 0.0)
     assert record.savings == (Saving("routing"),) and record.saved_cost is None
     assert total_of(record).saved == {"routing": Saved(unknown=1)}
     assert accounts(server)["tiny"].saved == {}
