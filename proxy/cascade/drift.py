@@ -60,19 +60,28 @@ class Drift:
         self._draw, self._clock = draw, clock
         self._left, self._filled = float(hourly_tokens), clock()
 
-    def wants(self, tokens: int) -> bool:
-        """Whether to look at the request at hand; decided before it is known what becomes of it, so that what is
-        looked at is like the rest. `tokens`: that it would take of the large tier."""
-        if not self._share or self._draw() >= self._share:
+    def wants(self) -> bool:
+        """Whether to look at the request at hand; decided before it is known what becomes of it, and whatever it may take,
+        so that what is looked at is like the rest."""
+        return bool(self._share) and self._draw() < self._share and self._has_some_left()
+
+    def reserve(self, tokens: int) -> bool:
+        """Takes what looking at one may take of the large tier, before that is asked; False where nothing is left. One may
+        take more than is left: then others wait until that is made up for."""
+        if not self._has_some_left():
             return False
+        self._left -= tokens
+        return True
+
+    def settle(self, reserved: int, spent: int) -> None:
+        """Looking at one has ended, and took this."""
+        self._left += reserved - spent
+
+    def _has_some_left(self) -> bool:
         now = self._clock()
         self._left += (now - self._filled) * self._hourly_tokens / HOUR
         self._left, self._filled = min(self._left, float(self._hourly_tokens)), now
-        return self._left >= tokens
-
-    def spent(self, tokens: int) -> None:
-        """By looking at one."""
-        self._left -= tokens
+        return self._left > 0
 
     def saw(self, *, loss: bool) -> None:
         """What became of a draw."""

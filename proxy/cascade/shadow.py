@@ -38,6 +38,7 @@ MAX_PENDING = 32
 # Where the request names no limit.
 _USUAL_TOKENS = 512
 _BYTES_PER_TOKEN = 4
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 Ask = Callable[["Asked", Target], Awaitable["Started"]]
 
@@ -49,12 +50,9 @@ class Shadow:
     @classmethod
     def drawn(cls, asked: "Asked", route: "LearnedRoute", ask: Ask) -> "Shadow | None":
         """None for what is not looked at; sampled answers differ by themselves."""
-        drift, limit = route.drift, asked.fields.get("max_completion_tokens", asked.fields.get("max_tokens"))
-        if asked.fields.get("temperature") != 0 or len(drift.pending) >= MAX_PENDING:
+        if asked.fields.get("temperature") != 0 or len(route.drift.pending) >= MAX_PENDING:
             return None
-        expected = len(asked.body) // _BYTES_PER_TOKEN
-        expected += limit if isinstance(limit, int) else _USUAL_TOKENS
-        return cls(asked, route, ask) if drift.wants(expected) else None
+        return cls(asked, route, ask) if route.drift.wants() else None
 
     def over(self, started: "Started", decision: Decision) -> "Started":
         """The same answer, after which it is looked at."""
@@ -71,24 +69,35 @@ class Shadow:
 
     async def _look(self, drift: Drift, said: str | None) -> None:
         # All draws wait so, and are given up so, whatever became of them: what is counted is like what is not.
-        if not await self._large_is_idle():
+        reserved = self._most_tokens
+        if not await self._large_is_idle() or not drift.reserve(reserved):
             return
-        metrics, name = self._asked.context.metrics, self._route.name
-        if said is None:
-            drift.saw(loss=False)
-            return
+        spent: int | None = 0
         try:
-            answer, tokens = await self._answer_of_large()
+            if said is None:
+                drift.saw(loss=False)
+                return
+            answer, spent = await self._answer_of_large()
         except PenstockError as error:
             log.info(
                 "%s: the large tier is not compared with: %s", self._asked.caller.request_id, error.logged
             )
             return
-        drift.spent(tokens)
+        finally:
+            drift.settle(reserved, reserved if spent is None else spent)
         same = same_answer(said, answer, "agreement").same
         was_broken = drift.broken
         drift.saw(loss=not same)
-        metrics.shadowed(name, same=same, tokens=tokens, broken=drift.broken and not was_broken)
+        self._asked.context.metrics.shadowed(
+            self._route.name, same=same, tokens=spent or 0, broken=drift.broken and not was_broken
+        )
+
+    @property
+    def _most_tokens(self) -> int:
+        """That asking the large tier may take, by estimate."""
+        fields = self._asked.fields
+        limits = [limit for name in _LIMITS if isinstance(limit := fields.get(name), int)]
+        return len(self._asked.body) // _BYTES_PER_TOKEN + max(limits, default=_USUAL_TOKENS)
 
     async def _large_is_idle(self) -> bool:
         """Waits for that."""
@@ -104,8 +113,8 @@ class Shadow:
             await asyncio.sleep(POLL_SECONDS)
         return False
 
-    async def _answer_of_large(self) -> tuple[str, int]:
-        """What it says, and the tokens that took. Raises PenstockError."""
+    async def _answer_of_large(self) -> tuple[str, int | None]:
+        """What it says, and the tokens that took, None where it does not tell them. Raises PenstockError."""
         asked, now = self._asked, time.perf_counter()
         record = RequestRecord(
             request_id=asked.record.request_id, method="", route="", started=now, time=time.time()
@@ -123,8 +132,8 @@ class Shadow:
         )
         started = await self._ask(unseen, self._route.large)
         body = await started.whole()
-        tokens = (record.prompt_tokens or 0) + (record.completion_tokens or 0)
-        return answer_text(body), tokens
+        prompt, completion = record.prompt_tokens, record.completion_tokens
+        return answer_text(body), None if prompt is None or completion is None else prompt + completion
 
 
 class _Watched:

@@ -50,18 +50,30 @@ def test_a_promise_that_is_not_kept_is_soon_called_broken(caplog: pytest.LogCapt
 
 def test_looking_stays_within_its_share_and_its_budget() -> None:
     now = [0.0]
-    assert not drift(share=0.0).wants(1)
-    assert not drift(share=0.4).wants(1)
+    assert not drift(share=0.0).wants()
+    assert not drift(share=0.4).wants()
+    assert not drift(hourly_tokens=0).wants()
     watched = drift(clock=lambda: now[0])
-    assert watched.wants(3600) and not watched.wants(3601)
-    watched.spent(3600)
-    assert not watched.wants(10)
+    assert watched.wants() and watched.reserve(3600)
+    assert not watched.wants() and not watched.reserve(1), "that is being spent"
+    watched.settle(3600, 3500)
+    assert watched.wants() and watched.reserve(110), "more than is left"
+    watched.settle(110, 110)
     now[0] = 9.0
-    assert not watched.wants(10)
+    assert not watched.wants(), "until that is made up for"
     now[0] = 11.0
-    assert watched.wants(10)
+    assert watched.wants()
     now[0] = 1e9
-    assert not watched.wants(3601), "hours without requests save nothing up"
+    assert watched.reserve(3600)
+    assert not watched.wants(), "hours without requests save nothing up"
+
+
+def test_looking_is_no_matter_of_what_it_may_take() -> None:
+    """Or what is looked at would not be like the rest."""
+    watched = drift(hourly_tokens=10)
+    assert watched.wants() and watched.reserve(100_000)
+    watched.settle(100_000, 5)
+    assert watched.wants()
 
 
 def test_the_same_route_keeps_what_is_known_of_it() -> None:
@@ -150,6 +162,41 @@ async def test_kept_answers_are_compared_behind_the_back_of_all(
         again = msgspec.structs.replace(route, shadow_share=0.5)
         apply(context, msgspec.structs.replace(context.settings, routes={"best": again}))
         assert await ask("and now?") == "kept"
+
+
+async def test_several_at_once_do_not_go_beyond_the_budget(
+    engine_address: str, small_address: str, model: Path, small_model: Path, tmp_path: Path
+) -> None:
+    route = Route(
+        targets=("small", "tiny"),
+        policy="cascade",
+        router=write_router(tmp_path / "router.json", "small", "tiny"),
+        shadow_share=1.0,
+        shadow_budget=20,
+    )
+    async with (
+        running_server(
+            engine_address,
+            model,
+            tiers={"small": Tier(model=str(small_model))},
+            tier_addresses={"small": small_address},
+            routes={"best": route},
+        ) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        (watched,) = server.http.context.drifts._known.values()
+
+        async def ask(text: str) -> None:
+            # What it may take is more than all of the budget: that is no reason not to look.
+            fields = {"model": "best", "prompt": text, "temperature": 0, "max_tokens": 100}
+            async with session.post(f"{server.url}/v1/completions", json=fields) as reply:
+                assert reply.headers["x-penstock-route"].startswith("cascade; kept")
+
+        await asyncio.gather(*(ask(f"{number} at once?") for number in range(4)))
+        async with asyncio.timeout(10):
+            while watched.pending or not watched.draws:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert watched.draws == 1
 
 
 @pytest.mark.parametrize(
