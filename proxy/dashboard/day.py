@@ -27,8 +27,8 @@ class Day:
         growing = hour - 1
         since = (hour - HOURS + 1) * HOUR
         if hour != self._hour:
-            self._hour = hour
             self._over = _merged(row for row in self._totals.rows(since) if row.place.hour < growing)
+            self._hour = hour  # now that they are read: what failed is tried again
         rows = self._over + self._totals.rows(growing * HOUR)
         return savings_of(rows, since=since, until=int(now))
 
