@@ -9,6 +9,7 @@ from two_tiers_server import RIGHT, USAGE_TOKENS, two_tiers
 from penstock.errors import TuneError
 from penstock.tune.router.answers import AnswersFile
 from penstock.tune.router.collect import DRAFTED, LARGE, SMALL, TIMED, Tier, collect
+from penstock.tune.router.rows import outcomes_of, split
 from penstock.tune.router.scoring import Price, score_answers, timed_escalation, timed_prices
 from penstock.tune.router.workload import read_workload
 
@@ -192,3 +193,24 @@ def test_the_last_answer_of_a_conversation_is_not_asked(tmp_path):
     assert item.body == {"messages": messages[:2]}
     assert item.question.text == "a\nb"
     assert msgspec.json.encode(item.question)
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_wordings_of_one_topic_count_once(tmp_path, file, matched):
+    data = tmp_path / "data.jsonl"
+    lines = [
+        {"question": "How do I list files?", "answer": "ls", "topic": 7},
+        {"prompt": "What is in here?", "answer": "ls", "topic": "7"},
+        {"question": "Where am I?", "answer": "pwd", "topic": None},
+        {"messages": [{"role": "user", "content": "Who am I?"}], "answer": "whoami"},
+    ]
+    data.write_text("\n\n".join(map(json.dumps, lines)))
+    items = read_workload(data, matched=matched)
+    for place in range(len(items)):
+        for kind in (SMALL, LARGE):
+            file.keep(made(question=place, kind=kind, text="ls"))
+    score = "matcher" if matched else "agreement"
+    rows = score_answers(items, file.answers, score, (Price(0, 1), Price(0, 2)), 0.5).rows
+    assert outcomes_of(rows).groups.tolist() == [0, 0, 1, 2]
+    chosen = [split(rows, seed).calibrate for seed in range(20)]
+    assert {len([row for row in part if row.group == rows[0].group]) for part in chosen} == {0, 1}

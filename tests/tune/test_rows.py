@@ -42,5 +42,12 @@ def test_questions_that_differ_in_numbers_only_are_each_their_own():
     assert groups_of(sums) == sums
 
 
+def test_wordings_of_one_topic_are_of_one_group():
+    asked = ["How do I list files?", "What is in this folder?", "Remove a folder", "remove A folder"]
+    one, same, other, alike = groups_of(asked, ["files", "files", None, None])
+    assert one == same != other == alike
+    assert groups_of(asked, [None] * 4) == groups_of(asked)
+
+
 def test_groups_are_numbered_from_nought():
     assert outcomes_of(rows_of(["b", "a", "b"])).groups.tolist() == [0, 1, 0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from ..asked import Asked
+from ..asked import Asked, topics_in
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -40,11 +40,9 @@ def read_requests(file: Path) -> list[Request]:
     """
     from ...compress.evaluate.tasks import read_tasks  # loads torch
 
-    tasks = read_tasks(file)
-    lines = [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
     return [
-        Request(task.example, task.matcher, str(line.get("topic", repr(task.example))))
-        for task, line in zip(tasks, lines, strict=True)
+        Request(task.example, task.matcher, repr(task.example) if topic is None else topic)
+        for task, topic in zip(read_tasks(file), topics_in(file), strict=True)
     ]
 
 

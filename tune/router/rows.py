@@ -104,8 +104,12 @@ def outcomes_of(rows: Sequence[Row]) -> Outcomes:
     )
 
 
-def groups_of(asked: Sequence[str]) -> list[str]:
-    """Of each question: its gist; of questions that say all the same in other numbers: themselves."""
+def groups_of(asked: Sequence[str], topics: Sequence[str | None] | None = None) -> list[str]:
+    """Of each question: its topic, where it has one; else its gist, and of questions that say all the same in other numbers:
+    themselves."""
+    if topics is not None:
+        others = iter(groups_of([text for text, topic in zip(asked, topics, strict=True) if topic is None]))
+        return [next(others) if topic is None else f"topic: {topic}" for topic in topics]
     gists = [gist(text) for text in asked]
     if len(set(gists)) * _ROWS_PER_GROUP < len(set(asked)):
         return list(asked)

@@ -11,7 +11,7 @@ import xxhash
 from ...compress.texts import Example
 from ...errors import TuneError
 from ...proxy.routing.learned import Question
-from ..asked import Asked
+from ..asked import Asked, topic_of, topics_in
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -25,9 +25,11 @@ class Item(Asked):
 
     Attributes:
         matcher: tells a right answer; None where agreement with the large tier counts.
+        topic: the same of questions that ask the same in other words; None where nobody says what it is about.
     """
 
     matcher: "Matcher | None" = None
+    topic: str | None = None
 
     @property
     def question(self) -> Question:
@@ -37,14 +39,18 @@ class Item(Asked):
 
 
 def read_workload(file: Path, *, matched: bool) -> list[Item]:
-    """The questions of a JSONL file: with `matched`, of those of `penstock eval models --tasks`; else each of `FORM`.
+    """The questions of a JSONL file: with `matched`, of those of `penstock eval models --tasks`; else each of `FORM`. A line
+    may have a "topic" besides.
 
     Raises PenstockError naming the line that is none, or the file that has none or cannot be read.
     """
     if matched:
         from ...compress.evaluate.tasks import read_tasks  # loads torch
 
-        return _once(Item(task.example, task.matcher) for task in read_tasks(file))
+        tasks, topics = read_tasks(file), topics_in(file)
+        return _once(
+            Item(task.example, task.matcher, topic) for task, topic in zip(tasks, topics, strict=True)
+        )
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
@@ -88,13 +94,14 @@ def _item(where: str, line: bytes) -> Item:
         raise TuneError(
             f"{where}: not valid JSON ({error}); it must be one of {FORM}.", param="data"
         ) from error
+    topic = topic_of(value) if isinstance(value, dict) else None
     match value:
         case {"messages": [*messages]} if any(
             isinstance(m, dict) and m.get("role") == "user" for m in messages
         ):
-            return Item(_asked(Example(messages=tuple(messages))))
+            return Item(_asked(Example(messages=tuple(messages))), topic=topic)
         case {"question": str(text)} if text:
-            return Item(Example(messages=({"role": "user", "content": text},)))
+            return Item(Example(messages=({"role": "user", "content": text},)), topic=topic)
         case {"prompt": str(text)} if text:
-            return Item(Example(prompt=text))
+            return Item(Example(prompt=text), topic=topic)
     raise TuneError(f"{where}: it must be one of {FORM}.", param="data")
