@@ -204,6 +204,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "FlywheelJob":
     from .tune.flywheel.pii import rules
     from .tune.flywheel.student import half_the_layers
     from .tune.flywheel.timing import Asking
+    from .tune.flywheel.weights import teachers_weights
     from .tune.levers.settings_file import toml
 
     chosen = rules(arguments["pii_pattern"], arguments["keep_pii"])
@@ -213,7 +214,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "FlywheelJob":
         from .models.tokenizer import Tokenizer
 
         check_same_vocabulary(Tokenizer.load(settings.model), Tokenizer.load(str(student)))
-    teacher = fingerprint(resolve_model(settings.model), settings.quantize, settings.dtype)
+    teacher = teachers_weights(settings)
     present, text = _present(settings, arguments)
     identity: dict[str, Any] = {name: arguments[name] for name in _SAME}
     identity |= {
@@ -226,6 +227,7 @@ def _job(settings: Settings, arguments: Mapping[str, Any]) -> "FlywheelJob":
     layers = arguments["layers"]
     return FlywheelJob(
         identity=identity,
+        teachers_weights=teacher,
         settings=settings,
         present=present,
         text=text,
@@ -291,6 +293,7 @@ def _written(output: Path) -> "Report":
 
 def _switch(settings: Settings, arguments: Mapping[str, Any], report: "Report") -> int:
     from .tune.flywheel.switch import switch
+    from .tune.flywheel.weights import check_weights
 
     if report.objection is not None:
         raise TuneError(f"{arguments['output']} is not to be switched on: {report.objection}.")
@@ -299,6 +302,7 @@ def _switch(settings: Settings, arguments: Mapping[str, Any], report: "Report") 
             f"{arguments['output']} was made for the model {report.teacher!r}, and {settings.model!r} is served now.",
             param="output",
         )
+    check_weights(report.weights, settings, Path(report.student.folder))
     file = _file(arguments)
     assert file is not None, "_check"
     before = switch(

@@ -1,14 +1,18 @@
 """`penstock flywheel` as a user runs it: one line for every mistake, and the way there and back."""
 
+import msgspec
 import pytest
 from cache_worker import make_completion, make_key
 
 from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
+from penstock.config import load_settings
+from penstock.models.fingerprint import fingerprint
 from penstock.tune.flywheel.check import Checked
 from penstock.tune.flywheel.gain import Option, Timings
 from penstock.tune.flywheel.report import Rehearsed, Report, as_json, lines, read_report
 from penstock.tune.flywheel.student import Student
+from penstock.tune.flywheel.weights import Weights, teachers_weights
 
 
 @pytest.fixture
@@ -19,7 +23,16 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def report(tmp_path):
+def student(tmp_path):
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "config.json").write_text("{}")
+    return student
+
+
+@pytest.fixture
+def report(student):
+    weights = Weights(teachers_weights(load_settings({}, {})), fingerprint(student))
     return Report(
         asked="builtin",
         teacher="builtin",
@@ -29,7 +42,7 @@ def report(tmp_path):
         repeated=97,
         distilled_on=450,
         routed_on=300,
-        student=Student(str(tmp_path / "out" / "student"), 500, 12.5, 0.5, 0.7, 20),
+        student=Student(str(student), 500, 12.5, 0.5, 0.7, 20),
         quality=0.95,
         delta=0.05,
         timed=64,
@@ -44,6 +57,7 @@ def report(tmp_path):
         objection=None,
         changes={"draft_model": "student"},
         machine="a machine",
+        weights=weights,
     )
 
 
@@ -107,8 +121,6 @@ def test_keys_of_upstreams_are_where_they_are_when_it_is_served(file, tmp_path, 
 
 
 def test_what_gained_nothing_or_is_of_another_model_is_not_switched_on(report, file, tmp_path, capsys):
-    import msgspec
-
     for name, changed, says in (
         ("a", {"objection": "no faster"}, "is not to be switched on: no faster."),
         ("b", {"teacher": "other"}, "was made for the model 'other', and 'builtin' is served now"),
@@ -117,6 +129,34 @@ def test_what_gained_nothing_or_is_of_another_model_is_not_switched_on(report, f
         assert main(["flywheel", "--config", str(file), "--output", str(folder), "--switch"]) == 1
         assert says in capsys.readouterr().err
     assert not (tmp_path / "penstock.toml.before").exists()
+
+
+def test_what_other_weights_were_measured_with_is_not_switched_on(report, student, file, tmp_path, capsys):
+    command = [
+        "flywheel",
+        "--config",
+        str(file),
+        "--output",
+        str(written(report, tmp_path / "out")),
+        "--switch",
+    ]
+
+    def refusal():
+        assert main(command) == 1
+        return capsys.readouterr().err
+
+    text = file.read_text()
+    file.write_text(text + 'quantize = "none"\n')
+    assert "The model 'builtin' has other weights, or another precision," in refusal()
+    file.write_text(text)
+    (student / "config.json").write_text('{"layers": 2}')
+    assert f"The student in {student} has other weights" in refusal()
+    student.rename(tmp_path / "elsewhere")
+    assert f"The student is not in {student} any more" in refusal()
+    old = msgspec.structs.replace(report, weights=None)
+    (tmp_path / "out" / "flywheel.json").write_bytes(as_json(old))
+    assert "does not say which weights it was made with" in refusal()
+    assert file.read_text() == text and not (tmp_path / "penstock.toml.before").exists()
 
 
 @pytest.mark.parametrize(

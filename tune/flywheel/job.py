@@ -14,6 +14,7 @@ from .timing import Asking
 class FlywheelJob:
     """Attributes:
     identity: what makes it the same job as an interrupted one.
+    teachers_weights: their fingerprint.
     settings: what is served now; present: what of that is no default, as the settings file would have it.
     text: of the settings file.
     layers: of the student to be; or student: one that is there.
@@ -25,6 +26,7 @@ class FlywheelJob:
     """
 
     identity: Mapping[str, Any]
+    teachers_weights: str
     settings: Settings
     present: Mapping[str, Any]
     text: str

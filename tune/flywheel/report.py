@@ -8,6 +8,7 @@ import msgspec
 from .check import Checked
 from .gain import Option, Timings
 from .student import Student
+from .weights import Weights
 
 
 class Rehearsed(msgspec.Struct, frozen=True):
@@ -28,6 +29,7 @@ class Report(msgspec.Struct, frozen=True):
     checked: of that; None where there is none.
     objection: why nothing is switched on; None: `changes` are.
     changes: to be laid over the settings file.
+    weights: what it was made with; None of a report that was written before they were noted.
     """
 
     asked: str
@@ -50,6 +52,7 @@ class Report(msgspec.Struct, frozen=True):
     objection: str | None
     changes: dict[str, Any]
     machine: str
+    weights: Weights | None = None
 
     @property
     def chosen(self) -> Rehearsed | None:

@@ -16,6 +16,7 @@ from ...compress.distill.run import training_device
 from ...compress.folder import WorkFolder, new_folder
 from ...compress.machine import machine
 from ...compress.texts import Example
+from ...models.fingerprint import fingerprint
 from ..router.answers import AnswersFile
 from ..router.collect import SMALL, Progress
 from ..router.scoring import SAME
@@ -34,6 +35,7 @@ from .split import Parts, split
 from .stages import Stages
 from .student import Student, distilled
 from .trials import Trials, changed_settings
+from .weights import Weights
 
 SETTINGS, FIGURES, STUDENT = "penstock.toml", "flywheel.json", "student"
 # Shares of the minutes; starting servers comes on top.
@@ -133,6 +135,7 @@ class _Turn:
             objection=_objection(router, rehearsed, check, job.quality),
             changes=changed,
             machine=machine(training_device(job.settings.device)),
+            weights=Weights(job.teachers_weights, fingerprint(Path(student.folder))),
         )
         self._write(report, router, student)
         return report
