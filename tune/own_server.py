@@ -16,7 +16,8 @@ _PATIENCE = 30.0
 
 @contextmanager
 def own_server(flags: Sequence[str]) -> Iterator[str]:
-    """Its address, once it serves. The user's settings in the environment are not its.
+    """Its address, once it serves. It ends with this process, however that does. The user's settings in the environment are
+    not its.
 
     Raises TuneError where it does not come up; what it says of that is on stderr.
     """
@@ -24,7 +25,7 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        __package__.split(".")[0],
+        f"{__package__}.leashed",
         "serve",
         "--port",
         "0",
@@ -34,7 +35,12 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
     # Of its own session: a Ctrl-C is for this process, which then ends it.
     _end_in_order_when_terminated()
     process = subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        [*command, *flags],
+        stdin=subprocess.PIPE,  # leashed.py
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None
@@ -49,8 +55,9 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _end_in_order_when_terminated() -> None:
