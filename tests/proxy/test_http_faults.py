@@ -254,7 +254,7 @@ async def test_a_head_that_comes_byte_by_byte_is_cut(
         while not writer.transport.is_closing() and time.perf_counter() - started < 3:
             writer.write(b"x")
             await asyncio.sleep(0.02)
-        assert 0.2 < time.perf_counter() - started < 1
+        assert 0.2 < time.perf_counter() - started < 2.5
 
 
 async def test_a_head_in_pieces_is_fine(server: RunningServer) -> None:

@@ -111,7 +111,7 @@ async def test_what_outlasts_the_drain_ends_with_an_error_event(
             asyncio.get_running_loop().call_later(0.1, hurry.set)
         started = time.perf_counter()
         await server.http.drain(30 if hurried else 0.1, hurry)
-        assert time.perf_counter() - started < 1
+        assert time.perf_counter() - started < 10
         await server.backend.close()
         with pytest.raises(openai.APIError, match="shut down"):
             async for _ in chunks:

@@ -46,13 +46,13 @@ async def test_time_begins_with_the_first_byte_and_the_clients_own_is_not_ours(
     """Neither an idle connection nor a slow upload is overhead; the wait for the rest of a header is part of a request."""
     head = HEAD % len(BODY)
     async with running_server(engine_address, model, access_log="json") as server:
-        await answered(server, head + BODY, pause=0.2)
-        await answered(server, head[:20], head[20:] + BODY, pause=0.2)
-        await answered(server, head, BODY[:9], BODY[9:], pause=0.2)
+        await answered(server, head + BODY, pause=0.4)
+        await answered(server, head[:20], head[20:] + BODY, pause=0.4)
+        await answered(server, head, BODY[:9], BODY[9:], pause=0.4)
     idle, halved, slow = (json.loads(line) for line in capfd.readouterr().out.splitlines() if line[0] == "{")
-    assert idle["duration_ms"] < 150
-    assert halved["ttft_ms"] > 190 and halved["overhead_ms"] > 190
-    assert slow["ttft_ms"] > 390 and slow["overhead_ms"] < 150
+    assert idle["duration_ms"] < 350
+    assert halved["ttft_ms"] > 390 and halved["overhead_ms"] > 390
+    assert slow["ttft_ms"] > 790 and slow["overhead_ms"] < 350
 
 
 async def test_a_second_request_of_a_connection_begins_anew(
@@ -64,10 +64,10 @@ async def test_a_second_request_of_a_connection_begins_anew(
         for _ in range(2):
             writer.write(HEAD % len(BODY) + BODY)
             await reader.readuntil(b"}}}")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.4)
         writer.close()
     first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines() if line[0] == "{")
-    assert first["duration_ms"] < 150 and second["duration_ms"] < 150
+    assert first["duration_ms"] < 350 and second["duration_ms"] < 350
 
 
 async def a_slow_reader(

@@ -237,7 +237,7 @@ async def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(ModelLoadError):
             await embedder.embed(["y"])
-        assert time.monotonic() - started < 0.1, "it is not tried again"
+        assert time.monotonic() - started < 1, "it is not tried again"
     finally:
         await embedder.shutdown()
 
