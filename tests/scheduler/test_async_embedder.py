@@ -230,14 +230,16 @@ async def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
     folder = write_tiny_encoder(tmp_path / "relu", hidden_act="relu")
     embedder = AsyncEmbedder(str(folder))
     try:
+        started = time.monotonic()
         found = await asyncio.gather(*(embedder.embed(["x"]) for _ in range(3)), return_exceptions=True)
+        once = time.monotonic() - started
         assert all(
             isinstance(error, ModelLoadError) and "hidden_act is 'relu'" in str(error) for error in found
         )
         started = time.monotonic()
         with pytest.raises(ModelLoadError):
             await embedder.embed(["y"])
-        assert time.monotonic() - started < 1, "it is not tried again"
+        assert time.monotonic() - started < once / 3, "it is not tried again"
     finally:
         await embedder.shutdown()
 
