@@ -5,10 +5,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..cache import CachedCompletion, CacheKey, Neighbour, Question, WholePrompt
-from ..cache.near import NearHits
+from ..cache.near import MODES, Mode, NearHits
 from ..errors import PenstockError
 from .metrics import Metrics
 from .provenance import Provenance
+from .tenants.rights import permitted_mode
+from .tenants.tenant import Tenant
 
 if TYPE_CHECKING:
     from ..cache.trust.ruling import Ruling
@@ -79,3 +81,16 @@ class NearSearch:
             learnt = await self._hits.learn(near, self._ruling, completion, exact=self._exact)
             if learnt is not None:
                 metrics.verified(*learnt)
+
+
+def mode_of(near: NearHits | None, asked: Mode | None, tenant: Tenant, *, logprobs: bool) -> Mode:
+    """What is made of a find: what the server allows, or less where the request asks for less or its tenant has less.
+
+    `logprobs`: the request asks for log-probabilities. Those of an answer are those of its very question.
+    """
+    if near is None:
+        return "off"
+    asked = asked or near.mode
+    if asked == "trusted" and logprobs:
+        asked = "draft"
+    return permitted_mode(tenant, min(near.mode, asked, key=MODES.index))

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ..cache import CacheKey, CompletionCache, WholePrompt
-from ..cache.near import MODES, Mode, NearHits
+from ..cache.near import Mode, NearHits
 from ..errors import ContextLengthError, EngineDeadError, PenstockError
 from ..scheduler.outputs import Chunk
 from ..scheduler.sampling_params import SamplingParams
@@ -29,18 +29,18 @@ from .keeping import Keeping
 from .local_account import LocalAccount
 from .merge import merged
 from .metrics import Metrics
-from .near_search import NearSearch
+from .near_search import NearSearch, mode_of
 from .observe.observation import Observation, Unobserved
 from .observe.record import RequestRecord, excerpt_of_answer, excerpt_of_prompt
 from .provenance import Provenance
+from .settling import Settling
 from .tenants.admission import Admission
-from .tenants.rights import permitted_mode, permitted_urgency
+from .tenants.rights import permitted_urgency
 from .thought_tokens import ThoughtTokens
 from .transcript import Transcript, replayed
 
 # Encoding longer texts takes milliseconds, in which no other stream would move; they go to a thread.
 LONG_TEXT = 16_384
-SETTLING_SECONDS = 1.0
 
 Batches: TypeAlias = Source[list[Chunk]]
 Draft: TypeAlias = list[int] | Awaitable[list[int] | None] | None
@@ -177,7 +177,7 @@ class CompletionService:
         self._backend = backend
         self._cache = cache
         self._near = near
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling = Settling()
         self._metrics = metrics
         self.account = account
         self._speculation = speculation
@@ -306,13 +306,9 @@ class CompletionService:
         return self._speculation == "on" or (self._speculation == "auto" and exact)
 
     def _mode(self, job: Job) -> Mode:
-        """What the server allows, or less where the request asks for less."""
-        allowed = "off" if self._near is None else self._near.mode
-        asked = job.controls.mode or allowed
-        # The log-probabilities of an answer are those of its very question.
-        if asked == "trusted" and job.params.logprobs is not None:
-            asked = "draft"
-        return permitted_mode(job.admission.tenant, min(allowed, asked, key=MODES.index))
+        return mode_of(
+            self._near, job.controls.mode, job.admission.tenant, logprobs=job.params.logprobs is not None
+        )
 
     async def _begun(self, job: Job, record: RequestRecord, head: Head, batches: Batches) -> Generation:
         """`job`: as its client sees it."""
@@ -366,9 +362,7 @@ class CompletionService:
         if search is not None:
             # The reply's end does not wait for it.
             settling = search.settle(key, completion, job.controls.ttl, self._metrics, prompt)
-            task = asyncio.create_task(settling)
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._settling.add(settling)
         elif key is not None and completion is not None and self._cache is not None:
             self._cache.store(key, completion, ttl=job.controls.ttl, prompt=prompt)
 
@@ -431,9 +425,8 @@ class CompletionService:
         return await self._encode(prompt, in_thread=len(guess.text) >= LONG_TEXT)
 
     async def close(self) -> None:
-        """Waits, for `SETTLING_SECONDS` at most, for what is still to be kept of replies that have ended."""
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=SETTLING_SECONDS)
+        """Waits, not for long, for what is still to be kept of replies that have ended."""
+        await self._settling.close()
 
     def _scope(self, job: Job) -> CacheScope | None:
         """None for what is never cached: answers that stand for a whole distribution, unless asked for, and what the

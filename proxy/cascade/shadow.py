@@ -10,18 +10,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-import orjson
 from aiohttp import web
 
 from ...cache.trust.same_answer import same_answer
 from ...errors import PenstockError
-from ..observe.record import RequestRecord
 from ..routing.target import LocalTarget, Target
-from ..tenants.admission import Admission
-from ..tenants.standing import Ask as Reserved
+from ..unseen import unseen
 from .answer_text import answer_text
-from .attempt import Attempt
 from .drift import Drift
 from .explanation import Decision
 
@@ -115,24 +110,10 @@ class Shadow:
 
     async def _answer_of_large(self) -> tuple[str, int | None]:
         """What it says, and the tokens that took, None where it does not tell them. Raises PenstockError."""
-        asked, now = self._asked, time.perf_counter()
-        record = RequestRecord(
-            request_id=asked.record.request_id, method="", route="", started=now, time=time.time()
-        )
-        fields = {name: value for name, value in asked.fields.items() if name != "stream_options"}
-        fields["stream"] = False
-        unseen = msgspec.structs.replace(
-            asked,
-            record=record,
-            body=orjson.dumps(fields),
-            fields=fields,
-            stream=False,
-            attempt=Attempt(unseen=True),
-            unaccounted=Admission(asked.caller.account, Reserved(tokens=0, cost=0.0), None, None),
-        )
-        started = await self._ask(unseen, self._route.large)
+        again = unseen(self._asked)
+        started = await self._ask(again, self._route.large)
         body = await started.whole()
-        prompt, completion = record.prompt_tokens, record.completion_tokens
+        prompt, completion = again.record.prompt_tokens, again.record.completion_tokens
         return answer_text(body), None if prompt is None or completion is None else prompt + completion
 
 
