@@ -195,6 +195,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "words with the same numbers and code",
         ),
     ] = "normalised"
+    cache_shadow_share: Annotated[
+        float,
+        About(
+            "cache",
+            "most background calls of upstreams that check trusted answers, as a share of the trusted answers served",
+        ),
+    ] = 0.05
     cache_no_store_patterns: Annotated[
         tuple[str, ...],
         About(
@@ -279,6 +286,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError(
                 f"cache_max_error_rate is {self.cache_max_error_rate}; it must be above 0 and at most 0.2.",
                 param="cache_max_error_rate",
+            )
+        if not 0 <= self.cache_shadow_share <= 1:
+            raise ConfigError(
+                f"cache_shadow_share is {self.cache_shadow_share}; it must be 0 (no background calls) to 1.",
+                param="cache_shadow_share",
             )
         for name in ("write_timeout", "cache_ttl"):
             value = getattr(self, name)

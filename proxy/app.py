@@ -25,8 +25,10 @@ from .routes.description import OPENAPI
 from .routing.state import router_of
 from .service import CompletionService
 from .tenants.tenants import Tenants
+from .upstreams.near_answers import NearAnswers
 from .upstreams.pool import UpstreamPool
 from .upstreams.relay import Relay
+from .upstreams.shadows import Shadows
 
 
 def create_app(
@@ -69,6 +71,9 @@ def create_app(
             speculation=settings.tiers.get(one.name, settings).speculation,
         )
         locals_[one.name] = Local(one, service)
+    near_answers = None
+    if near is not None and near.mode == "trusted":  # upstreams take no drafts
+        near_answers = NearAnswers(near, Shadows(settings.cache_shadow_share))
     app = web.Application(middlewares=[edge.middleware], client_max_size=settings.max_body_bytes)
     app[CONTEXT] = Context(
         settings=settings,
@@ -76,7 +81,7 @@ def create_app(
         backends=backends,
         locals=locals_,
         upstreams=pool,
-        relay=Relay(pool, cache, keeping),
+        relay=Relay(pool, cache, near_answers, figures, keeping),
         cache=cache,
         metrics=figures,
         edge=edge,

@@ -85,6 +85,16 @@ class Metrics:
             "same.",
             *("reason", "same"),
         )
+        self._cache_shadows = figures.counter(
+            "penstock_cache_shadow_calls",
+            "Calls of upstreams in the background, for nobody's account, that check answers served as trusted: answered, "
+            "failed.",
+            "outcome",
+        )
+        self._cache_shadow_cost = figures.counter(
+            "penstock_cache_shadow_cost",
+            "Money for these calls where it is known, which is in penstock_upstream_cost too.",
+        )[()]
         self._saved = figures.counter(
             "penstock_cache_saved_seconds", "Seconds of the engine that hits were spared.", "outcome"
         )
@@ -174,6 +184,13 @@ class Metrics:
     def verified(self, reason: str, same: bool) -> None:
         """The model's own answer to a question with a near hit is known."""
         self._near_hits[reason, "yes" if same else "no"].inc()
+        self._show_soon()
+
+    def cache_shadow(self, *, answered: bool, cost: float | None = None) -> None:
+        """A call that checks a trusted answer has ended."""
+        self._cache_shadows[("answered" if answered else "failed",)].inc()
+        if cost is not None:
+            self._cache_shadow_cost.inc(cost)
         self._show_soon()
 
     def routed(self, target: str, reason: str) -> None:

@@ -47,6 +47,14 @@ class NearSearch:
         self._ruling = await self._hits.rule(near)
         return near.neighbour if self._ruling is not None and self._ruling.trusted else None
 
+    @property
+    def drawn(self) -> Neighbour | None:
+        """After `trusted`: the neighbour whose completion might be served, were it not drawn to be verified."""
+        ruling = self._ruling
+        if ruling is None or ruling.decision is None or not ruling.decision.explore:
+            return None
+        return ruling.candidate.neighbour
+
     def draft(self) -> "asyncio.Task[list[int] | None] | None":
         """The tokens that the model is likely to give again, once they are found."""
         return asyncio.create_task(self._draft()) if self._drafts else None

@@ -170,6 +170,7 @@ class HttpServer:
         """Cuts what still runs, and waits for what is to be kept, and told, of the rest."""
         await self._runner.cleanup()
         await self.context.drifts.close()
+        await self.context.relay.close()
         await self.context.upstreams.close()
         for local in self.context.locals.values():
             await local.service.close()
@@ -216,7 +217,7 @@ async def serve(
     try:
         cache = open_cache(settings)
         store = open_tenants(settings)
-        near = None if backend is None else near_hits(settings, cache, embedder)
+        near = near_hits(settings, cache, embedder)
         tenants = None if store is None else Tenants(store, api_keys=settings.api_keys)
         server = HttpServer(
             settings, backends, cache, sock, embeddings, near, tenants, shared_metrics=shared_metrics
@@ -297,7 +298,9 @@ def near_hits(
     settings: Settings, cache: "CompletionCache | None", embedder: AsyncEmbedder | None
 ) -> "NearHits | None":
     """None when only exact repeats are to be found, or nothing embeds; to be started."""
-    if cache is None or embedder is None or settings.cache_mode == "off":
+    # Upstreams take no drafts.
+    wanted = ("trusted",) if settings.model == NO_MODEL else ("draft", "trusted")
+    if cache is None or embedder is None or settings.cache_mode not in wanted:
         return None
     from ..cache.near import NearHits
 

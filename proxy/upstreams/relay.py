@@ -1,17 +1,20 @@
 """A request on its way to an upstream, and the reply on its way back: bytes as they are, read once beside.
 
 What is deterministic is looked up before and kept after, as the engine's answers are; those who ask for the same at the same
-time share one reply.
+time share one reply. Where trusted answers are allowed, one is looked for by meaning, too, before an upstream is asked; what
+it answers, be it in the background, teaches what can be trusted.
 """
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import orjson
 
-from ...cache import CacheKey, CompletionCache, completion_key
+from ...cache import CachedCompletion, CacheKey, CompletionCache, completion_key
 from ...cache.selection import texts_in
 from ...errors import (
     PenstockError,
@@ -23,20 +26,28 @@ from ...errors import (
 from ..cascade.attempt import EscalatedError, NotKeptError
 from ..flight import AtOnce, Flights, Source
 from ..keeping import Keeping
+from ..metrics import Metrics
+from ..near_search import NearSearch
 from ..provenance import Provenance
 from ..routing.target import RemoteTarget
+from ..settling import Settling
 from ..tenants.admission import Call
+from ..unseen import unseen
 from ..whole_prompt import whole_prompt
 from .events import split
+from .meaning import is_plain
+from .near_answers import NearAnswers
 from .pool import UpstreamPool
 from .reading import Reading, TokenCounts, tokens_in
 from .remote_api import EXTENSION, RemoteApi, cacheable_fields, wants_usage
 from .reply import UpstreamReply
-from .spend import reused_spend, spend_of
+from .spend import cost_of, reused_spend, spend_of
 from .upstream import Question, Upstream
 
 if TYPE_CHECKING:
     from ..answering import Asked
+
+log = logging.getLogger(__name__)
 
 UPSTREAM_ID = "x-penstock-upstream-id"
 
@@ -64,12 +75,24 @@ class RelayHead(msgspec.Struct):
 class Relay:
     """Args:
     cache: None when caching is off.
+    near: None when only exact repeats are to be found.
+    metrics: told of what is learnt.
     keeping: what the operator lets it keep; replaced when the settings file is read anew.
     """
 
-    def __init__(self, pool: UpstreamPool, cache: CompletionCache | None, keeping: Keeping) -> None:
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        cache: CompletionCache | None,
+        near: NearAnswers | None,
+        metrics: Metrics,
+        keeping: Keeping,
+    ) -> None:
         self._pool = pool
         self._cache = cache
+        self._near = near
+        self._metrics = metrics
+        self._settling = Settling()
         self._flights: Flights[RelayHead, bytes] = Flights(len)
         self.keeping = keeping
 
@@ -82,13 +105,10 @@ class Relay:
             hit = self._cache.lookup(key)
             body = None if hit is None else hit.completion.choices[0].wire
             if hit is not None and body is not None:
-                tokens = tokens_in(body)
-                with asked.admission.call(target.name) as call:
-                    call.settle(reused_spend(target, tokens, hit.completion.engine_seconds))
-                return RelayHead(Provenance.of_hit(hit), kept=tokens), AtOnce(api.replay(asked, target, body))
+                seconds = hit.completion.engine_seconds
+                return _again(asked, target, api, Provenance.of_hit(hit), body, seconds)
         if asked.attempt.only_kept:
             raise NotKeptError("Nothing was kept.")
-        keep = key if write else None
         # Deadlines are counted from each request's own arrival.
         if key is not None and read and write and not asked.urgency.has_deadline:
             like = (
@@ -98,10 +118,9 @@ class Relay:
                 wants_usage(asked.fields),
                 asked.controls.ttl,
                 asked.urgency,
+                None if self._near is None else self._near.mode(asked),
             )
-            reader, first = self._flights.board(
-                like, lambda: self._launch(asked, target, api, upstream, keep)
-            )
+            reader, first = self._flights.board(like, lambda: self._launch(asked, target, api, upstream, key))
             try:
                 head = await reader.head()
             except BaseException:
@@ -110,14 +129,34 @@ class Relay:
             if not first:
                 head = msgspec.structs.replace(head, provenance=Provenance("shared"))
             return head, reader
-        return await self._launch(asked, target, api, upstream, keep)
+        return await self._launch(asked, target, api, upstream, key)
+
+    async def close(self) -> None:
+        """Gives up what is asked in the background, and waits, not for long, for what is still to be kept."""
+        if self._near is not None:
+            await self._near.shadows.close()
+        await self._settling.close()
 
     async def _launch(
-        self, asked: "Asked", target: RemoteTarget, api: RemoteApi, upstream: Upstream, keep: CacheKey | None
+        self, asked: "Asked", target: RemoteTarget, api: RemoteApi, upstream: Upstream, key: CacheKey | None
     ) -> tuple[RelayHead, Bytes]:
+        keep = key if asked.controls.write else None
+        search = None
+        if self._near is not None and key is not None and self._near.wants(asked):
+            request = _request(asked, target, api, _fields(asked, api))
+            search = self._near.search(asked, _names(asked, target, api, upstream), request)
+            trusted = None if search is None else await self._near.trusted(asked, search)
+            if search is not None and trusted is not None:
+                provenance = Provenance.of_trusted(trusted.neighbour)
+                seconds = trusted.neighbour.completion.engine_seconds
+                head, source = _again(asked, target, api, provenance, trusted.wire, seconds)
+                if trusted.is_drawn:
+                    check = partial(self._check, asked, target, api, upstream, keep, search)
+                    source = _Followed(source, partial(self._near.shadows.call, check))
+                return head, source
         call = asked.admission.call(target.name)
         try:
-            return await self._called(asked, target, api, upstream, keep, call)
+            return await self._called(asked, target, api, upstream, keep, search, call)
         except BaseException:
             call.close()
             raise
@@ -129,6 +168,7 @@ class Relay:
         api: RemoteApi,
         upstream: Upstream,
         keep: CacheKey | None,
+        search: NearSearch | None,
         call: Call,
     ) -> tuple[RelayHead, Bytes]:
         started = time.perf_counter()
@@ -149,18 +189,14 @@ class Relay:
             if not isinstance(error, UpstreamTimeoutError) or isinstance(error, UpstreamConnectError):
                 call.refused()
             raise
-        reading = api.reading(asked, target, keep is not None, own_usage)
+        reading = api.reading(asked, target, keep is not None or search is not None, own_usage)
         looked_up = keep is not None and asked.controls.read
         head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
 
         def settle() -> None:
-            if keep is not None and self._cache is not None:
+            if keep is not None or search is not None:
                 completion = reading.completion(seconds=time.perf_counter() - started)
-                if completion is not None:
-                    prompt = self.keeping.prompt(
-                        asked.caller.account, lambda: whole_prompt(_fields(asked, api), target.name)
-                    )
-                    self._cache.store(keep, completion, ttl=asked.controls.ttl, prompt=prompt)
+                self._settle(asked, target, api, keep, search, completion)
 
         if reply.is_stream != asked.stream:
             reply.close()
@@ -184,6 +220,54 @@ class Relay:
             raise
         return head, forwarded
 
+    def _settle(
+        self,
+        asked: "Asked",
+        target: RemoteTarget,
+        api: RemoteApi,
+        keep: CacheKey | None,
+        search: NearSearch | None,
+        completion: CachedCompletion | None,
+    ) -> None:
+        """Keeps a whole answer, unless `keep` is None, and learns from it. `completion` None: it cannot be kept."""
+        ttl, prompt = asked.controls.ttl, None
+        if keep is not None and completion is not None:
+            prompt = self.keeping.prompt(
+                asked.caller.account, lambda: whole_prompt(_fields(asked, api), target.name)
+            )
+        if completion is not None and (search is None or not is_plain(completion)):
+            # Found by exact repeats only, and unlike every answer that is found otherwise.
+            if keep is not None and self._cache is not None:
+                self._cache.store(keep, completion, ttl=ttl, prompt=prompt)
+            completion = None
+        if search is not None:
+            self._settling.add(search.settle(keep, completion, ttl, self._metrics, prompt))
+
+    async def _check(
+        self,
+        asked: "Asked",
+        target: RemoteTarget,
+        api: RemoteApi,
+        upstream: Upstream,
+        keep: CacheKey | None,
+        search: NearSearch,
+    ) -> None:
+        """Asks for what was served as trusted, to learn from it."""
+        again = unseen(asked)
+        try:
+            with again.admission.call(target.name) as call:
+                head, _ = await self._called(again, target, api, upstream, keep, search, call)
+        except PenstockError as error:
+            log.info("%s: a trusted answer is not checked: %s", asked.caller.request_id, error.logged)
+            self._metrics.cache_shadow(answered=False)
+            return
+        tokens = head.tokens
+        cost = None if tokens is None else cost_of(target, tokens)
+        if tokens is not None:
+            again.record.used(tokens.prompt, tokens.cached, tokens.completion)
+        self._metrics.cache_shadow(answered=True, cost=cost)
+        self._metrics.upstream(target.upstream).answered(again.record, cost)
+
     def _key(
         self, asked: "Asked", target: RemoteTarget, upstream: Upstream, api: RemoteApi
     ) -> CacheKey | None:
@@ -198,13 +282,28 @@ class Relay:
             return None
         if self.keeping.excludes(texts_in(fields)):
             return None
-        return completion_key(
-            tenant=asked.caller.tenant,
-            namespace=controls.namespace,
-            model=target.name,
-            fingerprint=f"{upstream.settings.base_url} {api.name}",
-            request={**cacheable_fields(fields), "model": target.model, "headers": _passed_on(asked, api)},
-        )
+        request = _request(asked, target, api, fields)
+        return completion_key(**_names(asked, target, api, upstream), request=request)
+
+
+class _Followed:
+    """The same source; once it is closed, its client having been served, something is done."""
+
+    def __init__(self, source: Bytes, after: Callable[[], None]) -> None:
+        self._source, self._after = source, after
+        self._is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._source.__aiter__()
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return self._source.__anext__()
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+        if not self._is_closed:
+            self._is_closed = True
+            self._after()
 
 
 class _Forwarded:
@@ -267,6 +366,31 @@ class _Forwarded:
     async def aclose(self) -> None:
         self._reply.close()
         self._on_close()
+
+
+def _again(
+    asked: "Asked", target: RemoteTarget, api: RemoteApi, provenance: Provenance, wire: bytes, seconds: float
+) -> tuple[RelayHead, Bytes]:
+    """A kept answer, which took `seconds`."""
+    tokens = tokens_in(wire)
+    with asked.admission.call(target.name) as call:
+        call.settle(reused_spend(target, tokens, seconds))
+    return RelayHead(provenance, kept=tokens), AtOnce(api.replay(asked, target, wire))
+
+
+def _names(asked: "Asked", target: RemoteTarget, api: RemoteApi, upstream: Upstream) -> dict[str, str]:
+    """Whose answer it is, and for whom."""
+    return {
+        "tenant": asked.caller.tenant,
+        "namespace": asked.controls.namespace,
+        "model": target.name,
+        "fingerprint": f"{upstream.settings.base_url} {api.name}",
+    }
+
+
+def _request(asked: "Asked", target: RemoteTarget, api: RemoteApi, fields: dict[str, Any]) -> dict[str, Any]:
+    """All that can change the answer."""
+    return {**cacheable_fields(fields), "model": target.model, "headers": _passed_on(asked, api)}
 
 
 def _body(asked: "Asked", target: RemoteTarget, api: RemoteApi, *, ask_usage: bool) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ class FakeUpstream:
     """Attributes:
     url: its base_url.
     status: of its replies; 200 answers.
+    says: the text of an answer, for a request.
     usage: what its answers say; None for nothing.
     asked, bodies: what came, decoded and as it was.
     hold: what answers wait for.
@@ -24,6 +25,7 @@ class FakeUpstream:
 
     url: str = ""
     status: int = 200
+    says: Callable[[dict[str, Any]], str] = lambda _body: "hello"
     usage: dict[str, Any] | None = field(default_factory=lambda: dict(USAGE))
     asked: list[dict[str, Any]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -41,14 +43,16 @@ class FakeUpstream:
             return web.json_response({"error": {"message": "no", "type": "server_error"}}, status=self.status)
         head = {"id": "x", "created": 1, "model": body["model"]}
         if not body.get("stream"):
-            message = {"role": "assistant", "content": "hello"}
+            message = {"role": "assistant", "content": self.says(body)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {} if self.usage is None else {"usage": self.usage}
             return web.json_response({**head, "object": "chat.completion", "choices": [choice], **usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         chunk = {**head, "object": "chat.completion.chunk"}
-        for delta, reason in (({"role": "assistant", "content": "hel"}, None), ({"content": "lo"}, "stop")):
+        text = self.says(body)
+        begin, rest = text[:3], text[3:]
+        for delta, reason in (({"role": "assistant", "content": begin}, None), ({"content": rest}, "stop")):
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             await response.write(f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode())
         if self.usage is not None and (body.get("stream_options") or {}).get("include_usage"):

@@ -15,9 +15,9 @@ from penstock.cache import CompletionCache
 from penstock.config import Settings
 from penstock.proxy.backend import Backend
 from penstock.proxy.backends import Backends
-from penstock.proxy.server import HttpServer, address_of, listen, open_cache
+from penstock.proxy.server import HttpServer, address_of, listen, near_hits, open_cache
 from penstock.proxy.upstreams.upstream import Upstream as LiveUpstream
-from penstock.scheduler import AsyncEngine
+from penstock.scheduler import AsyncEmbedder, AsyncEngine
 from penstock.tables import Route, Secret, Upstream
 
 UPSTREAM_KEY = "sk-of-the-upstream"
@@ -104,9 +104,12 @@ async def running_gateway(
     cache_path: Path | None = None,
     engine_address: str | None = None,
     model: Path | None = None,
+    embedder: AsyncEmbedder | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
-    """`engine_address` and `model`, both or neither: an engine beside the upstreams. `settings`: as of `penstock serve`."""
+    """`engine_address` and `model`, both or neither: an engine beside the upstreams. `embedder`: stays the caller's.
+    `settings`: as of `penstock serve`.
+    """
     resolved = Settings(
         model="none" if model is None else str(model),
         port=0,
@@ -123,8 +126,11 @@ async def running_gateway(
             resolved.model, AsyncEngine.connect(engine_address), served_name=None, aliases={}, adapters={}
         )
     cache = open_cache(resolved)
-    server = HttpServer(resolved, Backends(backend), cache, sock)
+    near = near_hits(resolved, cache, embedder)
+    server = HttpServer(resolved, Backends(backend), cache, sock, near=near)
     await server.start()
+    if near is not None:
+        await near.start()
     if backend is not None:
         await backend.start()
     session = aiohttp.ClientSession(
