@@ -22,10 +22,20 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
+def _on_the_one_loop(item: pytest.Item) -> None:
+    if HERE in item.path.parents and inspect.iscoroutinefunction(getattr(item, "function", None)):
+        item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Before the plugin asks which loop's factory the test is to have: asked later, each would get a loop, and servers, anew.
+    _on_the_one_loop(metafunc.definition)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE in item.path.parents and inspect.iscoroutinefunction(getattr(item, "function", None)):
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+        _on_the_one_loop(item)
 
 
 @pytest.fixture(scope="session")

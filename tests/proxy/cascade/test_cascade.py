@@ -256,31 +256,6 @@ async def test_the_same_at_the_same_time_is_computed_once_a_tier(server: Running
     assert sorted(outcomes) == ["miss", "shared", "shared", "shared"]
 
 
-async def test_both_tiers_are_paid_for_and_the_saving_is_what_is_left(server: RunningServer) -> None:
-    assert server.store is not None
-    server.store.directory.put_tenant(Tenant(name="acme"))
-    key = server.store.directory.create_key("acme").text
-    await ask(server, **body("tiny", "so that its price is known"), key=key)
-
-    async def accounts() -> dict[str, Any]:
-        return {line.model: line.account for line in server.store.counters.lines("acme")}  # type: ignore[union-attr]
-
-    await ask(server, **body("best", "to be paid"), key=key)
-    after = await accounts()
-    assert after["small"].requests == 1 and after["small"].engine_seconds > 0
-    assert after["small"].saved["routing"].cost == pytest.approx(-after["small"].cost), "for nothing"
-    assert after["tiny"].requests == 2 and not after["tiny"].saved
-    escalated = after["small"]
-    await ask(server, **body("best", "to be paid?"), key=key)
-    after = await accounts()
-    cost = after["small"].cost - escalated.cost
-    saved = after["small"].saved["routing"].cost - escalated.saved["routing"].cost
-    tokens = after["small"].prompt_tokens + after["small"].completion_tokens
-    tokens -= escalated.prompt_tokens + escalated.completion_tokens
-    large = server.http.context.locals["tiny"].service.account.expected_cost(tokens)
-    assert saved == pytest.approx(large - cost)
-
-
 async def test_what_an_escalated_answer_waited_is_not_what_its_model_takes(server: RunningServer) -> None:
     for question, alone in (("alone?", True), ("after another", False)):
         headers, reply = await ask(server, **body("best", question))
@@ -310,3 +285,29 @@ async def test_decisions_are_counted_and_logged(server: RunningServer) -> None:
     for decision in ("kept", "escalated"):
         name = f'penstock_cascade_total{{decision="{decision}",route="best"}}'
         assert after[name] - before.get(name, 0) == 1
+
+
+# The last here: a server that has had a key is open to nobody without one any more.
+async def test_both_tiers_are_paid_for_and_the_saving_is_what_is_left(server: RunningServer) -> None:
+    assert server.store is not None
+    server.store.directory.put_tenant(Tenant(name="acme"))
+    key = server.store.directory.create_key("acme").text
+    await ask(server, **body("tiny", "so that its price is known"), key=key)
+
+    async def accounts() -> dict[str, Any]:
+        return {line.model: line.account for line in server.store.counters.lines("acme")}  # type: ignore[union-attr]
+
+    await ask(server, **body("best", "to be paid"), key=key)
+    after = await accounts()
+    assert after["small"].requests == 1 and after["small"].engine_seconds > 0
+    assert after["small"].saved["routing"].cost == pytest.approx(-after["small"].cost), "for nothing"
+    assert after["tiny"].requests == 2 and not after["tiny"].saved
+    escalated = after["small"]
+    await ask(server, **body("best", "to be paid?"), key=key)
+    after = await accounts()
+    cost = after["small"].cost - escalated.cost
+    saved = after["small"].saved["routing"].cost - escalated.saved["routing"].cost
+    tokens = after["small"].prompt_tokens + after["small"].completion_tokens
+    tokens -= escalated.prompt_tokens + escalated.completion_tokens
+    large = server.http.context.locals["tiny"].service.account.expected_cost(tokens)
+    assert saved == pytest.approx(large - cost)
