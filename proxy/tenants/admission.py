@@ -52,7 +52,7 @@ class Admission:
     def savings(self) -> tuple[Saving, ...]:
         """What they saved; no money where the cost is unknown, which would be no difference to anything."""
         savings = [saving for spend in map(self.appraise, self._known) for saving in spend.savings]
-        if self.cost is None:
+        if savings and self.cost is None:
             savings = [msgspec.structs.replace(saving, cost=None) for saving in savings]
         return tuple(savings)
 
