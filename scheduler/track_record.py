@@ -13,11 +13,13 @@ class TrackRecord:
     Attributes:
         right, guessed: so many, faded.
         fading: what older guesses keep of their weight with every draft that is verified.
+        fading_when_lost: the same with one of which nothing was right.
     """
 
     right: float
     guessed: float
     fading: float = 0.85
+    fading_when_lost: float = 0.85
 
     @property
     def acceptance(self) -> float:
@@ -27,8 +29,9 @@ class TrackRecord:
     def learn(self, num_guessed: int, num_right: int) -> None:
         # What follows the first wrong guess was conditioned on it and tells nothing.
         trials = min(num_right + 1, num_guessed)
-        self.right = self.fading * self.right + num_right
-        self.guessed = self.fading * self.guessed + trials
+        fading = self.fading if num_right else self.fading_when_lost
+        self.right = fading * self.right + num_right
+        self.guessed = fading * self.guessed + trials
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
