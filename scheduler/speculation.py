@@ -18,8 +18,8 @@ PRIORS: dict[DrafterName, tuple[float, float]] = {
     "grammar": (8.0, 0.9),
     "ngram": (2.0, 0.5),
 }
-# A completion that has been right so far may end to be so. Where the answer goes another way, and now and then says again what
-# it said before, twelve more drafts were verified in vain, of 40 ms beside 9 (half of 128 tokens right, 0.5B shape): three now.
+# A completion that has been right so far may end to be so. Where an answer goes another way, and now and then says again
+# what it said before, twelve more drafts were verified in vain, of 40 ms instead of 9 (0.5B shape): three now.
 FADING_WHEN_LOST: dict[DrafterName, float] = {"draft": 0.2}
 # Where no draft pays, guesses are still compared with what came, once in so many tokens: drafters may get better.
 SHADOW_EVERY = 4
