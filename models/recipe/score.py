@@ -18,6 +18,7 @@ import json
 import math
 import random
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,18 @@ class Question:
     def is_right(self, answer: str) -> bool:
         if self.refuse:
             return any(refusal in answer for refusal in REFUSALS)
-        accepted = any(re.fullmatch(pattern, command_of(answer)) for pattern in self.accept)
-        return accepted and not is_loop(answer)
+        command = command_of(answer)
+        accepted = any(re.fullmatch(pattern, command) for pattern in self.accept)
+        return accepted and _is_whole(command) and not is_loop(answer)
+
+
+def _is_whole(command: str) -> bool:
+    """Every quotation mark in it has another."""
+    try:
+        shlex.split(command)
+    except ValueError:
+        return False
+    return True
 
 
 def read_questions(path: Path) -> list[Question]:
