@@ -89,11 +89,13 @@ class RelayedAnswer:
         raise AssertionError("a body has one piece")
 
     async def _end(self) -> None:
-        await self._source.aclose()
-        if self._head.provenance.outcome == "shared":
-            with self._asked.admission.call(self._target.name) as call:
-                call.settle(reused_spend(self._target, self._head.tokens, None))
-        self._close()
+        try:
+            await self._source.aclose()
+        finally:
+            if self._head.provenance.outcome == "shared":
+                with self._asked.admission.call(self._target.name) as call:
+                    call.settle(reused_spend(self._target, self._head.tokens, None))
+            self._close()
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         """Of the stream; the first has been waited for."""

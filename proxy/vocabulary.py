@@ -19,7 +19,9 @@ def field_with_ids(fields: Mapping[str, Any]) -> str | None:
     prompt = fields.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], str):
         return "prompt"
-    return next((name for name in ("logit_bias", "stop_token_ids") if fields.get(name)), None)
+    return next(
+        (name for name in ("logit_bias", "stop_token_ids", "allowed_token_ids") if fields.get(name)), None
+    )
 
 
 async def tokenizer_of(context: "Context", target: Target) -> str | None:

@@ -65,13 +65,15 @@ class Drift:
         so that what is looked at is like the rest."""
         return bool(self._share) and self._draw() < self._share and self._has_some_left()
 
-    def reserve(self, tokens: int) -> bool:
-        """Takes what looking at one may take of the large tier, before that is asked; False where nothing is left. One may
-        take more than is left: then others wait until that is made up for."""
+    def reserve(self, tokens: int) -> int | None:
+        """Takes what looking at one may take of the large tier, before that is asked, and returns it; None where nothing is
+        left. One may take more than is left: then others wait until that is made up for; not for much more than an hour,
+        as `tokens` are what a client has named."""
         if not self._has_some_left():
-            return False
-        self._left -= tokens
-        return True
+            return None
+        reserved = min(tokens, 2 * self._hourly_tokens)
+        self._left -= reserved
+        return reserved
 
     def settle(self, reserved: int, spent: int) -> None:
         """Looking at one has ended, and took this."""

@@ -64,8 +64,7 @@ class Shadow:
 
     async def _look(self, drift: Drift, said: str | None) -> None:
         # All draws wait so, and are given up so, whatever became of them: what is counted is like what is not.
-        reserved = self._most_tokens
-        if not await self._large_is_idle() or not drift.reserve(reserved):
+        if not await self._large_is_idle() or (reserved := drift.reserve(self._most_tokens)) is None:
             return
         spent: int | None = 0
         try:

@@ -1,4 +1,4 @@
-"""API keys as text: `psk-<public id>-<secret>`. Only a digest of the secret is ever kept."""
+"""API keys as text: `psk-<public id>-<secret>`. Only a digest of the secret is ever written down."""
 
 import hmac
 import re
@@ -12,6 +12,7 @@ import msgspec
 PREFIX = "psk-"
 SECRET_BYTES = 32
 _ID_BYTES = 6
+_MAX_LENGTH = 100
 _ID = re.compile(r"[0-9a-f]{12}")
 
 
@@ -28,7 +29,7 @@ class ApiKey(msgspec.Struct, frozen=True, dict=True):
     @classmethod
     def parse(cls, text: str) -> "ApiKey | None":
         """None when it is no key of ours."""
-        return _parsed(text)
+        return _parsed(text) if text.startswith(PREFIX) and len(text) <= _MAX_LENGTH else None
 
     @property
     def text(self) -> str:
@@ -48,7 +49,7 @@ class ApiKey(msgspec.Struct, frozen=True, dict=True):
 def _parsed(text: str) -> ApiKey | None:
     """The same keys come again and again, and reading and hashing one anew costs each request a microsecond."""
     identity, dash, secret = text.removeprefix(PREFIX).partition("-")
-    return ApiKey(identity, secret) if text.startswith(PREFIX) and dash and is_key_id(identity) else None
+    return ApiKey(identity, secret) if dash and is_key_id(identity) else None
 
 
 def is_key_id(text: str) -> bool:

@@ -119,6 +119,7 @@ class Relay:
                 asked.controls.ttl,
                 asked.urgency,
                 None if self._near is None else self._near.mode(asked),
+                asked.attempt.unseen,  # what others are compared with is no answer of a neighbour's
             )
             reader, first = self._flights.board(like, lambda: self._launch(asked, target, api, upstream, key))
             try:

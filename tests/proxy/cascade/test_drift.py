@@ -70,9 +70,14 @@ def test_looking_stays_within_its_share_and_its_budget() -> None:
 
 def test_looking_is_no_matter_of_what_it_may_take() -> None:
     """Or what is looked at would not be like the rest."""
-    watched = drift(hourly_tokens=10)
-    assert watched.wants() and watched.reserve(100_000)
-    watched.settle(100_000, 5)
+    now = [0.0]
+    watched = drift(hourly_tokens=10, clock=lambda: now[0])
+    reserved = watched.reserve(10**12)
+    assert reserved and not watched.wants()
+    watched.settle(reserved, 5)
+    assert watched.wants()
+    assert watched.reserve(10**12)  # and nobody tells what it took: no client's limit ends looking for good
+    now[0] = 2 * 3600.0
     assert watched.wants()
 
 
