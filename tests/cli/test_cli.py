@@ -13,12 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import psutil
 import pytest
 from penstock_command import PENSTOCK, start
+from quiet_server import QuietServer
 from tiny_encoder import write_tiny_encoder
 from tiny_model import write_tiny_model
 
@@ -307,7 +308,7 @@ class SlowTalker(BaseHTTPRequestHandler):
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
     """In a terminal of its own, where Ctrl-C is a signal to everything in it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), SlowTalker)
+    server = QuietServer(("127.0.0.1", 0), SlowTalker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     pid, terminal = pty.fork()

@@ -5,13 +5,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from penstock_command import PENSTOCK
+from quiet_server import QuietServer
 from simple_router import write_router
 
 from penstock import cli_doctor, doctor
@@ -235,7 +236,7 @@ class answering:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
 
     def __enter__(self) -> int:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()

@@ -8,12 +8,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import psutil
 import pytest
 from penstock_command import PENSTOCK
+from quiet_server import QuietServer
 
 PIECES = 20
 PIECE = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
@@ -43,7 +44,7 @@ def upstreams() -> Iterator[dict[str, str]]:
     """URLs of two that answer with their names."""
     servers = []
     for name in (b"a", b"b"):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        server = QuietServer(("127.0.0.1", 0), Answering)
         server.called = name  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)

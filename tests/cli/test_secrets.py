@@ -12,12 +12,13 @@ import subprocess
 import threading
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from penstock_command import PENSTOCK
+from quiet_server import QuietServer
 from tiny_model import write_tiny_model
 
 from penstock.config import Settings, load_settings
@@ -83,7 +84,7 @@ class Faulty(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def upstream() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+    server = QuietServer(("127.0.0.1", 0), Faulty)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
