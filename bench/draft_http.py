@@ -41,9 +41,8 @@ async def measure(url: str, count: int) -> tuple[list[float], list[float]]:
     async with aiohttp.ClientSession(headers=headers) as session:
         for number in range(-WARM_UP, count):
             question, nobody = prompts(number), {"penstock": {"drafters": []}}
-            answer, _ = await ask(
-                session, url, question, **nobody
-            )  # its prompt is in the prefix cache for both
+            # From here on its prompt is in the prefix cache, for both.
+            answer, _ = await ask(session, url, question, **nobody)
             same, without = await ask(session, url, question, **nobody)
             right, with_draft = await ask(
                 session, url, question, prediction={"type": "content", "content": answer}

@@ -131,6 +131,24 @@ BROKEN_HTTP = {
     "a line end in a path": (request(b"Connection: close", line=b"GET /a%0d%0ab HTTP/1.1"), 404),
 }
 
+NAMED = {
+    "an answer": post(chat()),
+    "a stream": post(chat(stream=True)),
+    "a refusal": post(b"{}"),
+    "no such route": request(b"Connection: close", line=b"GET /nowhere HTTP/1.1"),
+    "broken HTTP": BROKEN_HTTP["a bare CR in a header"][0],
+    "an expectation": BROKEN_HTTP["an expectation"][0],
+}
+
+
+@pytest.mark.parametrize("data", NAMED.values(), ids=NAMED)
+async def test_every_response_has_an_id_and_no_versions(server: RunningServer, data: bytes) -> None:
+    head, _, _ = (await sent(server, data)).partition(b"\r\n\r\n")
+    names = [line.partition(b": ") for line in head.lower().split(b"\r\n")]
+    assert [value for name, _, value in names if name == b"server"] == [b"penstock"]
+    assert [bool(value) for name, _, value in names if name == b"x-request-id"] == [True]
+
+
 GZIP, DEFLATE = b"Content-Encoding: gzip", b"Content-Encoding: deflate"
 ZEROS = gzip.compress(b" " * (64 << 20))
 bare = zlib.compressobj(wbits=-15)

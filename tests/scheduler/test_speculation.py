@@ -17,10 +17,12 @@ from penstock.scheduler.track_record import expected_tokens
 
 GPU = "cuda" if torch.cuda.is_available() else "interpreter"
 # Tokens in parallel for nothing, as on a machine that is bound by memory; and none at all.
-FREE, BUSY = StepTimes(), StepTimes()
+# BOUND: a step of 64 takes as long as five of one.
+FREE, BUSY, BOUND = StepTimes(), StepTimes(), StepTimes()
 for size in (1, 2, 4, 8, 16, 64, 256):
     FREE.record(size, 0.010 + size * 1e-6)
     BUSY.record(size, 0.010 * size)
+    BOUND.record(size, 0.010 * (1 + size / 16))
 
 
 def test_prompt_lookup_goes_on_as_after_the_last_occurrence():
@@ -54,6 +56,20 @@ def test_a_difference_is_overcome_forwards_first():
     drafter = CompletionDraft([1, 2, 3, 7, 9, 1, 2, 3, 8, 1, 2, 3, 6], 0)
     assert drafter.propose([1, 2, 3, 7], 1) == [9]
     assert drafter.propose([1, 2, 3, 7, 0, 1, 2, 3], 1) == [8]
+
+
+def test_a_completion_that_was_right_for_long_loses_its_credit_at_once():
+    """But not by a draft that was right in part: there it is only found where the answer left it."""
+
+    def length_after(*verified: tuple[int, int]) -> int:
+        record = Guesser(CompletionDraft([1], 0)).record
+        for guessed, right in ((64, 64), *verified):
+            record.learn(guessed, right)
+        return draft_length(BOUND, record.acceptance, 64, 1, 1)
+
+    assert length_after() == 64 and length_after((64, 16)) >= 24
+    assert 0 < length_after((64, 0)) <= 32
+    assert length_after((64, 0), (24, 0), (8, 0)) <= 2
 
 
 def test_steps_of_unknown_size_are_taken_to_lie_between_their_neighbours():
