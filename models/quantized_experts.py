@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # What transformers' `use_experts_implementation` says of every module that may be computed by another function.
-MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed")
+MARKS = ("has_gate", "has_bias", "is_transposed")
 # Experts on trial, the first and the last among them: all have one code, and to try all would take longer than to quantize.
 TRIAL_EXPERTS = 4
 TRIAL_CHOICES = 2
@@ -53,6 +53,8 @@ class QuantizedExperts(nn.Module):
         self.up, self.up_bias = up, up_bias
         self.down, self.down_bias = down, down_bias
         self.dtype = dtype
+        # Not every version of transformers marks it, as most models have none.
+        self.norm: Any = style.post_expert_norm if getattr(style, "has_post_expert_norm", False) else None
         self.activate: Any = style._apply_gate if style.has_gate else style.act_fn
         self.handoff: Handoff | None = None
 
@@ -67,8 +69,8 @@ class QuantizedExperts(nn.Module):
             rows = product.matmul_quantized(*ready, routing, self.down_bias, rows.dtype)
         else:
             rows = self.down.matmul(rows, routing, self.down_bias)
-        if self.style.has_post_expert_norm:
-            rows = self.style.post_expert_norm(rows)
+        if self.norm is not None:
+            rows = self.norm(rows)
         return combine(rows, routing, top_k_weights)
 
 

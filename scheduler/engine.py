@@ -385,9 +385,8 @@ class Engine:
         due = [item for item in output.scheduled if item.samples]
         if any(item.draft or needs_tokens(item.seq) for item in due):
             return True
-        return any(
-            self._foresees_draft(item.seq, output.num_tokens, len(due)) for item in due if item.is_ahead
-        )
+        num_tokens = output.num_tokens
+        return any(self._foresees_draft(item.seq, num_tokens, len(due)) for item in due if item.is_ahead)
 
     def _foresees_draft(self, seq: Sequence, num_tokens: int, num_seqs: int) -> bool:
         speculation, limit = seq.speculation, seq.max_tokens - seq.num_output_tokens

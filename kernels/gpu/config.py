@@ -61,6 +61,20 @@ def choose(operation: str, case: str, default: Config, device: torch.device | No
     return found.get((operation, case), default)
 
 
+def fitting(config: Config, query: torch.Tensor) -> Config:
+    """`config`, with smaller tiles where a GPU multiplies float32: without matrix instructions, and out of registers.
+
+    What it is given is measured for half precisions. (The interpreter has room for any tile, and prefers few.)
+    """
+    if query.dtype is not torch.float32 or not query.is_cuda:
+        return config
+    least = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_G": 1}
+    tiles = {
+        name: max(least[name], size // 8) if name in least else size for name, size in config.tiles.items()
+    }
+    return Config(tiles, config.num_warps, num_stages=1)
+
+
 def load(device: torch.device | None) -> Choices:
     """What was measured on the GPU that `device` is; nothing, where it was never tuned.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..span import PAGE_SIZE
 from .arguments import FLOATS, require
-from .config import Config, arch_of, choose
+from .config import Config, arch_of, choose, fitting
 from .paged_batch import PagedBatch
 from .tunable import HEAD_SIZES, by_head, head_size
 from .variant import Variant
@@ -148,7 +148,7 @@ def _decode(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -
     workspace: tuple[Tensor, ...] | tuple[None, None, None] = (None, None, None)
     if splits > 1:
         workspace = new_parts(batch.num_decodes, num_heads, splits, head_dim, query.device)
-    config = decode_config(shape["BLOCK_D"], common[2] is not None, query.device)
+    config = fitting(decode_config(shape["BLOCK_D"], common[2] is not None, query.device), query)
     num_kv_heads = strides[3]
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         *common,
@@ -213,6 +213,7 @@ def combine(
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
     config = prefill_config(shape["BLOCK_D"], common[2] is not None, arch_of(query.device), query.device)
+    config = fitting(config, query)
     tokens = tokens_per_tile(config, shape["GROUP"])
     tiles = triton.cdiv(batch.max_query_len, tokens)
     rows = max(config.tiles["BLOCK_M"], triton.next_power_of_2(shape["GROUP"]))
@@ -279,7 +280,7 @@ def step(
     EVEN_D: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """One tile of keys at `positions`: returns the running acc, highest and total. Scores are in units of log2.
+    """One tile of keys at `positions`: returns the running acc, highest and total, in units of log2. `scale` is positive.
 
     Not MASKED: every row sees all of the tile. Otherwise positions from `limit` on are not stored, and what is not stored
     may be anything, even NaN: it is never read.
@@ -308,16 +309,16 @@ def step(
     if SOFTCAP:
         # cap * tanh(scores / cap), in units of the raw product
         scores = cap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * 1.4426950408889634 / cap)) + 1.0))
-    scores *= scale
     if MASKED:
         seen = (positions[None, :] <= row_positions[:, None]) & stored[None, :]
         if WINDOWED:
             seen &= positions[None, :] > row_positions[:, None] - window
         scores = tl.where(seen, scores, float("-inf"))
-    higher = tl.maximum(highest, tl.max(scores, axis=1))
+    higher = tl.maximum(highest, tl.max(scores, axis=1) * scale)
     # A row that has seen nothing yet stays at -inf; minus itself that would be NaN.
     anchor = tl.where(higher == float("-inf"), 0.0, higher)
-    p = tl.exp2(scores - anchor[:, None])
+    # Said, as a compiler fuses them in one of two loops and not in the other: a row must not depend on which it is in.
+    p = tl.exp2(tl.fma(scores, scale, -anchor[:, None]))
     faded = tl.exp2(highest - anchor)
     total = total * faded + tl.sum(p, axis=1)
     if MASKED or not EVEN_D:

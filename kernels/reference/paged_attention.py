@@ -15,7 +15,8 @@ def paged_attention_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """query [Hq, T, D]; `slots[t]` lists the pool slots of row t's keys in order, its own last -> [T, Hq, Dv]."""
+    """query [Hq, T, D]; `slots[t]` lists the pool slots of row t's keys in order, its own last -> [T, Hq, Dv], on a CPU."""
+    query, key_pool, value_pool = query.cpu(), key_pool.cpu(), value_pool.cpu()
     num_heads, num_tokens, _ = query.shape
     groups = num_heads // key_pool.shape[0]
     out = torch.empty(num_tokens, num_heads, value_pool.shape[2], dtype=torch.float64)
@@ -28,7 +29,7 @@ def paged_attention_reference(
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             if sinks is not None:
-                scores = torch.cat([scores, sinks[head].double()[None]])
+                scores = torch.cat([scores, sinks[head].cpu().double()[None]])
             weights = torch.softmax(scores, dim=0)[: len(visible)]
             out[row, head] = weights @ v
     return out

@@ -79,7 +79,7 @@ class World:
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert not found.isnan().any()
-    return float(((found.double() - expected).abs() / expected.abs().amax(-1, keepdim=True)).max())
+    return float(((found.double().cpu() - expected).abs() / expected.abs().amax(-1, keepdim=True)).max())
 
 
 DECODES = [1, 2, 63, 64, 65, 127, 128, 129]

@@ -151,7 +151,8 @@ def test_nearly_all_of_the_mass_is_everything(device):
     spans = [Span(world.tables[0], 599, 1)]
     dense = paged_attention(world.query, world.pages, None, PagedBatch.build(spans, device), scaling=SCALING)
     assert selection.lengths.tolist() == [[608, 608]]
-    assert float((out - dense.out).abs().max()) < 1e-6
+    # Some units in the last place of values up to 4, which are summed in another order.
+    assert float((out - dense.out).abs().max()) < 4e-6
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
