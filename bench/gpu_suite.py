@@ -1,6 +1,7 @@
 """Everything there is to know of the kernels on a GPU, in one command, on a fresh machine without network.
 
     python bench/gpu_suite.py --out results.json            on a GPU: tests, kernels, engine; under nine minutes
+    python bench/gpu_suite.py --layers 8 --out results.json   the engine on a model a quarter as deep
     python bench/gpu_suite.py --tiny --out results.json     anywhere: the same code in Triton's interpreter, tiny, untimed
 
 Needs torch, Triton, transformers and what the engine imports; Penstock itself is taken from this checkout. Results are
@@ -39,6 +40,7 @@ class Row:
     bytes: int = 0
     operations: int = 0
     of_ceiling: float | None = None
+    failure: str | None = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--sections", default="tests,kernels,engine")
     parser.add_argument("--test-seconds", type=int, default=240)
+    parser.add_argument("--layers", type=int, default=32, help="of the engine's model")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / ".types"))
     if args.tiny:
@@ -86,7 +89,7 @@ def main() -> int:
             keep("kernels", rows)
         failed |= any(not row["error"] <= TOLERANCE for row in rows)
     if "engine" in args.sections:
-        for name, figures in engine(args.tiny):
+        for name, figures in engine(args.tiny, args.layers):
             keep(f"engine {name}", figures)
     show(report)
     return int(failed)
@@ -642,6 +645,14 @@ def relative(found: object, exact: object) -> float:
 
 
 def measure(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
+    """What fails is a row like others, so that one fault does not hide the next."""
+    try:
+        return measured(case, tiny, ceiling)
+    except Exception as error:
+        return Row(case.name, math.inf, failure=repr(error)[:300])
+
+
+def measured(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
     row = Row(case.name, case.error(), bytes=case.bytes, operations=case.operations)
     if tiny or not row.error <= TOLERANCE:
         return row
@@ -670,7 +681,7 @@ def seconds(run: Callable[[int], object], copies: int) -> float:
     return do_bench(graph.replay, return_mode="median") * 1e-3 / copies
 
 
-def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
+def engine(tiny: bool, layers: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Tokens per second of the engine on the shape of Llama 3 8B (tiny: of a toy) with random weights; then without replayed
     decodes, and without steps scheduled beside another."""
     import torch
@@ -681,7 +692,7 @@ def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
     size = {
         "hidden_size": 64 if tiny else 4096,
         "intermediate_size": 128 if tiny else 14336,
-        "num_hidden_layers": 1 if tiny else 32,
+        "num_hidden_layers": 1 if tiny else layers,
         "num_attention_heads": 4 if tiny else 32,
         "num_key_value_heads": 2 if tiny else 8,
         "vocab_size": 320 if tiny else 128256,
@@ -711,7 +722,7 @@ def engine(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
                     kv_cache_tokens=1024 if tiny else 262_144,
                 )
             )
-            figures = {} if tiny else {"load seconds": time.perf_counter() - started}
+            figures = {} if tiny else {"layers": layers, "load seconds": time.perf_counter() - started}
             for batch in (1, 2) if tiny else (1, 16, 64):
                 prompt, output = (20, 3) if tiny else (1024, 64)
                 for turn in ("warm", "timed"):
@@ -739,7 +750,7 @@ def show(report: dict[str, object]) -> None:
     print(json.dumps(report["machine"]))
     for row in report.get("kernels", ()):
         took = (
-            "interpreted"
+            row["failure"] or "not timed"
             if row["seconds"] is None
             else f"{row['seconds'] * 1e6:9.1f} us  {row['of_ceiling']:.0%} of floor"
         )
