@@ -4,12 +4,14 @@ With causal attention nothing ever looks at padding on the right, so no mask is 
 function of (seed, chunk index): training that resumes at a chunk sees what it would have seen.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
 
 from .chat import Conversation
 from .corpus import Corpus
@@ -25,6 +27,9 @@ class Batch:
 
     ids: torch.Tensor
     labels: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.ids.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,28 @@ def chunk(
         batches.pop()
     rng.shuffle(batches)
     return batches
+
+
+def chunks(
+    corpus: Corpus, tokenizer: Tokenizer, seed: int, first: int, batch_tokens: int, workers: int
+) -> Iterator[list[Batch]]:
+    """The chunks from number `first` on, for ever; made ahead by `workers` processes, if there are any."""
+    source = _Chunks(corpus, tokenizer, seed, batch_tokens)
+    return iter(DataLoader(source, batch_size=None, sampler=itertools.count(first), num_workers=workers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks(Dataset[list[Batch]]):
+    """Chunks by their numbers, each some batches long."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    seed: int
+    batch_tokens: int
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        conversations = max(1500, self.batch_tokens // 8)
+        return chunk(self.corpus, self.tokenizer, self.seed, index, self.batch_tokens, conversations)
 
 
 def long_batch(corpus: Corpus, tokenizer: Tokenizer, seed: int, step: int, batch_tokens: int) -> Batch:

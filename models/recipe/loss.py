@@ -28,7 +28,8 @@ def held_out_loss(model: Any, tokenizer: Tokenizer, corpus: Corpus, rows: list[R
         question = f"how do I {row.description[0].lower()}{row.description[1:]} with {row.tool}?"
         talks.append(Conversation((Pair(question, answer_for(row, corpus.verbs)),)))
     total, count = 0.0, 0
-    for batch in group(tokenize(tokenizer, talks), BATCH_TOKENS):
+    for padded in group(tokenize(tokenizer, talks), BATCH_TOKENS):
+        batch = padded.to(model.device)
         with torch.no_grad():
             loss, n = loss_of(model.model, model.model.embed_tokens.weight, batch)
         total, count = total + loss.item() * n, count + n

@@ -1,4 +1,5 @@
-"""Trains the built-in model on a CPU, from scratch or from a smaller one, for a budget of minutes; survives interruption.
+"""Trains the built-in model on a CPU or a GPU, from scratch or from a smaller one, for a budget of minutes; survives
+interruption.
 
 The schedule runs on counted training time: the sum of step times, where a step of over 30 s (the process was
 stopped, or the machine slept) counts as none. So a shared machine changes how much is learnt, never how it
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .batches import Batch, chunk, long_batch
+from .batches import Batch, chunks, long_batch
 from .chat import END, PAD
 from .corpus import Corpus
 from .grow import grow
@@ -31,12 +32,12 @@ from .loss import held_out_loss, loss_of
 
 GAP_SECONDS = 30.0
 SEED = 17
-WARMUP_SECONDS = 60.0
+WARMUP_SHARE = 0.03  # of the time budget
 LONG_FROM = 0.93  # as a share of the time budget
-MUON_LR, ADAM_LR, WEIGHT_DECAY = 0.004, 0.003, 0.05
+MUON_LR, ADAM_LR = 0.004, 0.003
 
 
-def llama_config(tokenizer: Tokenizer, layers: int) -> LlamaConfig:
+def llama_config(tokenizer: Tokenizer, layers: int, attention: str = "eager") -> LlamaConfig:
     end = tokenizer.token_to_id(END)
     return LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -52,15 +53,14 @@ def llama_config(tokenizer: Tokenizer, layers: int) -> LlamaConfig:
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=tokenizer.token_to_id(PAD),
-        # On short conversations the flash kernel for CPUs took a quarter of a step, this one a thirtieth.
-        attn_implementation="eager",
+        attn_implementation=attention,
     )
 
 
 def learning_rate(seconds: float, budget: float, decay: float) -> float:
     """Trapezoid over counted time: up, flat, and in the last `decay` seconds of `budget` linearly down to zero."""
-    if seconds < WARMUP_SECONDS:
-        return max(seconds / WARMUP_SECONDS, 0.01)
+    if seconds < WARMUP_SHARE * budget:
+        return max(seconds / (WARMUP_SHARE * budget), 0.01)
     return min(1.0, max(0.0, (budget - seconds) / decay))
 
 
@@ -74,13 +74,20 @@ class Trainer:
         self.decay: float = 60 * args.decay_minutes
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
         self.corpus = Corpus(args.data, args.newcomer, args.newcomer_share)
-        self.model = LlamaForCausalLM(llama_config(self.tokenizer, args.layers))
-        backbone = self.model.model
-        self.backbone: Any = torch.compile(backbone, dynamic=True) if args.compile else backbone
+        self.device = torch.device(args.device)
+        # On short conversations the flash kernel for CPUs took a quarter of a step, plain products a thirtieth.
+        attention = "eager" if self.device.type == "cpu" else "sdpa"
+        self.model = LlamaForCausalLM(llama_config(self.tokenizer, args.layers, attention)).to(self.device)
+        self.backbone: Any = self.model.model
+        if args.compile:
+            for layer in self.backbone.layers:  # one is compiled, all use it
+                layer.compile(dynamic=True)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                matrices, lr=MUON_LR, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
             torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.seconds, self.step, self.chunk, self.tokens = 0.0, 0, 0, 0
@@ -99,7 +106,7 @@ class Trainer:
         self.interrupted = True
 
     def load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -123,8 +130,10 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """An endless stream; towards the end every third batch holds long conversations."""
-        while True:
-            for batch in chunk(self.corpus, self.tokenizer, SEED, self.chunk, self.args.batch_tokens):
+        for batches in chunks(
+            self.corpus, self.tokenizer, SEED, self.chunk, self.args.batch_tokens, self.args.workers
+        ):
+            for batch in batches:
                 if self.progress >= LONG_FROM and self.step % 3 == 0:
                     yield long_batch(self.corpus, self.tokenizer, SEED, self.step, self.args.batch_tokens)
                 yield batch
@@ -138,12 +147,12 @@ class Trainer:
         """The loss on a fixed spread of at most about `pairs` held-out rows."""
         rows = [r for r in self.corpus.held_out if r.source == "tldr"]
         rows = rows[:: max(1, len(rows) // pairs)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             return held_out_loss(self.model, self.tokenizer, self.corpus, rows)
 
     def run(self) -> None:
         last_save = last_eval = last_log = self.seconds
-        running, rate = None, 0.0
+        running, rate, previous = None, 0.0, None
         stream = self.batches()
         while self.progress < 1.0 and not self.interrupted:
             started = time.monotonic()
@@ -153,15 +162,16 @@ class Trainer:
             for optimizer, base in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = base * rate
-            batch = next(stream)
-            with torch.autocast("cpu", torch.bfloat16):
+            batch = next(stream).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
                 loss, _ = loss_of(self.backbone, self.model.model.embed_tokens.weight, batch)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            value = loss.item()
+            # That of the step before: a GPU works on this one meanwhile.
+            value, previous = (loss if previous is None else previous).item(), loss.detach()
             if not math.isfinite(value):
                 raise SystemExit(f"loss is {value} at step {self.step}; lower MUON_LR ({MUON_LR}) and resume")
             running = value if running is None else 0.97 * running + 0.03 * value
@@ -203,6 +213,9 @@ def main() -> None:
     parser.add_argument("--decay-minutes", type=float, default=30.0, help="of these, with a falling rate")
     parser.add_argument("--eval-minutes", type=float, default=5.0)
     parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--weight-decay", type=float, default=0.05, help="of the matrices")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that write conversations ahead")
     parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def test_growing_refuses_an_uneven_number_of_layers() -> None:
 
 
 def test_the_rate_rises_stays_and_falls_to_zero() -> None:
-    rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 1, 69, 85, 100)]
+    rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 3, 69, 85, 100)]
 
     assert rates == [0.01, 1.0, 1.0, 0.5, 0.0]
 
