@@ -127,19 +127,30 @@ def questions_in(file: Path, model: str) -> list[list[int]]:
 
 
 def measure_draft_model(
-    model: str, draft_model: str, questions: list[list[int]], repeats: int, concurrent: int, always: int
+    model: str,
+    precisions: tuple[str, str],
+    draft_model: str,
+    questions: list[list[int]],
+    repeats: int,
+    concurrent: int,
+    always: int,
 ) -> dict[str, dict[str, float]]:
     """The same requests with and without the draft model, by turns.
 
-    `questions`: each is asked once, and its answer ends by itself; empty: `repeats` random prompts. `always`: so many
-    guesses in every step, whatever they cost, or 0 for as many as pay.
+    `precisions`: of the model and the draft model. `questions`: each is asked once, and its answer ends by itself; empty:
+    `repeats` random prompts. `always`: so many guesses in every step, whatever they cost, or 0 for as many as pay.
     """
     from penstock import Engine, EngineConfig, SamplingParams
     from penstock.scheduler.outputs import DrafterStats
 
     engine = Engine(
         EngineConfig(
-            model=model, quantize="w8a8", max_model_len=2048, prefix_caching=False, draft_model=draft_model
+            model=model,
+            quantize=precisions[0],
+            max_model_len=2048,
+            prefix_caching=False,
+            draft_model=draft_model,
+            draft_quantize=precisions[1],
         )
     )
     print(f"Drafts by {engine.info.draft_model}")
@@ -212,6 +223,8 @@ def main() -> None:
         "--questions", type=Path, help="with a draft model: a file of tasks, instead of --repeats"
     )
     parser.add_argument("--concurrent", type=int, default=1, help="with a draft model: requests at once")
+    parser.add_argument("--quantize", default="w8a8", help="with a draft model: the model's precision")
+    parser.add_argument("--draft-quantize", default="w8a8", help="its own")
     parser.add_argument("--always", type=int, default=0, help="with a draft model: guesses in every step")
     args = parser.parse_args()
     model = args.model
@@ -223,7 +236,13 @@ def main() -> None:
     if args.draft_model:
         questions = questions_in(args.questions, model) if args.questions else []
         found = measure_draft_model(
-            model, args.draft_model, questions, args.repeats, args.concurrent, args.always
+            model,
+            (args.quantize, args.draft_quantize),
+            args.draft_model,
+            questions,
+            args.repeats,
+            args.concurrent,
+            args.always,
         )
     elif args.late:
         found = asyncio.run(measure_late(model, args.repeats, args.late))
