@@ -61,12 +61,12 @@ def choose(operation: str, case: str, default: Config, device: torch.device | No
     return found.get((operation, case), default)
 
 
-def fitting(config: Config, query: torch.Tensor) -> Config:
+def fitting(config: Config, dtype: torch.dtype, device: torch.device) -> Config:
     """`config`, with smaller tiles where a GPU multiplies float32: without matrix instructions, and out of registers.
 
-    What it is given is measured for half precisions. (The interpreter has room for any tile, and prefers few.)
+    What it is given was made for half precisions. (The interpreter has room for any tile, and prefers few.)
     """
-    if query.dtype is not torch.float32 or not query.is_cuda:
+    if dtype is not torch.float32 or device.type != "cuda":
         return config
     least = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_G": 1}
     tiles = {

@@ -148,7 +148,9 @@ def _decode(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -
     workspace: tuple[Tensor, ...] | tuple[None, None, None] = (None, None, None)
     if splits > 1:
         workspace = new_parts(batch.num_decodes, num_heads, splits, head_dim, query.device)
-    config = fitting(decode_config(shape["BLOCK_D"], common[2] is not None, query.device), query)
+    config = fitting(
+        decode_config(shape["BLOCK_D"], common[2] is not None, query.device), query.dtype, query.device
+    )
     num_kv_heads = strides[3]
     _decode_kernel[(batch.num_decodes, num_kv_heads, splits)](
         *common,
@@ -213,7 +215,7 @@ def combine(
 
 def _prefill(common, strides, numbers, shape, batch: PagedBatch, query: Tensor) -> None:
     config = prefill_config(shape["BLOCK_D"], common[2] is not None, arch_of(query.device), query.device)
-    config = fitting(config, query)
+    config = fitting(config, query.dtype, query.device)
     tokens = tokens_per_tile(config, shape["GROUP"])
     tiles = triton.cdiv(batch.max_query_len, tokens)
     rows = max(config.tiles["BLOCK_M"], triton.next_power_of_2(shape["GROUP"]))

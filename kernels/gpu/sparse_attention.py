@@ -151,7 +151,9 @@ def select_granules(
     masses = torch.empty(rows, num_heads, most, device=query.device)
     group = num_heads // num_kv_heads
     block_d = max(16, triton.next_power_of_2(head_dim))
-    config = fitting(_score_config(formula, block_d, scales is not None, query.device), query)
+    config = fitting(
+        _score_config(formula, block_d, scales is not None, query.device), query.dtype, query.device
+    )
     _score_kernel[(rows, num_kv_heads, triton.cdiv(most, config.tiles["GRANULES"]))](
         query,
         pages,
@@ -233,7 +235,7 @@ def _attend(
     splits = triton.cdiv(batch.max_context_len, SPLIT)
     workspace = new_parts(rows, num_heads, splits, head_dim, query.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
-    config = fitting(_attend_config(block_d, scales is not None, query.device), query)
+    config = fitting(_attend_config(block_d, scales is not None, query.device), query.dtype, query.device)
     _attend_kernel[(rows, num_kv_heads, splits)](
         query,
         pages,

@@ -110,7 +110,7 @@ def _some_blocks(
     log_masses = torch.empty(count, num_kv_heads, most, rows, device=query.device)
     strides = (query.stride(0), query.stride(1), batch.block_tables.stride(0), num_kv_heads, head_dim)
     block_r = triton.next_power_of_2(rows)
-    config = fitting(_score_config(block_d, scales is not None, query.device), query)
+    config = fitting(_score_config(block_d, scales is not None, query.device), query.dtype, query.device)
     score_rows = min(config.tiles["BLOCK_M"], block_r)
     tiles = triton.cdiv(rows, score_rows) * triton.cdiv(most, config.tiles["BLOCKS"])
     _score_kernel[(tiles, num_kv_heads, count)](
@@ -155,7 +155,7 @@ def _some_blocks(
         num_stages=config.num_stages,
     )
     config = _attend_config(block_d, scales is not None, arch_of(query.device), query.device)
-    config = fitting(config, query)
+    config = fitting(config, query.dtype, query.device)
     attend_rows = min(config.tiles["BLOCK_M"], block_r)
     _attend_kernel[(triton.cdiv(rows, attend_rows), num_kv_heads, count)](
         query,

@@ -10,7 +10,16 @@ import torch
 from penstock.kernels.dispatch import choose_backend, describe
 from penstock.kernels.gpu import ahead_of_time, config
 from penstock.kernels.gpu.ahead_of_time import compile_all, kernel_modules
-from penstock.kernels.gpu.config import Config, as_json, check, choose, path_of, read_tuned, tuned_files
+from penstock.kernels.gpu.config import (
+    Config,
+    as_json,
+    check,
+    choose,
+    fitting,
+    path_of,
+    read_tuned,
+    tuned_files,
+)
 from penstock.kernels.gpu.paged_attention import SPLIT
 from penstock.kernels.gpu.tunable import TUNABLE
 from penstock.kernels.quantize_weight import GROUP
@@ -262,3 +271,11 @@ def test_the_ahead_of_time_check_compiles_what_files_name(tmp_path, monkeypatch)
             assert any("bytes of shared memory" in complaint for complaint in what)
         else:
             assert not what
+
+
+def test_float32_takes_smaller_tiles_on_a_gpu_alone():
+    large = Config({"BLOCK_M": 128, "BLOCK_N": 64, "GRANULES": 32}, num_warps=8, num_stages=3)
+    small = Config({"BLOCK_M": 16, "BLOCK_N": 16, "GRANULES": 32}, num_warps=8, num_stages=1)
+    assert fitting(large, torch.float32, HERE) == small
+    assert fitting(large, torch.bfloat16, HERE) is large
+    assert fitting(large, torch.float32, torch.device("cpu")) is large
