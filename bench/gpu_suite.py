@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Row:
     """One measurement: `seconds` of ours, of each baseline, and the work that bounds it from below."""
 
     name: str
-    error: float
+    error: float | None
     seconds: float | None = None
     baselines: dict[str, float] | None = None
     bytes: int = 0
@@ -87,7 +88,7 @@ def main() -> int:
         for case in cases(args.tiny):
             rows.append(asdict(measure(case, args.tiny, report.get("ceilings"))))
             keep("kernels", rows)
-        failed |= any(not row["error"] <= TOLERANCE for row in rows)
+        failed |= any(row["failure"] or not row["error"] <= TOLERANCE for row in rows)
     if "engine" in args.sections:
         for name, figures in engine(args.tiny, args.layers):
             keep(f"engine {name}", figures)
@@ -649,12 +650,15 @@ def measure(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
     try:
         return measured(case, tiny, ceiling)
     except Exception as error:
-        return Row(case.name, math.inf, failure=repr(error)[:300])
+        traceback.print_exc()
+        return Row(case.name, None, failure=repr(error)[:300])
 
 
 def measured(case: Case, tiny: bool, ceiling: dict[str, float] | None) -> Row:
     row = Row(case.name, case.error(), bytes=case.bytes, operations=case.operations)
-    if tiny or not row.error <= TOLERANCE:
+    if not math.isfinite(row.error):
+        return Row(case.name, None, failure="the output is no number")
+    if tiny or row.error > TOLERANCE:
         return row
     row.seconds = seconds(case.run, case.copies)
     row.baselines = {name: seconds(run, case.copies) for name, run in case.baselines.items()}
@@ -755,7 +759,8 @@ def show(report: dict[str, object]) -> None:
             else f"{row['seconds'] * 1e6:9.1f} us  {row['of_ceiling']:.0%} of floor"
         )
         against = "  ".join(f"{n}: {s / row['seconds']:.2f}x" for n, s in (row["baselines"] or {}).items())
-        print(f"{row['name']:44} error {row['error']:.1e}  {took}  {against}")
+        error = "      -" if row["error"] is None else f"{row['error']:.1e}"
+        print(f"{row['name']:44} error {error}  {took}  {against}")
     for name, figures in report.items():
         if name.startswith("engine"):
             print(name, {key: round(value, 1) for key, value in figures.items()})

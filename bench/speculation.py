@@ -224,7 +224,7 @@ def main() -> None:
     )
     parser.add_argument("--concurrent", type=int, default=1, help="with a draft model: requests at once")
     parser.add_argument("--quantize", default="w8a8", help="with a draft model: the model's precision")
-    parser.add_argument("--draft-quantize", default="w8a8", help="its own")
+    parser.add_argument("--draft-quantize", default="auto", help="the draft model's precision")
     parser.add_argument("--always", type=int, default=0, help="with a draft model: guesses in every step")
     args = parser.parse_args()
     model = args.model

@@ -127,25 +127,25 @@ def _are_understood(experts: Any, backend: Backend) -> bool:
     count = up.shape[0]
     if count != experts.num_experts or count < TRIAL_CHOICES or min(up.shape) < 2:
         return False
-    ours = QuantizedExperts(
-        experts,
-        PerExpertWeight([_AsStored(weight) for weight in up]),
-        _bias(experts, up_name),
-        PerExpertWeight([_AsStored(weight) for weight in _matrices(experts, "down_proj")]),
-        _bias(experts, "down_proj"),
-        up.dtype,
-    )
     tried = torch.linspace(0, count - 1, min(count, TRIAL_EXPERTS), device=up.device).long()
     choices = torch.stack([tried.roll(step) for step in range(TRIAL_CHOICES)], dim=1)
     shares = random_rows(len(tried), TRIAL_CHOICES, like=up, backend=backend)
     definition = inspect.unwrap(type(experts).forward)  # the model's own, not what stands in for it
-    for scale in TRIAL_SCALES:
-        x = scale * random_rows(len(tried), up.shape[2], like=up, backend=backend)
-        try:
+    try:
+        ours = QuantizedExperts(
+            experts,
+            PerExpertWeight([_AsStored(weight) for weight in up]),
+            _bias(experts, up_name),
+            PerExpertWeight([_AsStored(weight) for weight in _matrices(experts, "down_proj")]),
+            _bias(experts, "down_proj"),
+            up.dtype,
+        )
+        for scale in TRIAL_SCALES:
+            x = scale * random_rows(len(tried), up.shape[2], like=up, backend=backend)
             if not agree(ours(x, choices, shares), definition(experts, x, choices, shares)):
                 return False
-        except (AttributeError, TypeError, RuntimeError, ValueError):  # takes or makes something else
-            return False
+    except (AttributeError, TypeError, RuntimeError, ValueError):  # lacks, takes or makes something else
+        return False
     return True
 
 

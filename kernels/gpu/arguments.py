@@ -26,3 +26,9 @@ def require(
         raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1.")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on {like.device} like the rest.")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raises ValueError for zero, less, and NaN: masked scores are -inf, which must stay so when they are multiplied."""
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; it must be positive (negate the queries for a negative one).")

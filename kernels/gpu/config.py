@@ -62,9 +62,10 @@ def choose(operation: str, case: str, default: Config, device: torch.device | No
 
 
 def fitting(config: Config, dtype: torch.dtype, device: torch.device) -> Config:
-    """`config`, with smaller tiles where a GPU multiplies float32: without matrix instructions, and out of registers.
+    """`config`, with smaller tiles where a GPU multiplies float32.
 
-    What it is given was made for half precisions. (The interpreter has room for any tile, and prefers few.)
+    That goes without matrix instructions, and tiles made for half precisions need more registers and shared memory than
+    there are. (The interpreter has room for any tile, and prefers few.)
     """
     if dtype is not torch.float32 or device.type != "cuda":
         return config

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..span import PAGE_SIZE
-from .arguments import FLOATS, require
+from .arguments import FLOATS, require, require_positive
 from .config import Config, arch_of, choose, fitting
 from .paged_batch import PagedBatch
 from .tunable import HEAD_SIZES, by_head, head_size
@@ -86,7 +86,7 @@ def paged_attention(
     Args:
         query: [T, Hq, D]; head h reads KV head h // (Hq / Hkv).
         pages, scales: as `store_kv` writes them.
-        scaling: multiplies q @ k.
+        scaling: multiplies q @ k; positive.
         sliding_window: a position sees itself and the sliding_window - 1 before it.
         softcap: scores become softcap * tanh(scores / softcap).
         sinks: [Hq] logits that take part in the softmax and then are dropped.
@@ -98,6 +98,7 @@ def paged_attention(
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = pages.shape[1]
     require("query", query, (None, None, None), FLOATS)
+    require_positive("scaling", scaling)
     require("pages", pages, (None, num_kv_heads, 2, PAGE_SIZE, head_dim), ("int8", *FLOATS), query)
     if num_heads % num_kv_heads:
         raise ValueError(f"query has {num_heads} heads, which {num_kv_heads} KV heads do not divide.")
@@ -282,7 +283,7 @@ def step(
     EVEN_D: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """One tile of keys at `positions`: returns the running acc, highest and total, in units of log2. `scale` is positive.
+    """One tile of keys at `positions`: returns the running acc, highest (in units of log2) and total. `scale` is positive.
 
     Not MASKED: every row sees all of the tile. Otherwise positions from `limit` on are not stored, and what is not stored
     may be anything, even NaN: it is never read.
@@ -319,7 +320,8 @@ def step(
     higher = tl.maximum(highest, tl.max(scores, axis=1) * scale)
     # A row that has seen nothing yet stays at -inf; minus itself that would be NaN.
     anchor = tl.where(higher == float("-inf"), 0.0, higher)
-    # Said, as a compiler fuses them in one of two loops and not in the other: a row must not depend on which it is in.
+    # One rounding, written out: a compiler fuses product and difference in the loop without masks and not in the other, and
+    # a row must not depend on which of them its keys are in.
     p = tl.exp2(tl.fma(scores, scale, -anchor[:, None]))
     faded = tl.exp2(highest - anchor)
     total = total * faded + tl.sum(p, axis=1)

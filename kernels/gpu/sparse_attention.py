@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..span import PAGE_SIZE
-from .arguments import FLOATS, require
+from .arguments import FLOATS, require, require_positive
 from .config import Config, choose, fitting
 from .paged_attention import (
     LEAST_ROWS,
@@ -141,6 +141,7 @@ def select_granules(
     num_kv_heads, rows = pages.shape[1], batch.num_decodes
     assert batch.sparse_lens is not None and batch.masses is not None
     require("query", query, (None, None, None), FLOATS)
+    require_positive("scaling", scaling)
     require("pages", pages, (None, num_kv_heads, 2, PAGE_SIZE, head_dim), ("int8", *FLOATS), query)
     if (summaries is None) != (formula == KEYS):
         raise ValueError("summaries are for estimating from them, and only for that.")

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..span import PAGE_SIZE, PROMPT_BLOCK
-from .arguments import FLOATS, require
+from .arguments import FLOATS, require, require_positive
 from .config import Config, arch_of, choose, fitting
 from .paged_attention import LOG2E, default_prefill, finish, step, store_result
 from .paged_batch import PagedBatch
@@ -75,6 +75,7 @@ def sparse_prompt(
     _, num_heads, head_dim = query.shape
     num_kv_heads = pages.shape[1]
     require("query", query, (None, None, None), FLOATS)
+    require_positive("scaling", scaling)
     require("pages", pages, (None, num_kv_heads, 2, PAGE_SIZE, head_dim), ("int8", *FLOATS), query)
     require("out", out, tuple(query.shape), FLOATS, query)
     if (scales is not None) != (pages.dtype is torch.int8):

@@ -6,6 +6,7 @@ function of (seed, chunk index): training that resumes at a chunk sees what it w
 
 import itertools
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -100,7 +101,17 @@ def chunks(
 ) -> Iterator[list[Batch]]:
     """The chunks from number `first` on, for ever; made ahead by `workers` processes, if there are any."""
     source = _Chunks(corpus, tokenizer, seed, batch_tokens)
-    return iter(DataLoader(source, batch_size=None, sampler=itertools.count(first), num_workers=workers))
+    numbers = itertools.count(first)
+    loader = DataLoader(
+        source, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_ignore_signals
+    )
+    return iter(loader)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Of a terminal or a supervisor, to the whole group: training ends by itself, and its workers with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, slots=True)

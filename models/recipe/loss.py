@@ -16,7 +16,7 @@ BATCH_TOKENS = 4096
 def loss_of(backbone: Any, embedding: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
     """Mean loss over the tokens to be learnt, and their number; logits only for those: [N, V]."""
     wanted = batch.labels.flatten() != IGNORE
-    hidden = backbone(batch.ids).last_hidden_state.flatten(0, 1)[wanted]  # [N, D]
+    hidden = backbone(batch.ids, use_cache=False).last_hidden_state.flatten(0, 1)[wanted]  # [N, D]
     logits = functional.linear(hidden, embedding.to(hidden.dtype))
     return functional.cross_entropy(logits.float(), batch.labels.flatten()[wanted]), int(wanted.sum())
 

@@ -32,7 +32,7 @@ from .loss import held_out_loss, loss_of
 
 GAP_SECONDS = 30.0
 SEED = 17
-WARMUP_SHARE = 0.03  # of the time budget
+WARMUP_SECONDS, WARMUP_SHARE = 60.0, 0.03  # of the time budget; the shorter
 LONG_FROM = 0.93  # as a share of the time budget
 MUON_LR, ADAM_LR = 0.004, 0.003
 
@@ -59,8 +59,9 @@ def llama_config(tokenizer: Tokenizer, layers: int, attention: str = "eager") ->
 
 def learning_rate(seconds: float, budget: float, decay: float) -> float:
     """Trapezoid over counted time: up, flat, and in the last `decay` seconds of `budget` linearly down to zero."""
-    if seconds < WARMUP_SHARE * budget:
-        return max(seconds / (WARMUP_SHARE * budget), 0.01)
+    warmup = min(WARMUP_SECONDS, WARMUP_SHARE * budget)
+    if seconds < warmup:
+        return max(seconds / warmup, 0.01)
     return min(1.0, max(0.0, (budget - seconds) / decay))
 
 
@@ -110,11 +111,21 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        for parameters in self.optimizers[0].param_groups:
+            parameters["weight_decay"] = self.args.weight_decay  # may have changed
         self.seconds, self.step = state["seconds"], state["step"]
         self.chunk, self.tokens = state["chunk"], state["tokens"]
 
+    def diverged(self, what: str) -> str:
+        return f"{what} at about step {self.step}; lower MUON_LR ({MUON_LR}) and resume"
+
     def save(self, name: str = "checkpoint.pt") -> None:
-        """Writes a new checkpoint, then puts it in the old one's place, so that a crash leaves one whole."""
+        """Writes a new checkpoint, then puts it in the old one's place, so that a crash leaves one whole.
+
+        SystemExit where a weight is no number any more: the old checkpoint stays.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise SystemExit(self.diverged("A weight is no number any more"))
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
@@ -173,7 +184,7 @@ class Trainer:
             # That of the step before: a GPU works on this one meanwhile.
             value, previous = (loss if previous is None else previous).item(), loss.detach()
             if not math.isfinite(value):
-                raise SystemExit(f"loss is {value} at step {self.step}; lower MUON_LR ({MUON_LR}) and resume")
+                raise SystemExit(self.diverged(f"The loss is {value}"))
             running = value if running is None else 0.97 * running + 0.03 * value
             spent = time.monotonic() - started
             self.seconds += spent if spent < GAP_SECONDS else 0.0

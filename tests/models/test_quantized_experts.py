@@ -219,3 +219,12 @@ def test_experts_in_bf16(tmp_path: Path):
     expected, found = (logits(folder, quantize, dtype="bfloat16") for quantize in ("none", "w8a8"))
     errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert 0 < float(errors.median()) < 0.12, errors
+
+
+def test_experts_that_do_not_say_whether_they_have_a_norm_have_none():
+    """transformers 5.17 has no such mark."""
+    model = nn.Sequential(marked(Plain))
+    owner = model[0] if "has_post_expert_norm" in vars(model[0]) else type(model[0])
+    delattr(owner, "has_post_expert_norm")
+    with torch.inference_mode():
+        assert "torch" not in quantize_experts(model, choose_backend("cpu"), "w8a8")

@@ -1,20 +1,27 @@
 """The recipe of the built-in model: growing, naming, the search it is compared with, and its hand-written tasks."""
 
+import gzip
+import json
 import random
 import re
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from penstock.models.recipe.batches import chunk, chunks
 from penstock.models.recipe.bm25 import Search
+from penstock.models.recipe.corpus import Corpus
 from penstock.models.recipe.grow import grow
 from penstock.models.recipe.naming import name_it
 from penstock.models.recipe.newcomer import Task, plain_answer, read_tasks
 from penstock.models.recipe.phrasing import chatter, swap_words, telegram
 from penstock.models.recipe.safety import is_dangerous, is_destructive
 from penstock.models.recipe.score import Question, interval, is_loop, read_questions
-from penstock.models.recipe.train import learning_rate
+from penstock.models.recipe.train import Trainer, learning_rate
 from penstock.models.recipe.unseen import LISTS, may_be_learnt
 
 NEWCOMER = LISTS[0].parent / "newcomer"
@@ -61,7 +68,7 @@ def test_growing_refuses_an_uneven_number_of_layers() -> None:
 
 
 def test_the_rate_rises_stays_and_falls_to_zero() -> None:
-    rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 3, 69, 85, 100)]
+    rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 1, 69, 85, 100)]
 
     assert rates == [0.01, 1.0, 1.0, 0.5, 0.0]
 
@@ -163,3 +170,41 @@ def test_what_counts_as_right() -> None:
 
 def test_interval_of_a_share_is_known() -> None:
     assert interval(8, 10) == (0.49, 0.943)  # Wilson's, as in textbooks
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Of two rows of one page, and the hand-written tasks."""
+    folder = tmp_path_factory.mktemp("data")
+    row = {"src": "tldr", "page": "common/ls", "tool": "ls", "platform": "common", "head": 3}
+    rows = [row | {"desc": "List files", "cmd": "ls"}, row | {"desc": "List all files", "cmd": "ls -a"}]
+    definition = {
+        "page": "common/ls",
+        "tool": "ls",
+        "definition": "List directory contents.",
+        "platform": "common",
+    }
+    for name, lines in (("command_examples", rows), ("command_definitions", [definition])):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return Corpus(folder, NEWCOMER)
+
+
+def test_workers_make_the_batches_that_are_made_without(corpus: Corpus) -> None:
+    tokenizer = Tokenizer.from_file(str(NEWCOMER.parents[1] / "builtin" / "tokenizer.json"))
+    made, ahead = (next(chunks(corpus, tokenizer, 3, 5, 2048, workers)) for workers in (0, 1))
+    expected = chunk(corpus, tokenizer, 3, 5, 2048)
+    assert len(made) == len(ahead) == len(expected) > 5
+    for ours, theirs, own in zip(made, ahead, expected, strict=True):
+        assert torch.equal(ours.ids, own.ids) and torch.equal(theirs.ids, own.ids)
+        assert torch.equal(theirs.labels, own.labels)
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_others(tmp_path: Path) -> None:
+    trainer = Trainer.__new__(Trainer)
+    trainer.args, trainer.model, trainer.step = Namespace(run=tmp_path), tiny_llama(1), 7
+    (tmp_path / "checkpoint.pt").write_bytes(b"the last good one")
+    torch.nn.init.constant_(trainer.model.model.norm.weight, float("nan"))
+    with pytest.raises(SystemExit, match="A weight is no number any more at about step 7"):
+        trainer.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"the last good one"

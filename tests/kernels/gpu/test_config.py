@@ -277,5 +277,7 @@ def test_float32_takes_smaller_tiles_on_a_gpu_alone():
     large = Config({"BLOCK_M": 128, "BLOCK_N": 64, "GRANULES": 32}, num_warps=8, num_stages=3)
     small = Config({"BLOCK_M": 16, "BLOCK_N": 16, "GRANULES": 32}, num_warps=8, num_stages=1)
     assert fitting(large, torch.float32, HERE) == small
+    least = Config({"BLOCK_N": 16, "BLOCK_G": 1}, num_warps=4, num_stages=1)
+    assert fitting(Config({"BLOCK_N": 64, "BLOCK_G": 4}, 4, 2), torch.float32, HERE) == least
     assert fitting(large, torch.bfloat16, HERE) is large
     assert fitting(large, torch.float32, torch.device("cpu")) is large

@@ -199,3 +199,11 @@ def test_what_does_not_fit_is_named(device):
         paged_attention(
             world.query, world.pages, None, batch, scaling=1.0, sinks=torch.zeros(3, device=device)
         )
+
+
+@pytest.mark.parametrize("scaling", [0.0, -0.25, float("nan")])
+def test_a_scaling_that_is_not_positive_is_refused(scaling, device):
+    world = World([Sequence(0, 1)], heads=2, kv_heads=1, head_dim=64, device=device)
+    batch = PagedBatch.build(world.spans, device)
+    with pytest.raises(ValueError, match=f"scaling is {scaling}; it must be positive"):
+        paged_attention(world.query, world.pages, None, batch, scaling=scaling)
