@@ -132,7 +132,13 @@ class Generation:
         self._observation.waited()
 
     async def aclose(self) -> None:
-        await self._batches.aclose()
+        try:
+            await self._batches.aclose()
+        finally:  # whoever closes may be cancelled meanwhile, as its client has left
+            self._keep()
+
+    def _keep(self) -> None:
+        """Writes down what came, for the record of the request."""
         transcript, record = self.transcript, self._observation.record
         reasons = [choice.finish_reason for choice in transcript.choices if choice.finish_reason is not None]
         self._observation.close(whole=transcript.finished, finish_reasons=reasons)

@@ -6,10 +6,15 @@ import asyncio
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 from running_server import RunningServer, running_server
+
+from penstock.proxy.service import Generation
+from penstock.proxy.transcript import Transcript
+from penstock.scheduler.outputs import Chunk
 
 ENDLESS = {"model": "tiny", "temperature": 1, "max_tokens": 500, "ignore_eos": True}
 CHAT = {**ENDLESS, "messages": [{"role": "user", "content": "go on"}]}
@@ -103,3 +108,23 @@ async def test_a_stalled_reader_is_cut_off(
             await server.idle()
         finally:
             stalled.close()
+
+
+class _CutShort:
+    """Batches whose consumer is cancelled while it waits for their end, as its connection is lost."""
+
+    async def aclose(self) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_what_was_taken_is_known_even_when_closing_is_cut_short() -> None:
+    transcript = Transcript(prompt_tokens=3, num_prompts=1, n=1, with_logprobs=False)
+    transcript.add([Chunk(index=0, text="so", token_ids=[7, 8], logprobs=None, finish_reason=None)])
+    used: list[tuple[int, ...]] = []
+    record = SimpleNamespace(used=lambda *tokens: used.append(tokens), keeps_text=False)
+    observation = SimpleNamespace(record=record, close=lambda **_: None)
+    generation = Generation(None, transcript, _CutShort(), observation)  # type: ignore[arg-type]
+    generation._first = []
+    with pytest.raises(asyncio.CancelledError):
+        await generation.aclose()
+    assert used == [(3, 0, 2)]
