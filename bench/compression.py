@@ -1,7 +1,7 @@
 """What each lever of compression costs in accuracy and gives in speed, on one model: made and measured by our own commands.
 
     PYTHONPATH=models python -m recipe.texts --data DATA --out TEXTS
-    python bench/compression.py --model builtin --texts TEXTS --work WORK --output bench/results
+    python bench/compression.py --model builtin-large --texts TEXTS --work WORK --output bench/results
 
 Makes the variants in WORK (what is there already is taken as it is), and writes compression-tasks.* and
 compression-page_tasks.*. Variants are independent of each other: `--only w8a8,mlp25` makes and measures some of them.
@@ -45,7 +45,7 @@ def make(name: str, model: str, texts: Path, folder: Path, numbers: dict[str, in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--model", default="builtin-large")
     parser.add_argument("--layers", type=int, default=8, help="that the model has")
     parser.add_argument("--steps", type=int, default=400, help="of the students")
     parser.add_argument("--texts", type=Path, required=True)

@@ -54,7 +54,7 @@ class QuantizedExperts(nn.Module):
         self.down, self.down_bias = down, down_bias
         self.dtype = dtype
         # Not every version of transformers marks it, as most models have none.
-        self.norm: Any = style.post_expert_norm if getattr(style, "has_post_expert_norm", False) else None
+        self.has_norm: bool = getattr(style, "has_post_expert_norm", False)
         self.activate: Any = style._apply_gate if style.has_gate else style.act_fn
         self.handoff: Handoff | None = None
 
@@ -69,8 +69,8 @@ class QuantizedExperts(nn.Module):
             rows = product.matmul_quantized(*ready, routing, self.down_bias, rows.dtype)
         else:
             rows = self.down.matmul(rows, routing, self.down_bias)
-        if self.norm is not None:
-            rows = self.norm(rows)
+        if self.has_norm:
+            rows = self.style.post_expert_norm(rows)
         return combine(rows, routing, top_k_weights)
 
 
@@ -127,25 +127,25 @@ def _are_understood(experts: Any, backend: Backend) -> bool:
     count = up.shape[0]
     if count != experts.num_experts or count < TRIAL_CHOICES or min(up.shape) < 2:
         return False
+    ours = QuantizedExperts(
+        experts,
+        PerExpertWeight([_AsStored(weight) for weight in up]),
+        _bias(experts, up_name),
+        PerExpertWeight([_AsStored(weight) for weight in _matrices(experts, "down_proj")]),
+        _bias(experts, "down_proj"),
+        up.dtype,
+    )
     tried = torch.linspace(0, count - 1, min(count, TRIAL_EXPERTS), device=up.device).long()
     choices = torch.stack([tried.roll(step) for step in range(TRIAL_CHOICES)], dim=1)
     shares = random_rows(len(tried), TRIAL_CHOICES, like=up, backend=backend)
     definition = inspect.unwrap(type(experts).forward)  # the model's own, not what stands in for it
-    try:
-        ours = QuantizedExperts(
-            experts,
-            PerExpertWeight([_AsStored(weight) for weight in up]),
-            _bias(experts, up_name),
-            PerExpertWeight([_AsStored(weight) for weight in _matrices(experts, "down_proj")]),
-            _bias(experts, "down_proj"),
-            up.dtype,
-        )
-        for scale in TRIAL_SCALES:
-            x = scale * random_rows(len(tried), up.shape[2], like=up, backend=backend)
+    for scale in TRIAL_SCALES:
+        x = scale * random_rows(len(tried), up.shape[2], like=up, backend=backend)
+        try:
             if not agree(ours(x, choices, shares), definition(experts, x, choices, shares)):
                 return False
-    except (AttributeError, TypeError, RuntimeError, ValueError):  # lacks, takes or makes something else
-        return False
+        except (AttributeError, TypeError, RuntimeError, ValueError):  # takes or makes something else
+            return False
     return True
 
 

@@ -320,8 +320,8 @@ def step(
     higher = tl.maximum(highest, tl.max(scores, axis=1) * scale)
     # A row that has seen nothing yet stays at -inf; minus itself that would be NaN.
     anchor = tl.where(higher == float("-inf"), 0.0, higher)
-    # One rounding, written out: a compiler fuses product and difference in the loop without masks and not in the other, and
-    # a row must not depend on which of them its keys are in.
+    # One rounding, written out: a compiler may fuse product and difference in the loop without masks and not in the other,
+    # and a row must not depend on which of them its keys are in.
     p = tl.exp2(tl.fma(scores, scale, -anchor[:, None]))
     faded = tl.exp2(highest - anchor)
     total = total * faded + tl.sum(p, axis=1)
