@@ -2,7 +2,9 @@
 
 While it runs the target stands still, so it must make up for its time: with the guesses of this step, or, where it has to
 catch up with a sequence first, with those of the rest of it. Where it does not, it is left alone but for a trial now and
-then. Numbers of tokens and their times only; tensors are `draft_model.py`'s business.
+then. That is decided by estimates; what came of it goes to an account, and while that is overdrawn the draft model begins
+with no sequence, so what it costs at most is what was set apart for it. Numbers of tokens and their times only; tensors are
+`draft_model.py`'s business.
 """
 
 from collections.abc import Sequence as Many
@@ -15,6 +17,7 @@ from .track_record import TrackRecord, expected_tokens
 
 if TYPE_CHECKING:
     from .sequence import Sequence
+    from .speculation import ModelGuesser
 
 # Believed of a draft model before it has guessed: so many guesses, of which this share was right.
 PRIOR_GUESSES, PRIOR_SHARE = 8.0, 0.7
@@ -26,10 +29,17 @@ FEW = 4
 # Catching up may make a step this much longer, and may always take so many tokens.
 CATCH_UP_STRETCH = 0.5
 LEAST_ROOM = 16
-# How long an answer is taken to go on, where it may go on for longer.
-EXPECTED_TOKENS = 128
-# The share of its time that an engine spends on trying a draft model that does not pay, what it begins with, and the most
-# that it saves up, in steps.
+# How long an answer is taken to go on, before any has ended, and how much one that ended moves that. Where answers of 20
+# tokens were taken for 128, catching up with them cost more than it gained.
+FIRST_ANSWER_TOKENS, ANSWER_NEWS = 128.0, 0.05
+# Tokens that a sequence goes on for before it is thought of again, once the draft model does not pay for it. Beside a step
+# of 0.3 ms the thought alone took a tenth, and what it depends on changes slowly.
+RETHINK_TOKENS = 16
+# Most guesses of a trial. One would tell how often the draft model is right, but not what it takes: a first run finds its
+# weights driven out of the cache by the target's, and took more than twice as long as those behind it.
+TRIAL_GUESSES = 4
+# The share of its time that an engine loses at most by a draft model that does not pay, what it begins with, and the most
+# that it saves up or owes, in steps.
 TRIAL_SHARE = 0.005
 FIRST_CREDIT, MOST_CREDIT = 8.0, 32.0
 
@@ -53,7 +63,7 @@ class Candidate:
         start, stop: the tokens it has yet to compute for that, of those that this step knows.
         limit: most guesses; 0 where the step gives the sequence no token.
         otherwise: right guesses expected of the draft that it has anyway.
-        record: how often the draft model was right about it.
+        guesser: how often the draft model was right about it.
         num_left: tokens that it may yet get.
     """
 
@@ -62,7 +72,7 @@ class Candidate:
     stop: int
     limit: int
     otherwise: float
-    record: TrackRecord
+    guesser: "ModelGuesser"
     num_left: int
 
     @property
@@ -88,6 +98,11 @@ class DraftPlanner:
         self._run_times = run_times
         self._max_rows = max_rows
         self._credit = FIRST_CREDIT
+        # Of the step under way, where the draft model has a part in it: its tokens and sequences without that part.
+        self._plain: tuple[int, int] | None = None
+        self._num_right = 0
+        self._has_run = False  # in the step before
+        self._answer_tokens = FIRST_ANSWER_TOKENS
 
     def acceptance(self, record: TrackRecord) -> float:
         """Of a sequence: as far as its own record says little, that of all."""
@@ -95,8 +110,10 @@ class DraftPlanner:
         return right / (record.guessed + OVERALL_GUESSES)
 
     def plan(self, candidates: list[Candidate], *, num_tokens: int, num_seqs: int) -> list[DraftRows]:
-        """For a step that without the draft model has `num_tokens` tokens and decodes `num_seqs` sequences."""
-        self._credit = min(MOST_CREDIT, self._credit + TRIAL_SHARE)
+        """For a step that without the draft model has `num_tokens` tokens and decodes `num_seqs` sequences.
+
+        Those that it does not pay for are told when to ask again.
+        """
         room = self._room(num_tokens)
         ready: list[Candidate] = []
         plan: list[DraftRows] = []
@@ -104,32 +121,72 @@ class DraftPlanner:
             behind = candidate.num_behind
             if not room or not behind:
                 continue
-            if (behind > FEW or not candidate.limit) and not self.pays_to_catch_up(candidate, num_seqs):
+            if (behind > FEW or not candidate.limit) and not self._may_catch_up(candidate, num_seqs):
+                _leave_alone(candidate)
                 continue
+            candidate.guesser.is_followed = True
             taken = min(behind, room)
             room -= taken
             if candidate.limit and taken == behind:
                 ready.append(candidate)
             else:
                 plan.append(DraftRows(candidate.seq, candidate.start, candidate.start + taken))
-        chances = [Chance(self.acceptance(each.record), each.limit, each.otherwise) for each in ready]
+        chances = [Chance(self.acceptance(each.guesser.record), each.limit, each.otherwise) for each in ready]
         lengths = (
             self.choose_lengths(self._times, self._run_times, chances, num_tokens, num_seqs) if ready else []
         )
         for candidate, length in zip(ready, lengths, strict=True):
             if length or candidate.num_behind > FEW:
                 plan.append(DraftRows(candidate.seq, candidate.start, candidate.stop, length))
-        return plan or self._trial(candidates, num_tokens)
+            else:
+                _leave_alone(candidate)
+        plan = plan or self._trial(candidates, num_tokens)
+        self._plain = (num_tokens, max(1, num_seqs)) if plan else None
+        return plan
+
+    def ended(self, num_output_tokens: int) -> None:
+        """An answer came to its end after so many tokens."""
+        self._answer_tokens += ANSWER_NEWS * (num_output_tokens - self._answer_tokens)
+
+    def save_up(self) -> None:
+        """Put aside a step's share for trials."""
+        self._credit = min(MOST_CREDIT, self._credit + TRIAL_SHARE)
+
+    def learn(self, num_guessed: int, num_right: int) -> None:
+        """So many guesses for a sequence were verified, of which the first `num_right` were right."""
+        self.overall.learn(num_guessed, num_right)
+        self._num_right += num_right
+
+    def settle(self, seconds: float, num_tokens: int) -> None:
+        """A step of `num_tokens` took `seconds`, the draft model's runs included: enter what these gained, in steps.
+
+        The step after them counts too: it finds the target's weights driven out of the cache.
+        """
+        plain, self._plain = self._plain, None
+        if plain is None and not self._has_run:
+            return
+        self._has_run = plain is not None
+        num_right, self._num_right = self._num_right, 0
+        num_tokens, num_seqs = plain or (num_tokens, 1)
+        usual = self._times.seconds(num_tokens)
+        if usual:
+            gain = num_right / num_seqs - (seconds / usual - 1)
+            self._credit = max(-MOST_CREDIT, min(MOST_CREDIT, self._credit + gain))
+
+    def _may_catch_up(self, candidate: Candidate, num_seqs: int) -> bool:
+        """Who has begun to goes on, or what it took were lost."""
+        is_allowed = self._credit > 0 or candidate.guesser.is_followed
+        return is_allowed and self.pays_to_catch_up(candidate, num_seqs)
 
     def _pays_to_catch_up(self, candidate: Candidate, num_seqs: int) -> bool:
         """Whether the rest of the sequence, beside others like it, gains more than computing what is behind costs."""
         beside = max(1, num_seqs)
-        acceptance = self.acceptance(candidate.record)
+        acceptance = self.acceptance(candidate.guesser.record)
         run = self._run_cost(beside, beside)
         if acceptance / (1 - acceptance) <= MARGIN * run:
             return False  # not even for a draft without end
         cost = beside * (self._run_cost(candidate.num_behind, beside) - self._run_cost(1, beside))
-        left = min(candidate.num_left, EXPECTED_TOKENS)
+        left = min(candidate.num_left, self._answer_tokens)
         for length in LENGTHS:
             lost = length * run + rows_cost(self._times, beside, beside * length)
             expected = expected_tokens(acceptance, length)
@@ -141,18 +198,22 @@ class DraftPlanner:
         return False
 
     def _trial(self, candidates: Many[Candidate], num_tokens: int) -> list[DraftRows]:
-        """One guess for whom it costs least, from the time set apart for that."""
+        """A few guesses for whom they cost least, from the time set apart for that."""
         due = [each for each in candidates if each.limit and not each.otherwise and each.num_behind]
         if not due:
             return []
         candidate = min(due, key=lambda each: each.num_behind)
+        num_guesses = min(TRIAL_GUESSES, candidate.limit)
+        cost = self._run_cost(candidate.num_behind, num_tokens) + (num_guesses - 1) * self._run_cost(
+            1, num_tokens
+        )
         # All that it takes must be there before anything is spent: a guess that is never reached tells nothing.
-        if self._run_cost(candidate.num_behind, num_tokens) > self._credit:
+        if cost + rows_cost(self._times, num_tokens, num_guesses) > self._credit:
             return []
         taken = min(candidate.num_behind, self._room(num_tokens))
-        self._credit -= self._run_cost(taken, num_tokens) + rows_cost(self._times, num_tokens, 1)
         is_ready = taken == candidate.num_behind
-        return [DraftRows(candidate.seq, candidate.start, candidate.start + taken, int(is_ready))]
+        candidate.guesser.rethink_at = 0  # it goes on at once
+        return [DraftRows(candidate.seq, candidate.start, candidate.start + taken, num_guesses * is_ready)]
 
     def _room(self, num_tokens: int) -> int:
         """Tokens that the first run of a step may compute."""
@@ -164,3 +225,8 @@ class DraftPlanner:
 
     def _run_cost(self, num_rows: int, num_tokens: int) -> float:
         return run_cost(self._times, self._run_times, num_rows, num_tokens)
+
+
+def _leave_alone(candidate: Candidate) -> None:
+    candidate.guesser.is_followed = False
+    candidate.guesser.rethink_at = candidate.seq.num_tokens + RETHINK_TOKENS

@@ -358,7 +358,7 @@ class Engine:
 
     def _launch(self, output: SchedulerOutput, before: "_Step | None") -> "_Step":
         self.on_schedule([*(before.scheduled if before else ()), *output.scheduled])
-        now = self.clock()
+        begun = now = self.clock()
         for item in output.scheduled:
             if item.seq.queue_seconds is None:
                 item.seq.queue_seconds = now - item.seq.arrived
@@ -369,7 +369,7 @@ class Engine:
             now = self.clock()
         may_wait = self._overlaps and not self._needs_tokens(output)
         launch = self.runner.execute(output, before.launch if before else None)
-        step = _Step(output.scheduled, launch, may_wait, now, output.num_tokens, output.num_keys)
+        step = _Step(output.scheduled, launch, may_wait, begun, now, output.num_tokens, output.num_keys)
         if not may_wait:
             launch.drawn()
         self._steps += 1
@@ -406,7 +406,10 @@ class Engine:
         # A step begins when it is launched and the one before is over.
         self.step_times.record(step.num_tokens, now - max(step.launched, self._last_end), step.num_keys)
         self._last_end = now
-        return [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
+        deltas = [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
+        if self.speculator.planner is not None:
+            self.speculator.planner.settle(now - step.begun, step.num_tokens)
+        return deltas
 
     def _append(self, item: ScheduledSequence, tokens: list[SampledToken | None]) -> Delta:
         """Append what was sampled, as far as the draft that it was sampled behind was right."""
@@ -435,7 +438,7 @@ class Engine:
                 break
         seq.token_ids[item.stop : item.stop + 1] = [token.token_id for token in new]
         num_accepted = max(0, len(new) - 1)
-        if seq.speculation is not None:
+        if seq.speculation is not None and seq.speculation.source is not None:
             self._learn(seq, seq.speculation, new)
         if reason == "error":
             # Nobody may find KV that holds NaN. (Blocks that are shared and sound stay as they are: others read them.)
@@ -542,6 +545,8 @@ class Engine:
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
         was_running = seq.status is Status.RUNNING
         self.scheduler.finish(seq, reason)
+        if self.speculator.planner is not None:
+            self.speculator.planner.ended(seq.num_output_tokens)
         self._with_deadline.pop(seq, None)
         if was_running:
             self._forecast.ended(self.clock())
@@ -665,13 +670,14 @@ class _Step:
 
     Attributes:
         may_wait: whether the next can be scheduled before its tokens are known.
-        launched: when.
+        begun, launched: when, with what the draft model did before and without.
         num_tokens, num_keys: of its batch.
     """
 
     scheduled: list[ScheduledSequence]
     launch: Launch
     may_wait: bool
+    begun: float
     launched: float
     num_tokens: int
     num_keys: int

@@ -50,9 +50,15 @@ class Guesser:
 
 @dataclass(slots=True)
 class ModelGuesser:
-    """How often the draft model was right about one sequence. What it guesses is computed for all sequences together."""
+    """How often the draft model was right about one sequence. What it guesses is computed for all sequences together.
+
+    `rethink_at`: number of tokens before which it is not asked again, since it did not pay; `is_followed`: whether it keeps
+    up with the sequence, or has begun to catch up.
+    """
 
     record: TrackRecord = field(default_factory=lambda: TrackRecord(0.0, 0.0))
+    rethink_at: int = 0
+    is_followed: bool = False
     name: DrafterName = "draft_model"
 
 
@@ -139,7 +145,7 @@ class Speculator:
         if source is not None and drafted:
             source.record.learn(drafted, num_right)
             if self.planner is not None and source is speculation.model:
-                self.planner.overall.learn(drafted, num_right)
+                self.planner.learn(drafted, num_right)
             stats = self.stats.setdefault(source.name, DrafterStats())
             stats.verifications += 1
             stats.drafted += drafted

@@ -13,8 +13,10 @@ def add_drafts(step: Step, manager: BlockManager, speculator: Speculator) -> lis
     due = [seq for seq, num_new in step.chosen.items() if num_new == seq.num_uncomputed_tokens]
     num_tokens = step.num_tokens
     for seq in due:
+        if seq.speculation is None or not seq.speculation.guessers:
+            continue
         limit = step.draft_room(seq)
-        if seq.speculation is None or not limit:
+        if not limit:
             continue
         speculator.propose(
             seq.speculation, seq.token_ids, limit=limit, num_tokens=num_tokens, num_seqs=len(due)
@@ -30,6 +32,7 @@ def add_drafts(step: Step, manager: BlockManager, speculator: Speculator) -> lis
 
 def _plan(step: Step, manager: BlockManager, planner: DraftPlanner, num_due: int) -> list[DraftRows]:
     """The draft model's guesses, where they promise more than the drafts that there are."""
+    planner.save_up()
     candidates = [candidate for seq in step.chosen if (candidate := _candidate(step, manager, planner, seq))]
     if not candidates:
         return []
@@ -51,6 +54,8 @@ def _candidate(step: Step, manager: BlockManager, planner: DraftPlanner, seq: Se
     speculation, stop = seq.speculation, seq.num_computed_tokens + step.chosen[seq]
     if speculation is None or speculation.model is None or stop > planner.max_model_len:
         return None
+    if len(seq.token_ids) < speculation.model.rethink_at:
+        return None
     otherwise = 0.0
     if speculation.source is not None and speculation.draft:
         acceptance = speculation.source.record.acceptance
@@ -65,7 +70,7 @@ def _candidate(step: Step, manager: BlockManager, planner: DraftPlanner, seq: Se
         stop,
         max(0, min(room, step.draft_room(seq))),
         otherwise,
-        speculation.model.record,
+        speculation.model,
         seq.max_tokens - seq.num_output_tokens,
     )
 

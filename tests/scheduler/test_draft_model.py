@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,11 @@ import torch
 
 from penstock import Engine, EngineConfig, InvalidRequestError, SamplingParams
 from penstock.errors import ConfigError, ModelLoadError
-from penstock.scheduler.draft_length import Chance, draft_lengths
+from penstock.scheduler.draft_length import LENGTHS, Chance, draft_lengths
 from penstock.scheduler.draft_plan import FIRST_CREDIT, TRIAL_SHARE, Candidate, DraftPlanner, DraftRows
 from penstock.scheduler.grammar import Grammar
 from penstock.scheduler.sequence import Sequence
+from penstock.scheduler.speculation import ModelGuesser
 from penstock.scheduler.step_times import StepTimes
 from penstock.scheduler.track_record import TrackRecord
 
@@ -55,8 +57,8 @@ def test_each_is_guessed_for_as_far_as_it_is_known():
 
 def candidate(behind: int, *, due: bool = True, left: int = 100, right: float = 0.0) -> Candidate:
     seq = Sequence("a", 0, [1] * (behind + 5), SamplingParams(), max_tokens=left, seed=0)
-    record = TrackRecord(right * 50, 50.0 if right else 0.0)
-    return Candidate(seq, 5, behind + 5, left - 1 if due else 0, 0.0, record, left)
+    guesser = ModelGuesser(TrackRecord(right * 50, 50.0 if right else 0.0))
+    return Candidate(seq, 5, behind + 5, left - 1 if due else 0, 0.0, guesser, left)
 
 
 def planner(runs: StepTimes) -> DraftPlanner:
@@ -73,33 +75,82 @@ def test_catching_up_is_bounded_and_worth_it_for_what_goes_on():
     assert not guesses
     assert 16 <= taken < 45  # half a step's time
     assert planned(planner(cheap).plan([candidate(10)], num_tokens=1, num_seqs=1)) == [(10, True)]
-    # For the last tokens of an answer a long prompt is not computed again, but for a trial.
+    # For the last tokens of an answer a long prompt is not computed again, nor where answers are short.
     short = planner(cheap)
-    short._credit = 0.0
+    short._credit = 0.5
     assert short.plan([candidate(600, left=3)], num_tokens=1, num_seqs=1) == []
+    assert short.plan([candidate(600)], num_tokens=1, num_seqs=1)
+    for _ in range(200):
+        short.ended(3)
+    assert short.plan([candidate(600)], num_tokens=1, num_seqs=1) == []
     # While its prompt is computed a sequence is followed, but not guessed for.
     ((taken, guesses),) = planned(planner(cheap).plan([candidate(30, due=False)], num_tokens=30, num_seqs=0))
     assert taken == 30 and not guesses
 
 
+def steps_of(plans: DraftPlanner, count: int, num_right: Callable[[int], int]) -> float:
+    """So many steps of one sequence that the draft model follows, each as long as it is said to be; what these took in all.
+
+    `num_right`: of so many guesses.
+    """
+    step, run = TARGET.seconds(1), CHEAP.seconds(1)
+    assert step and run
+    spent = 0.0
+    for _ in range(count):
+        plans.save_up()
+        (rows,) = plans.plan([candidate(1)], num_tokens=1, num_seqs=1) or [None]
+        guessed = rows.num_planned if rows else 0
+        seconds = (TARGET.seconds(1 + guessed) or 0.0) + guessed * run
+        if guessed:
+            plans.learn(guessed, num_right(guessed))
+        plans.settle(seconds, 1 + guessed)
+        spent += seconds / step - 1
+    return spent
+
+
 def test_a_model_that_is_never_right_is_left_alone_but_for_trials():
     plans = planner(CHEAP)
-    for _ in range(60):
-        for rows in plans.plan([candidate(1)], num_tokens=1, num_seqs=1):
-            if rows.num_planned:
-                plans.overall.learn(rows.num_planned, 0)
-    tried = 0
-    for _ in range(10_000):
-        rows = plans.plan([candidate(1)], num_tokens=1, num_seqs=1)
-        tried += len(rows)
-        assert not rows or rows[0].num_planned == 1
-    # One run takes a tenth of a step, so ten of them fit where a step would.
-    assert 0 < tried <= 10 * (FIRST_CREDIT + 10_060 * TRIAL_SHARE)
+    begun = steps_of(plans, 60, lambda guessed: 0)
+    assert begun > 1
+    lost = steps_of(plans, 10_000, lambda guessed: 0)
+    assert 0 < lost <= FIRST_CREDIT + 10_060 * TRIAL_SHARE
     # It has become better: trials tell, and it is asked in every step again.
-    for _ in range(3000):
-        for rows in plans.plan([candidate(1)], num_tokens=1, num_seqs=1):
-            plans.overall.learn(rows.num_planned, rows.num_planned)
-    assert plans.plan([candidate(1)], num_tokens=1, num_seqs=1)[0].num_planned > 2
+    steps_of(plans, 3000, lambda guessed: guessed)
+    assert plans.plan([candidate(1)], num_tokens=1, num_seqs=1)[0].num_planned > 4
+
+
+def test_where_estimates_are_wrong_no_more_is_lost_than_was_set_apart():
+    """Guesses are right, and runs take the time of ten steps: which was never measured."""
+    plans = planner(CHEAP)
+    step = TARGET.seconds(1)
+    assert step
+    lost = 0.0
+    for _ in range(5000):
+        plans.save_up()
+        rows = plans.plan([candidate(40, right=0.9)], num_tokens=1, num_seqs=1)
+        guessed = sum(each.num_planned for each in rows)
+        taken = 1 + 10 * guessed
+        if guessed:
+            plans.learn(guessed, guessed)
+        plans.settle(taken * step, 1 + guessed)
+        lost += taken - 1 - guessed
+    # The last time it begins with may cost all of a draft, from what is left by then.
+    assert 0 < lost <= FIRST_CREDIT + 5000 * TRIAL_SHARE + 10 * LENGTHS[-1]
+
+
+def test_a_sequence_that_does_not_pay_is_thought_of_again_later(tiny_llama):
+    engine = Engine(config(tiny_llama, tiny_llama))
+    plans = engine.speculator.planner
+    assert plans is not None
+    plans._credit = 0.0
+    plans.pays_to_catch_up = lambda candidate, num_seqs: False
+    asked: list[int] = []
+    plan = plans.plan
+    plans.plan = lambda candidates, **sizes: (  # type: ignore[method-assign]
+        asked.extend(each.seq.num_tokens for each in candidates) or plan(candidates, **sizes)
+    )
+    outputs(engine, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True), [[5] * 20])
+    assert asked == [20, 36, 52]
 
 
 def config(model: Path, draft: Path | None, **settings) -> EngineConfig:
