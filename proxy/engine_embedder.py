@@ -5,7 +5,6 @@ asked. Such states have most of their length in common whatever was asked, so th
 the mean state of questions on unlike subjects is taken off first.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -96,12 +95,11 @@ class EngineEmbedder:
         return unit
 
     async def _states(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """One after the other: a crowd of texts is not to fill the engine's queue."""
         import numpy as np
 
         state_of = self._backend.engine.hidden_state
-        return np.stack(
-            await asyncio.gather(*(state_of(self._prompt(text), tenant=TENANT) for text in texts))
-        )
+        return np.stack([await state_of(self._prompt(text), tenant=TENANT) for text in texts])
 
     def _prompt(self, text: str) -> list[int]:
         """The text as a user's only message, cut at its end where the model reads no more."""

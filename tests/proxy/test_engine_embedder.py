@@ -14,11 +14,12 @@ from openai import NotFoundError
 from running_server import RunningServer, running_server
 from tiny_encoder import write_tiny_encoder
 
+from penstock.cache import CompletionCache, NearHits
 from penstock.config import Settings
 from penstock.errors import ConfigError, EngineDeadError
 from penstock.proxy.backend import Backend
 from penstock.proxy.engine_embedder import UNLIKE, EngineEmbedder
-from penstock.scheduler import AsyncEmbedder, AsyncEngine, EngineConfig, EngineProcess
+from penstock.scheduler import AsyncEmbedder, AsyncEngine, EngineConfig, EngineProcess, SamplingParams
 from penstock.tables import Upstream
 
 CONFIG = EngineConfig(model="builtin", quantize="w8a8", threads=1)
@@ -205,3 +206,35 @@ def test_where_no_model_runs_it_is_refused() -> None:
     assert Settings(**settings).embedding_model == "auto"
     with pytest.raises(ConfigError, match="embedding_model is 'engine', but model is 'none'"):
         Settings(**settings, embedding_model="engine")
+
+
+async def test_an_engine_that_is_full_at_start_is_asked_again(tmp_path: Path) -> None:
+    """It computes one request, and another one may wait, and does."""
+    backend = Backend("builtin", AsyncEngine(msgspec.structs.replace(CONFIG, max_num_seqs=1, max_waiting=1)))
+    await backend.start()
+
+    async def fill() -> None:
+        params = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
+        async for _ in backend.engine.generate([5, 6, 7], params):
+            pass
+
+    running = asyncio.create_task(fill())
+    try:
+        async with asyncio.timeout(20):
+            while not backend.engine.stats.num_running:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            waiting = asyncio.create_task(fill())
+            while not backend.engine.stats.num_waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            with CompletionCache(tmp_path / "completions") as cache:
+                hits = NearHits(cache, EngineEmbedder(backend))
+                starting = asyncio.create_task(hits.start())
+                await asyncio.sleep(0.2)
+                assert not hits.is_ready and not starting.done()
+                for task in (running, waiting):
+                    task.cancel()
+                await starting
+                assert hits.is_ready
+    finally:
+        running.cancel()
+        await backend.close()
