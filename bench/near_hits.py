@@ -103,7 +103,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 @contextmanager
-def own_server() -> Iterator[str]:
+def own_server(model: str, embedding_model: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -112,6 +112,12 @@ def own_server() -> Iterator[str]:
             "serve",
             "--port",
             "0",
+            "--model",
+            model,
+            "--served-model-name",
+            "builtin",
+            "--embedding-model",
+            embedding_model,
             "--cache-path",
             f"{folder}/cache",
         ]
@@ -124,33 +130,38 @@ def own_server() -> Iterator[str]:
                 process.terminate()
 
 
-async def wait_for_embedder(url: str) -> None:
-    """Near hits begin once the embedding model is loaded."""
+async def wait_for_embedder(url: str, *, by_model: bool) -> None:
+    """Near hits begin once the embedding model is loaded, or the served one has embedded some questions."""
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{url}/metrics") as reply:
             assert reply.status == 200
-        body = {"model": "all-MiniLM-L6-v2", "input": "x"}
-        async with session.post(f"{url}/v1/embeddings", json=body) as reply:
-            assert reply.status == 200, await reply.text()
-    await asyncio.sleep(0.2)
+        if by_model:
+            body = {"model": "all-MiniLM-L6-v2", "input": "x"}
+            async with session.post(f"{url}/v1/embeddings", json=body) as reply:
+                assert reply.status == 200, await reply.text()
+    await asyncio.sleep(0.2 if by_model else 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--url", help="a running server with the built-in model and an empty cache")
+    parser.add_argument("--model", default="builtin", help="of its own server")
+    parser.add_argument(
+        "--embedding-model", default="auto", help="of its own server: 'engine', a folder or a hub id"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     pairs = near_pairs(args.pairs)
 
     async def run(url: str) -> list[dict[str, object]]:
-        await wait_for_embedder(url)
+        await wait_for_embedder(url, by_model=args.embedding_model != "engine")
         return await measure(url, pairs)
 
     if args.url:
         rows = asyncio.run(run(args.url))
     else:
-        with own_server() as url:
+        with own_server(args.model, args.embedding_model) as url:
             rows = asyncio.run(run(url))
     print(table(rows))
     if args.out:

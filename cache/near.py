@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
-from ..errors import PenstockError
+from ..errors import OverloadedError, PenstockError
 from .completion_cache import CompletionCache
 from .embedder import Embedder
 from .key import CacheKey
@@ -35,6 +35,8 @@ DRAFT_SIMILARITY = 0.8
 NEIGHBOURS = 5
 # Searches under way beyond which a question goes without: they would only wait for each other.
 MAX_SEARCHES = 32
+# Until a busy embedder is tried again.
+BUSY_SECONDS = 1.0
 
 
 class Near(msgspec.Struct, frozen=True):
@@ -93,13 +95,16 @@ class NearHits:
 
     async def start(self) -> None:
         """Loads the embedder; until then, and where that fails, nothing is found by meaning. Never raises PenstockError."""
-        try:
-            await self._embedder.embed(["What do you mean?"])
-            await asyncio.to_thread(self._cache.open_index, self._embedder.dims)
-        except PenstockError as error:
-            log.error("the cache finds exact repeats only: %s", error.message)
-        else:
-            self.is_ready = True
+        while not self.is_ready:
+            try:
+                await self._embedder.embed(["What do you mean?"])
+                await asyncio.to_thread(self._cache.open_index, self._embedder.dims)
+                self.is_ready = True
+            except OverloadedError as error:  # right after a restart, when all come at once
+                await asyncio.sleep(error.retry_after or BUSY_SECONDS)
+            except PenstockError as error:
+                log.error("the cache finds exact repeats only: %s", error.message)
+                return
 
     @property
     def fingerprint(self) -> str:

@@ -64,10 +64,17 @@ class _Pass:
 
 @dataclass(slots=True)
 class StepContext(_Pass):
-    """What attention needs to know of one forward pass: the cache, and what its `prepare` gave."""
+    """What attention needs to know of one forward pass: the cache, and what its `prepare` gave.
+
+    Attributes:
+        states: of the rows whose logits are wanted the final hidden states [S, H], once they are computed; only where the
+            pass `keeps_states`.
+    """
 
     kv_cache: KVCache
     batch: Any
+    keeps_states: bool = False
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

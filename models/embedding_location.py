@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+from ..config import ENGINE_EMBEDS
 from .location import WEIGHT_FILES, find_model, resolve_model
 
 AUTO, NONE = "auto", "none"
@@ -21,11 +22,11 @@ def find_embedding_model() -> Path | None:
 
 
 def choose_embedding_model(setting: str) -> str | None:
-    """What `embedding_model` stands for: a folder or a hub id, None where nothing is to be embedded. Touches no network.
+    """What `embedding_model` stands for: a folder or a hub id, None where no model is to be loaded. Touches no network.
 
-    Raises ModelLoadError for what is neither "auto", "none", a folder nor a possible hub id.
+    Raises ModelLoadError for what is neither "auto", "none", "engine", a folder nor a possible hub id.
     """
-    if setting == NONE:
+    if setting in (NONE, ENGINE_EMBEDS):
         return None
     if setting == AUTO:
         packaged = find_embedding_model()

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..kernels.cpu.native.library import library
 from ..kernels.dispatch import Backend, choose_backend
 from . import attention_hook
 from .compressed_tensors import check_values, extension, stored_linears
+from .final_states import final_state_size, kept_states
 from .fingerprint import fingerprint
 from .fusion import fuse
 from .inline_attention import attend_inline
@@ -53,6 +55,7 @@ class LoadedModel:
         layers: what each attention layer stores per token, by layer index.
         dtype: of activations and KV.
         max_model_len: positions the model was made for.
+        hidden_size: of a final hidden state; 0 where the model's own code keeps those to itself.
         precision: "w8a8", "w8a16", "w4a16", "none", or "mixed" where a folder's layers are stored in several.
         kv_cache_dtype: "int8" where KV is kept so, or "auto", as computed.
         backend: the kernels it computes with, and their device.
@@ -71,6 +74,7 @@ class LoadedModel:
     dtype: torch.dtype
     max_model_len: int
     vocab_size: int
+    hidden_size: int
     eos_token_ids: list[int]
     precision: str
     kv_cache_dtype: str
@@ -142,6 +146,9 @@ def load_model(
     module.to(backend.device).eval()
     fused = fuse(module, backend)
     probe, context_length = _probe_layers(module, config)
+    hidden_size = final_state_size(
+        module, partial(_compute_two_tokens, module, attention_hook.ProbeContext())
+    )
     added = _load_adapters(module, adapters)
     forward: LogitsOf | None = None
     # What an adapter adds is added to single products, which the library keeps to itself.
@@ -160,6 +167,7 @@ def load_model(
         dtype=compute_dtype,
         max_model_len=context_length,
         vocab_size=config.vocab_size,
+        hidden_size=hidden_size,
         eos_token_ids=_eos_token_ids(module),
         precision=precision,
         kv_cache_dtype=kv_cache_dtype,
@@ -205,13 +213,16 @@ def _num_parameters(module: Any) -> int:
 def _compute(
     module: Any, input_ids: Tensor, positions: Tensor, rows: Tensor, context: attention_hook.StepContext
 ) -> Tensor:
-    logits: Tensor = module(
-        input_ids=input_ids,
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=rows,
-        penstock=context,
-    ).logits
+    with kept_states(module) if context.keeps_states else nullcontext() as kept:
+        logits: Tensor = module(
+            input_ids=input_ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=rows,
+            penstock=context,
+        ).logits
+    if kept is not None:
+        context.states = kept[0][0, rows]
     return logits[0]
 
 

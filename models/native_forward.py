@@ -41,6 +41,8 @@ class NativeForward:
         x = nn.functional.embedding(input_ids, self._embedding).float()
         last = int(positions.max()) + 1
         x = self._layers.compute(0, len(self._layers), x, self._angles_to(last), positions[0], context)
+        if context.keeps_states:
+            context.states = self._normalised(x[0, rows])
         out = torch.empty(rows.shape[0], self._head.out_features)
         scratch = self._head.scratch(rows.shape[0])
         self._library.penstock_head(
@@ -55,6 +57,10 @@ class NativeForward:
             native.num_threads(),
         )
         return out
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """As the library does on the way to the vocabulary."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._eps) * self._norm
 
     def _angles_to(self, num_positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least so many positions: they depend on nothing else in the lengths that are served."""

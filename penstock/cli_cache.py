@@ -41,6 +41,10 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
         settings=(
             *_WHERE,
             "embedding_model",
+            "model",
+            "quantize",
+            "dtype",
+            "device",
             "cache_mode",
             "cache_similarity",
             "cache_guards",

@@ -1,22 +1,26 @@
 """`penstock cache explain`: embeds a question as a server would, and says what its neighbours are good for."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .cache.embedder import Embedder
 from .cache.explain import Partition, Verdict, learnt_of, neighbours, partitions, verdict
 from .cache.near import NEIGHBOURS
 from .cache.opened import OpenedCache
 from .cache.selection import Selection
 from .cache.values import Neighbour
 from .cli_cache_show import duration, entries, print_json, scope_name, short
-from .config import Settings
+from .config import ENGINE_EMBEDS, Settings
 from .errors import ConfigError
 from .models.embedding_location import choose_embedding_model
 from .proxy.cache_scope import MAX_QUESTION_CHARACTERS
-from .scheduler import AsyncEmbedder
+from .proxy.engine_embedder import EngineEmbedder
+from .proxy.server import engine_config, main_backend
+from .scheduler import AsyncEmbedder, AsyncEngine
 
 if TYPE_CHECKING:
     from .cache.semantic.codes import Floats
@@ -45,8 +49,7 @@ def explain(
             f"TEXT has {len(text)} characters; questions of 1 to {MAX_QUESTION_CHARACTERS} are searched for.",
             param="text",
         )
-    model = choose_embedding_model(settings.embedding_model)
-    if model is None:
+    if settings.embedding_model != ENGINE_EMBEDS and choose_embedding_model(settings.embedding_model) is None:
         raise ConfigError(
             "No embedding model: install penstock[semantic], or set --embedding-model.",
             param="embedding_model",
@@ -54,7 +57,7 @@ def explain(
     known = [one for one in partitions(cache, selection.prefix) if selection.includes_name(one.name)]
     compared = known[: arguments["partitions"]]
     texts = [text, *(one.sample.text for one in compared)]
-    vectors = uvloop.run(_embedded(cache, model, texts)) if compared else []
+    vectors = uvloop.run(_embedded(cache, settings, texts)) if compared else []
     explained = [
         _explain_one(cache, settings, text, vectors[0], one, own, arguments["limit"])
         for one, own in zip(compared, vectors[1:], strict=True)
@@ -72,15 +75,34 @@ def explain(
         print("Nothing here is found by meaning.")
 
 
-async def _embedded(cache: OpenedCache, model: str, texts: list[str]) -> "Sequence[Floats]":
+async def _embedded(cache: OpenedCache, settings: Settings, texts: list[str]) -> "Sequence[Floats]":
+    async with _embedder(settings) as embedder:
+        vectors = await embedder.embed(texts)
+        if cache.index is not None:
+            cache.index.check_dims(embedder.dims)
+    return list(vectors)
+
+
+@asynccontextmanager
+async def _embedder(settings: Settings) -> AsyncIterator[Embedder]:
+    """As a server would have it, in processes of its own."""
+    if settings.embedding_model == ENGINE_EMBEDS:
+        backend = main_backend(settings, AsyncEngine(engine_config(settings)))
+        await backend.start()
+        try:
+            by_engine = EngineEmbedder(backend)
+            by_engine.check()
+            yield by_engine
+        finally:
+            await backend.close()
+        return
+    model = choose_embedding_model(settings.embedding_model)
+    assert model is not None, "checked before"
     embedder = AsyncEmbedder(model)
     try:
-        vectors = await embedder.embed(texts)
+        yield embedder
     finally:
         await embedder.shutdown()
-    if cache.index is not None:
-        cache.index.check_dims(embedder.dims)
-    return list(vectors)
 
 
 def _explain_one(

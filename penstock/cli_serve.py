@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
-from .config import Settings, SettingsSource
+from .config import ENGINE_EMBEDS, Settings, SettingsSource
 from .scheduler import AsyncEmbedder, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ def embeddings_line(settings: Settings) -> str:
     chosen = choose_embedding_model(settings.embedding_model)
     if chosen is not None:
         return f"Embeddings by {embedding_model_name(chosen)}"
+    if settings.embedding_model == ENGINE_EMBEDS:
+        return "Embeddings by the served model itself, for the cache alone: /v1/embeddings is not served"
     remedy = ""
     if settings.embedding_model == AUTO:
         remedy = " Install penstock[semantic], or set --embedding-model."

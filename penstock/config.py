@@ -23,6 +23,7 @@ PREFIX = "PENSTOCK_"
 FILE_SETTING = "config"
 FILE_ONLY = "file"
 NO_MODEL = "none"
+ENGINE_EMBEDS = "engine"  # embedding_model
 
 Unsupported = Literal["refuse", "drop"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -98,7 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         About(
             "server",
-            "serves /v1/embeddings: 'auto' (penstock[semantic], if installed), 'none', a folder, or a hub id",
+            "compares questions and serves /v1/embeddings: 'auto' (penstock[semantic], if installed), 'none', a folder, or "
+            "a hub id; 'engine': the served model compares questions itself, and none is loaded",
         ),
     ] = "auto"
     api_keys: Annotated[tuple[str, ...], About("server", "keys clients may use; none: open to all")] = ()
@@ -309,6 +311,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 "model is 'none', and there are no upstreams: nothing would answer. Add an [upstreams.NAME] table to the "
                 "settings file, or serve a model.",
                 param="model",
+            )
+        if self.model == NO_MODEL and self.embedding_model == ENGINE_EMBEDS:
+            raise ConfigError(
+                "embedding_model is 'engine', but model is 'none': no model runs here whose states could be vectors. Set "
+                "embedding_model to 'auto', 'none', or the folder or hub id of an embedding model, or serve a model.",
+                param="embedding_model",
             )
         check_tier_names(self.tiers)
         if self.model == NO_MODEL and self.tiers:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .config import NO_MODEL, Settings
+from .config import ENGINE_EMBEDS, NO_MODEL, Settings
 from .errors import PenstockError
 from .tables import Upstream
 
@@ -303,6 +303,8 @@ def embeddings(settings: Settings) -> Iterator[Finding]:
         return
     if chosen is not None:
         yield Finding("embeddings", "ok", f"by {embedding_model_name(chosen)}")
+    elif settings.embedding_model == ENGINE_EMBEDS:
+        yield Finding("embeddings", "ok", "by the served model itself, for the cache alone")
     elif settings.embedding_model == AUTO:
         yield Finding(
             "embeddings",

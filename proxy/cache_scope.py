@@ -24,7 +24,7 @@ class CacheScope:
         asked = msgspec.to_builtins(params)
         if params.max_tokens is None:
             asked["default_limit"] = job.default_limit
-        del asked["drafters"]  # they change no output
+        del asked["drafters"], asked["hidden_state"]  # they change no output
         adapter = asked.pop("adapter")  # what it is counts, not what it is called
         if params.is_greedy:
             asked["seed"] = None  # decides nothing, so that it must not part equal requests

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import NO_MODEL, Settings
+from ..config import ENGINE_EMBEDS, NO_MODEL, Settings
 from ..errors import ConfigError, PenstockError
 from ..models.location import find_model
 from ..scheduler import AsyncEmbedder, AsyncEngine, EngineConfig
@@ -16,11 +16,13 @@ from ..tables import Tier
 from .backend import Backend
 from .backends import Backends
 from .embeddings import EmbeddingBackend
+from .engine_embedder import EngineEmbedder
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from ..cache import CompletionCache
+    from ..cache.embedder import Embedder
     from ..cache.near import NearHits
     from .context import Context
     from .tenants.tenants import Tenants, TenantStore
@@ -217,7 +219,8 @@ async def serve(
     try:
         cache = open_cache(settings)
         store = open_tenants(settings)
-        near = near_hits(settings, cache, embedder)
+        by_engine = engine_embedder(settings, backends)
+        near = near_hits(settings, cache, by_engine or embedder)
         tenants = None if store is None else Tenants(store, api_keys=settings.api_keys)
         server = HttpServer(
             settings, backends, cache, sock, embeddings, near, tenants, shared_metrics=shared_metrics
@@ -233,6 +236,8 @@ async def serve(
         await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
             loading.result()
+            if by_engine is not None:
+                by_engine.check()
             on_ready(backends)
             if near is not None:
                 starting = asyncio.create_task(near.start())  # after the model, which is waited for
@@ -294,8 +299,13 @@ def open_tenants(settings: Settings) -> "TenantStore | None":
     return TenantStore(settings.tenants_path)
 
 
+def engine_embedder(settings: Settings, backends: Backends) -> EngineEmbedder | None:
+    """None where another model embeds, or nothing does."""
+    return EngineEmbedder(backends.main) if settings.embedding_model == ENGINE_EMBEDS else None
+
+
 def near_hits(
-    settings: Settings, cache: "CompletionCache | None", embedder: AsyncEmbedder | None
+    settings: Settings, cache: "CompletionCache | None", embedder: "Embedder | None"
 ) -> "NearHits | None":
     """None when only exact repeats are to be found, or nothing embeds; to be started."""
     # Upstreams take no drafts.

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -44,6 +44,10 @@ from .request_checks import check_draft
 from .sampling_params import SamplingParams, checked_token_ids
 from .step_record import last_step
 from .urgency import ORDINARY, Urgency
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +202,23 @@ class AsyncEngine:
                 self._send(Abort(engine_id, None))
             if self._on_probation is stream:
                 self._release()
+
+    async def hidden_state(
+        self, prompt_token_ids: list[int], *, tenant: str = "default"
+    ) -> "NDArray[np.float32]":
+        """What the model makes of a prompt, [info.hidden_size]: the state that the first token behind it is chosen by.
+
+        Scheduled as any request, in steps with others'. Raises as `generate`; InvalidRequestError, too, where the model's
+        states are not to be had.
+        """
+        import numpy as np
+
+        params = SamplingParams(max_tokens=1, temperature=0, drafters=(), hidden_state=True)
+        state: bytes | None = None
+        async for chunk in self.generate(prompt_token_ids, params, tenant=tenant):
+            state = chunk.hidden_state
+        assert state is not None
+        return np.frombuffer(state, np.float32)
 
     def _suggest(self, stream: "_Stream", found: "asyncio.Future[list[int] | None]") -> None:
         """Pass a draft that was waited for to the engine that has its request, if any has, and to whichever will."""

@@ -107,7 +107,7 @@ class BlockManager:
     def find_cached_prefix(self, seq: Sequence) -> list[Block]:
         """The longest run of cached blocks at the start of `seq`, leaving at least one token to compute, and no block of
         a sparse prompt cut."""
-        if not self.prefix_caching:
+        if not self._may_share(seq):
             return []
         most = (seq.num_tokens - 1) // self.block_size
         found: list[Block] = []
@@ -123,7 +123,7 @@ class BlockManager:
 
     def next_hash(self, seq: Sequence, num_cached_blocks: int) -> bytes | None:
         """Hash of the first full block of `seq` after its cached prefix, None if there is none."""
-        if not self.prefix_caching or (num_cached_blocks + 1) * self.block_size > seq.num_tokens - 1:
+        if not self._may_share(seq) or (num_cached_blocks + 1) * self.block_size > seq.num_tokens - 1:
             return None
         return self._hashes(seq, num_cached_blocks + 1)[num_cached_blocks]
 
@@ -141,7 +141,7 @@ class BlockManager:
             block.ref_count += 1
             seq.block_table.append(block.block_id)
         seq.num_computed_tokens = len(prefix) * self.block_size
-        if not seq.was_admitted:
+        if not seq.was_admitted and not seq.params.hidden_state:
             self.prefix_queries += seq.num_prompt_tokens
             self.prefix_hits += seq.num_computed_tokens
 
@@ -166,7 +166,7 @@ class BlockManager:
     def make_findable(self, seq: Sequence, start: int, stop: int) -> None:
         """The blocks that the computed tokens from `start` to `stop` have filled; all tokens up to there are known."""
         first, full = start // self.block_size, stop // self.block_size
-        if not self.prefix_caching or full == first:
+        if not self._may_share(seq) or full == first:
             return
         hashes = self._hashes(seq, full)
         for position in range(first, full):
@@ -236,6 +236,10 @@ class BlockManager:
                 assert position % self.block_size < block.num_draft_computed, "a draft's KV is lost"
         for block_hash, block in self.cached.items():
             assert block.hash == block_hash and len(block.token_ids) == self.block_size
+
+    def _may_share(self, seq: Sequence) -> bool:
+        """Not where a hidden state is asked for: it may not depend on what was computed before, nor its time tell of it."""
+        return self.prefix_caching and not seq.params.hidden_state
 
     def _missing(self, seq: Sequence, num_new_tokens: int) -> int:
         return self.blocks_for(seq.num_computed_tokens + num_new_tokens) - len(seq.block_table)

@@ -56,6 +56,7 @@ class Detokenizer:
             delta.stop_token_id if delta.stop_token_id in self._stop_token_ids else None,
             delta.num_cached_tokens,
             delta.queue_seconds,
+            delta.hidden_state,
         )
         if not self._stop:
             chunk.text = self._decode(in_text, flush=ends)

@@ -135,6 +135,7 @@ class Engine:
             draft_model=""
             if self.draft_model is None
             else self.draft_model.describe(self.runner.kv_bytes_per_token),
+            hidden_size=model.hidden_size,
             adapters=model.adapters.fingerprints,
         )
         self.clock = time.monotonic
@@ -464,6 +465,7 @@ class Engine:
             error=error,
             param=seq.params.grammar.field if seq.params.grammar and new and reason == "error" else None,
             queue_seconds=seq.queue_seconds if item.stop == seq.num_prompt_tokens else None,
+            hidden_state=new[0].hidden_state if new else None,
         )
 
     def _learn(self, seq: Sequence, speculation: Speculation, new: list[SampledToken]) -> None:
@@ -648,6 +650,8 @@ class Engine:
         completion.token_ids += chunk.token_ids
         if completion.logprobs is not None and chunk.logprobs:
             completion.logprobs += chunk.logprobs
+        if chunk.hidden_state is not None:
+            completion.hidden_state = chunk.hidden_state
         if chunk.finish_reason is None:
             return
         completion.finish_reason = chunk.finish_reason

@@ -42,6 +42,25 @@ class Forward:
             replayed = self._graphs.logits(input_ids, positions, kept_rows, spans)
             if replayed is not None:
                 return replayed
+        return self._compute(input_ids, positions, kept_rows, spans)[0]
+
+    def logits_and_states(
+        self, input_ids: Tensor, positions: Tensor, kept_rows: Tensor, spans: list[Span]
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and of the same rows the final hidden states [S, H]."""
+        logits, states = self._compute(input_ids, positions, kept_rows, spans, keeps_states=True)
+        assert states is not None
+        return logits, states
+
+    def _compute(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        kept_rows: Tensor,
+        spans: list[Span],
+        *,
+        keeps_states: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         if self._model.backend.kind == "cpu":
             short = input_ids.shape[1] < SHORT_STEP_TOKENS
             threads = self._few_threads if short else self._threads
@@ -49,8 +68,9 @@ class Forward:
             # What torch has to do beside our layers is over before another thread is awake.
             torch.set_num_threads(1 if "layers" in self._model.fused else threads)
         try:
-            context = StepContext(self._kv_cache, self._kv_cache.prepare(spans))
-            return self._model.forward(input_ids, positions, kept_rows, context)
+            context = StepContext(self._kv_cache, self._kv_cache.prepare(spans), keeps_states)
+            logits = self._model.forward(input_ids, positions, kept_rows, context)
+            return logits, context.states
         finally:
             if self._model.backend.kind == "cpu":
                 torch.set_num_threads(self._threads)  # in a process that is not ours alone

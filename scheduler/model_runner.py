@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from ..errors import ModelLoadError
 from ..kernels.dispatch import sampler_of
@@ -81,6 +82,12 @@ class ModelRunner:
         )
         places = [Place(item.seq, number) for item in batch.due for number in range(len(item.draft) + 1)]
         draws = draws_of(places)
+        # Now: what is told of a sequence's first token is asked of it while it has none.
+        with_state = [
+            row
+            for row, place in enumerate(places)
+            if place.seq.params.hidden_state and not place.num_output_tokens
+        ]
 
         @torch.inference_mode()
         def compute() -> Drawn:
@@ -88,8 +95,14 @@ class ModelRunner:
                 rows, sources = batch.ahead
                 batch.input_ids[0].index_copy_(0, rows, before.drawn().token_ids[sources])
             self.model.adapters.use(batch.adapter_rows)
-            logits = self._forward.logits(batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
-            return draw(logits, places, draws, self.model.eos_token_ids, self._sampler)
+            rows_of = (batch.input_ids, batch.positions, batch.sample_rows, batch.spans)
+            told: dict[int, Tensor] = {}
+            if with_state:
+                logits, states = self._forward.logits_and_states(*rows_of)
+                told = {row: states[row] for row in with_state}
+            else:
+                logits = self._forward.logits(*rows_of)
+            return draw(logits, places, draws, self.model.eos_token_ids, self._sampler, states=told)
 
         return Launch(batch.due, self._start(compute))
 

@@ -34,6 +34,8 @@ class Delta(msgspec.Struct, array_like=True):
     """With an error that is the request's own fault: the field to name."""
     queue_seconds: float | None = None
     """With the first token only: how long the sequence waited to be scheduled."""
+    hidden_state: bytes | None = None
+    """With the first token only, where it was asked for: what that was chosen by, float32 in this machine's byte order."""
 
 
 class Chunk(msgspec.Struct):
@@ -54,6 +56,8 @@ class Chunk(msgspec.Struct):
     """Prompt tokens whose KV came from the prefix cache."""
     queue_seconds: float | None = None
     """In the first chunk only: how long the sequence waited in the engine's queue."""
+    hidden_state: bytes | None = None
+    """In the first chunk only, where `SamplingParams` asks for it: [hidden_size] float32."""
 
 
 class Completion(msgspec.Struct):
@@ -65,6 +69,7 @@ class Completion(msgspec.Struct):
     finish_reason: FinishReason
     logprobs: list[TokenLogprob] | None = None
     stop_reason: int | str | None = None
+    hidden_state: bytes | None = None
 
 
 class GenerationResult(msgspec.Struct):
@@ -148,5 +153,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """Which kernels serve what, in one line."""
     draft_model: str = ""
     """The model that guesses tokens for this one, its precision and its memory, in one line; empty without one."""
+    hidden_size: int = 0
+    """Of a final hidden state; 0 where the model's own code keeps those to itself."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, and the digest of each one's files."""

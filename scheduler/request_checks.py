@@ -23,6 +23,11 @@ def check_request(
         raise InvalidRequestError(
             f"adapter is {params.adapter!r}; this engine has: {known}.", param="adapter"
         )
+    if params.hidden_state and not info.hidden_size:
+        raise InvalidRequestError(
+            f"hidden_state is asked for, but {info.architecture} keeps its hidden states to itself; leave it out.",
+            param="hidden_state",
+        )
     _check_token_ids(info, prompt_token_ids, params, draft_token_ids)
     _check_drafters(info, params)
     _check_sparse_attention(config, params)

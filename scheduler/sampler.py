@@ -3,10 +3,11 @@
 Penalties, biases and log-probabilities here; the draw itself is a kernel (`kernels/cpu/sample.py` defines it).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class Place:
 class SampledToken:
     token_id: int
     logprob: TokenLogprob | None = None
+    hidden_state: bytes | None = None
 
 
 # Looks at nothing but the logits; drafts make hundreds of rows of a step, which need no draw of their own.
@@ -60,10 +62,12 @@ class Drawn:
     Attributes:
         token_ids: [S] int64, on the device.
         logprobs: [V], by place, where they are asked for.
+        states: final hidden states [H], by place, where they are asked for.
     """
 
     token_ids: Tensor
     logprobs: dict[int, Tensor]
+    states: Mapping[int, Tensor]
     _places: list[Place]
     _told: Download
 
@@ -71,7 +75,11 @@ class Drawn:
         """Waits for the device. None where a place has no finite logit (a broken model or weights)."""
         token_ids, is_finite = (each.tolist() for each in self._told.wait())
         return [
-            SampledToken(token_id, _logprob(self.logprobs.get(row), token_id, self._places[row].seq))
+            SampledToken(
+                token_id,
+                _logprob(self.logprobs.get(row), token_id, self._places[row].seq),
+                _bytes_of(self.states.get(row)),
+            )
             if is_finite[row]
             else None
             for row, token_id in enumerate(token_ids)
@@ -91,6 +99,7 @@ def draw(
     eos_token_ids: list[int],
     sampler: Sampler,
     *,
+    states: Mapping[int, Tensor] = MappingProxyType({}),
     with_logprobs: bool = True,
 ) -> Drawn:
     """Choose the next token at each place.
@@ -101,6 +110,7 @@ def draw(
         draws: of the places. Nothing else is looked at of a sequence without `needs_tokens`.
         eos_token_ids: forbidden while a sequence is below its min_tokens.
         sampler: the kernel that draws.
+        states: to be told with the tokens, by place.
         with_logprobs: for the sequences that ask for them.
     """
     logits = logits.float()
@@ -110,7 +120,7 @@ def draw(
             _adjust(logits[row], place, eos_token_ids)
     _forbid_what_no_grammar_takes(logits, places)
     token_ids, best = sampler(logits, draws)
-    return Drawn(token_ids, logprobs, places, Download(token_ids, torch.isfinite(best)))
+    return Drawn(token_ids, logprobs, states, places, Download(token_ids, torch.isfinite(best)))
 
 
 def needs_tokens(seq: Sequence) -> bool:
@@ -178,3 +188,7 @@ def _logprob(row: Tensor | None, token_id: int, seq: Sequence) -> TokenLogprob |
     values, ids = row.topk(min(seq.params.logprobs or 0, row.shape[0]))
     top = list(zip(ids.tolist(), values.tolist(), strict=True))
     return TokenLogprob(token_id, float(row[token_id]), top)
+
+
+def _bytes_of(state: Tensor | None) -> bytes | None:
+    return None if state is None else state.float().cpu().numpy().tobytes()

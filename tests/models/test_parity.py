@@ -119,6 +119,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Their base model is passed by: final hidden states cannot be seen.
+WITHOUT_STATES = {"opt"}
+
 
 def make_model(name: str, folder: Path) -> Any:
     """Save a random model of the architecture; returns it for reference, with eager attention."""
@@ -188,6 +191,26 @@ def serve(
     return [(tokens[key], torch.tensor(logprobs[key])) for key in tokens]
 
 
+@torch.inference_mode()
+def expected_state(model: Any, prompt: list[int]) -> torch.Tensor:
+    """Behind the prompt, before the vocabulary."""
+    state: torch.Tensor = model.base_model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    return state
+
+
+def states_of(engine: Engine, prompts: list[list[int]]) -> list[torch.Tensor]:
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, hidden_state=True)
+    for number, prompt in enumerate(prompts):
+        engine.add_request(str(number), prompt, params)
+    found: dict[str, torch.Tensor] = {}
+    while engine.has_work():
+        for delta in engine.step():
+            assert delta.hidden_state is not None
+            found[delta.request_id] = torch.frombuffer(bytearray(delta.hidden_state), dtype=torch.float32)
+    assert {state.shape[0] for state in found.values()} == {engine.info.hidden_size}
+    return [found[str(number)] for number in range(len(prompts))]
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_output_equals_generate(name: str, tmp_path: Path):
     reference = make_model(name, tmp_path)
@@ -213,4 +236,9 @@ def test_greedy_output_equals_generate(name: str, tmp_path: Path):
             assert got[0] == want[0]
             torch.testing.assert_close(got[1], want[1], atol=1e-3, rtol=0)
     assert engine.stats.preemptions > 0 and engine.stats.prefix_hits > 0
+    if name in WITHOUT_STATES:
+        assert engine.info.hidden_size == 0
+    else:
+        for got, prompt in zip(states_of(engine, prompts), prompts, strict=True):
+            torch.testing.assert_close(got, expected_state(reference, prompt), atol=1e-3, rtol=1e-3)
     assert engine.stats.kv_blocks_used == 0

@@ -18,6 +18,7 @@ from penstock.proxy.observe.record import RequestRecord
 from penstock.proxy.server import (
     HttpServer,
     address_of,
+    engine_embedder,
     listen,
     main_backend,
     near_hits,
@@ -98,12 +99,15 @@ async def running_server(
     backends = Backends(backend, [tier_backend(resolved, name, engine) for name, engine in tiers.items()])
     cache = open_cache(resolved)
     embeddings = None if embedder is None else EmbeddingBackend(resolved, embedder)
-    near = near_hits(resolved, cache, embedder)
+    by_engine = engine_embedder(resolved, backends)
+    near = near_hits(resolved, cache, by_engine or embedder)
     store = open_tenants(resolved)
     tenants = Tenants(store, api_keys=resolved.api_keys)
     server = HttpServer(resolved, backends, cache, sock, embeddings, near, tenants)
     await server.start()
     await backends.start()
+    if by_engine is not None:
+        by_engine.check()
     if near is not None:
         await near.start()
     try:
