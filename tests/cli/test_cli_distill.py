@@ -57,7 +57,7 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"teacher": "./nowhere"}, "no such folder"),
         ({"data": "/nowhere.jsonl"}, "/nowhere.jsonl cannot be read: No such file or directory."),
         ({"layers": "2"}, "layers is 2; the teacher has 2, so a student by layers has 1 to 1."),
-        ({"layers": None, "student": "builtin"}, "The student has another vocabulary (4096 tokens, the teacher 260)"),
+        ({"layers": None, "student": "builtin"}, "The student has another vocabulary than the teacher: 4096 and 260 tokens"),
         ({"layers": None, "student-config": "/nowhere.json"}, "/nowhere.json describes no causal language model"),
         ({"context": "3"}, "None of the 60 examples has anything to learn within its first 3 tokens"),
         ({"steps": "0"}, "steps is 0; it must be above 0."),
