@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cache_worker import make_completion, make_key
+from answers_in_cache import keep_answers
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
-from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 
 
@@ -102,13 +101,7 @@ def test_an_empty_file_and_a_folder_in_use(
 def test_one_tenants_answers_in_the_cache_are_data(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with CompletionCache(tmp_path / "cache") as cache:
-        for tenant in ("acme", "other"):
-            for number in range(30 if tenant == "acme" else 5):
-                asked = [{"role": "user", "content": f"{tenant} {chr(97 + number)}"}]
-                key = make_key(number, tenant)
-                cache.store(key, make_completion(number, 20), prompt=WholePrompt("m", messages=asked))
-        cache.flush()
+    keep_answers(tmp_path / "cache", {"acme": 30, "other": 5})
     output = tmp_path / "student"
     command = arguments(teacher, output, output, data=None)
     command += ["--from-cache", "--cache-path", str(tmp_path / "cache")]
