@@ -98,14 +98,12 @@ class Quantizer:
         """Every linear to its precision, None as stored. `asked`: what was wanted of all of them, for the report."""
         calibration, selection, parent = self.calibration.start, self.selection.start, self.selection.start
         done = Quantized(KeptLayers(), {}, [])
-        so_far = blake2b(digest_size=8)
+        files = self.files_of(precisions)
         steps = len(self.calibration.blocks) + 1
-        for index, block in enumerate(self.calibration.blocks):
+        for index, (block, file) in enumerate(zip(self.calibration.blocks, files, strict=True)):
             self.progress("quantize", index, steps)
             prefix = f"{self.calibration.name}.{index}."
-            own = {name: precisions.get(prefix + name) for name in linears(block)}
-            so_far.update(repr([(name, str(precision)) for name, precision in own.items()]).encode())
-            file = self.work / f"block-{index}-{so_far.hexdigest()}.safetensors"
+            own = self._own(index, precisions)
             result = _kept(file, partial(self._block, index, own, calibration))
             with in_float32(list(block.parameters())):
                 parent = self.selection.through(index, parent)
@@ -124,6 +122,20 @@ class Quantizer:
         done.selection_kl = divergences(self.selection, Ending(parent), [ending])[0]
         done.records = self._whole_report(done.records, asked)
         return done
+
+    def files_of(self, precisions: Mapping[str, Precision | None]) -> list[Path]:
+        """Where `quantize` keeps each block. What a block is given depends on the blocks before it, and so does its name."""
+        so_far = blake2b(digest_size=8)
+        files = []
+        for index in range(len(self.calibration.blocks)):
+            own = self._own(index, precisions)
+            so_far.update(repr([(name, str(precision)) for name, precision in own.items()]).encode())
+            files.append(self.work / f"block-{index}-{so_far.hexdigest()}.safetensors")
+        return files
+
+    def _own(self, index: int, precisions: Mapping[str, Precision | None]) -> dict[str, Precision | None]:
+        prefix = f"{self.calibration.name}.{index}."
+        return {name: precisions.get(prefix + name) for name in linears(self.calibration.blocks[index])}
 
     def _block(
         self, index: int, precisions: Mapping[str, Precision | None], entering: list[Tensor]
