@@ -93,7 +93,9 @@ def prune(
             _refuse(job, done)
             if measure_speed is not None:
                 progress("time", 0, 1)
-                done = replace(done, speed=measure_speed({PARENT: parent.path, PRUNED: staging}))
+                path = parent.path
+                del parent, student  # what is timed has the memory to itself
+                done = replace(done, speed=measure_speed({PARENT: path, PRUNED: staging}))
                 _refuse(job, done)
             _write_reports(staging, job, done)
     except BaseException as error:
