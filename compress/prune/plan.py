@@ -66,13 +66,13 @@ def make_plan(
 
     Raises CompressError for a speed-up that cannot be had, and where the cut model, read back, is not the one in memory.
     """
-    folder = work.path / "cut"
+    folder, seen = work.path / "cut", work.path / "moments"
     notes = folder / "plan.json"
     if not notes.is_file():
         # The last texts for comparing, so that what importance goes by is not what it is judged by.
         selection = up_to(texts[::-1], SELECTION_TOKENS)
         calibration = up_to(texts[: max(1, len(texts) - len(selection))], CALIBRATION_TOKENS)
-        pruner = Pruner(parent.module, structure, calibration, selection, progress)
+        pruner = Pruner(parent.module, structure, calibration, selection, seen, progress)
         size = _size(job, parent, structure, pruner, work, measure_speed)
         small, records = pruner.cut_to(size)
         new = work.path / "cut.new"
@@ -83,6 +83,7 @@ def make_plan(
             json.dumps({"size": asdict(size), "layers": [asdict(record) for record in records]})
         )
         os.replace(new, folder)
+        shutil.rmtree(seen, ignore_errors=True)  # there is none where only layers went
     kept = json.loads(notes.read_text())
     return Plan(folder, Size(**kept["size"]), [LayerRecord(**record) for record in kept["layers"]])
 
