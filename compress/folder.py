@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,11 @@ class WorkFolder:
             raise CompressError(f"{self.path} cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Lets another process go on from here."""
+        """Lets another process go on from here. Where nothing was done yet, a mistake was found in time: nothing stays."""
+        with suppress(OSError):
+            others = [path for path in self.path.iterdir() if path.name not in ("lock", "job.json")]
+            if not any(path.is_dir() or path.stat().st_size for path in others):
+                _remove(self.path)
         os.close(self._lock)
 
     def done(self) -> None:

@@ -103,6 +103,13 @@ def test_a_full_disk_is_recognised_as_safetensors_words_it() -> None:
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
 
 
+def test_what_was_not_begun_leaves_nothing(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "model", {"steps": 3})
+    (work.path / "answers").touch()
+    work.close()
+    assert contents(tmp_path) == []
+
+
 def test_the_same_job_finds_its_work_and_another_does_not(tmp_path: Path) -> None:
     target = tmp_path / "model"
     work = WorkFolder(target, {"steps": 3})
