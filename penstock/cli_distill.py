@@ -118,7 +118,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         if arguments["from_cache"]:
             found = examples_from_cache(settings, arguments)
             print(found.summary, file=sys.stderr)
-            job = replace(job, data=f"{len(found.examples)} answers that a cache kept")
+            job = replace(job, data="answers that a cache kept", cache=found.identity)
             done = distill(job, found.examples)
         elif arguments["data"] is not None:
             done = distill(job, read_examples(arguments["data"]))

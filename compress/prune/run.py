@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..distill.recover import recover
 from ..distill.run import training_device
 from ..evaluate import Comparison, PlainScorer, compare_all
 from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import DTYPES, PlainModel, load_plain
 from ..texts import Example
@@ -42,7 +44,7 @@ def prune(
     progress: Progress,
     measure_speed: MeasureSpeed | None = None,
 ) -> Done:
-    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts.
+    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts, or cache.
 
     Args:
         examples: what to go by, to recover with and to judge by; None: what the model writes by itself.
@@ -58,16 +60,21 @@ def prune(
     check_targets(job, parent.module, structure)
     if parent.module.num_parameters() <= FLOAT32_PARAMETERS:
         parent.module.float()
-    dataset = dataset_of(
-        parent,
-        examples,
-        max_tokens=job.max_tokens,
-        held_out_share=HELD_OUT_SHARE,
-        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
-        progress=progress,
-    )
-    work = WorkFolder(job.output, _identity(job, parent, dataset))
+    given = fingerprint_of(examples)
+    work = WorkFolder(job.output, _identity(job, parent, given))
     try:
+        make = partial(
+            dataset_of,
+            parent,
+            examples,
+            max_tokens=job.max_tokens,
+            held_out_share=HELD_OUT_SHARE,
+            synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+            progress=progress,
+        )
+        dataset = kept_dataset(work, given, make)
+        if job.cache is not None:
+            job = replace(job, source=f"{dataset.examples} {job.source}")
         plan = make_plan(job, parent, structure, dataset.train, work, measure_speed, progress)
         student = load_plain(str(plan.folder), device=device).module
         recovery = _recover(job, student, parent, dataset, work)
@@ -159,7 +166,7 @@ def _write_reports(folder: Path, job: PruneJob, done: Done) -> None:
         shutil.copy(done.recovery.log, folder / "training.jsonl")
 
 
-def _identity(job: PruneJob, parent: PlainModel, dataset: Dataset) -> dict[str, Any]:
+def _identity(job: PruneJob, parent: PlainModel, given: str) -> dict[str, Any]:
     """What makes it the same job. Not the gate, so that what failed it is written by force without being done again; not the
     learning rate: one that was too high is lowered on the way."""
     asked = asdict(job)
@@ -168,5 +175,5 @@ def _identity(job: PruneJob, parent: PlainModel, dataset: Dataset) -> dict[str, 
     return {
         **asked,
         "model": parent.fingerprint,
-        "texts": dataset.fingerprint,
+        "texts": job.cache or given,
     }

@@ -128,6 +128,21 @@ def test_other_texts_or_settings_begin_afresh(tiny_llama: Path, tmp_path: Path) 
     assert not kept & {path.name for path in (tmp_path / ".small.work").glob("block*")}
 
 
+def test_a_cache_that_has_others_by_then_is_the_same_job_with_the_same_texts(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_of(tiny_llama, tmp_path / "small", cache="acme's", most_kl=1e-9)
+    few, more = examples(80), examples(120)
+    for texts in (few[:8], few):  # too few are not what it goes on with
+        with pytest.raises(CompressError, match=r"too few|fails its gate"):
+            done(job, texts)
+    found = done(replace(job, force=True), more)
+    assert "remove" in caplog.text and ".small.work to begin afresh" in caplog.text
+    assert found.tokens == done(job_of(tiny_llama, tmp_path / "other"), few).tokens
+    report = json.loads((tmp_path / "small/quantization.json").read_text())
+    assert report["calibration"]["source"] == "80 `texts.jsonl`"
+
+
 def test_a_full_disk_is_named_and_nothing_is_left_half_written(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
