@@ -58,7 +58,8 @@ class Quantizer:
         work: a folder for what is done.
         progress: told what is being done, how many parts of that are done, and of how many.
 
-    Raises CompressError where the model has nothing to quantize, or is not built as we take it to be.
+    Raises CompressError where the model has nothing to quantize, is not built as we take it to be, or has weights that are
+    no numbers.
     """
 
     def __init__(self, model: PlainModel, texts: Texts, work: Path, progress: Progress) -> None:
@@ -81,6 +82,12 @@ class Quantizer:
             )
         if self.head_name is not None and isinstance(self.head, nn.Linear):
             self.linears[self.head_name] = self.head
+        for name, linear in self.linears.items():
+            if not bool(linear.weight.isfinite().all()):
+                raise CompressError(
+                    f"{name}.weight is not all numbers (NaN or infinite); the model's weights are broken: download or "
+                    "export it again."
+                )
 
     def uniform(self, scheme: Scheme, group: int) -> dict[str, Precision | None]:
         """One scheme for all, as far as each takes it."""
