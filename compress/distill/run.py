@@ -16,7 +16,7 @@ from ...models.fingerprint import fingerprint
 from ...models.location import resolve_model
 from ...models.tokenizer import Tokenizer
 from ..companion_files import copy_companions
-from ..folder import WorkFolder, check_target, new_folder
+from ..folder import check_target, new_folder, work_folder
 from ..kept_texts import fingerprint_of, kept_dataset
 from ..plain_model import PlainModel, load_plain
 from ..texts import Example
@@ -59,8 +59,7 @@ def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
     check_rows(student, tokenizer, "The student")
     dtype = student.dtype if job.config is None else teacher.module.dtype
     given = fingerprint_of(examples)
-    work = WorkFolder(job.output, _identity(job, teacher, origin, given))
-    try:
+    with work_folder(job.output, _identity(job, teacher, origin, given)) as work:
         make = partial(
             make_dataset,
             tokenizer,
@@ -89,10 +88,6 @@ def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
             done = Distilled(measured, report, dataset)
             text = card(job, done, parameters, sum(p.numel() for p in teacher.module.parameters()))
             (staging / "README.md").write_text(text, encoding="utf-8")
-    except BaseException:
-        work.close()
-        raise
-    work.done()
     return done
 
 

@@ -16,7 +16,7 @@ from ..distill.dataset import Dataset
 from ..distill.recover import recover
 from ..distill.run import training_device
 from ..evaluate import Comparison, PlainScorer, compare_all
-from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..folder import WorkFolder, check_target, new_folder, work_folder
 from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import DTYPES, PlainModel, load_plain
@@ -61,8 +61,7 @@ def prune(
     if parent.module.num_parameters() <= FLOAT32_PARAMETERS:
         parent.module.float()
     given = fingerprint_of(examples)
-    work = WorkFolder(job.output, _identity(job, parent, given))
-    try:
+    with work_folder(job.output, _identity(job, parent, given)) as work:
         make = partial(
             dataset_of,
             parent,
@@ -105,14 +104,6 @@ def prune(
                 done = replace(done, speed=measure_speed({PARENT: path, PRUNED: staging}))
                 _refuse(job, done)
             _write_reports(staging, job, done)
-    except BaseException as error:
-        work.close()
-        if is_disk_full(error):
-            raise CompressError(
-                f"The disk of {job.output} is full; free some space, and run this again to go on."
-            ) from error
-        raise
-    work.done()
     return done
 
 

@@ -21,7 +21,7 @@ from ..compressed_tensors import write_compressed_tensors
 from ..distill.dataset import Dataset
 from ..evaluate import Comparison, PlainScorer, Scorer, ServedScorer, compare
 from ..evaluate.speed import Speed
-from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..folder import check_target, new_folder, work_folder
 from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import PlainModel, load_plain
@@ -68,8 +68,7 @@ def quantize(
     check_target(job.output, force=job.force)
     model = load_plain(job.model)
     given = fingerprint_of(examples)
-    work = WorkFolder(job.output, _identity(job, model, given))
-    try:
+    with work_folder(job.output, _identity(job, model, given)) as work:
         dataset = kept_dataset(work, given, partial(_dataset, job, model, examples, progress))
         if job.cache is not None:
             job = replace(job, source=f"{dataset.examples} {job.source}")
@@ -101,14 +100,6 @@ def quantize(
                 done = replace(done, speed=measure_speed({STORED: stored, QUANTIZED: staging}))
             (staging / REPORT).write_text(json.dumps(as_dict(job, done), indent=1) + "\n", encoding="utf-8")
             (staging / "README.md").write_text("\n".join(page(job, done)) + "\n", encoding="utf-8")
-    except BaseException as error:
-        work.close()
-        if is_disk_full(error):
-            raise CompressError(
-                f"The disk of {job.output} is full; free some space, and run this again."
-            ) from error
-        raise
-    work.done()
     return done
 
 
