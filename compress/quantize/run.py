@@ -81,7 +81,8 @@ def quantize(
             asked = Precision(job.scheme, job.group if job.scheme == "w4a16" else None)
             quantized = quantizer.quantize(quantizer.uniform(job.scheme, job.group), asked)
         stored_bytes = _weight_bytes(model.path)
-        with new_folder(job.output, force=job.force, expected_bytes=stored_bytes) as staging:
+        expected = stored_bytes - quantized.saved_bytes
+        with new_folder(job.output, force=job.force, expected_bytes=expected) as staging:
             served = _write(job, model, quantized, staging)
             done = Done(
                 comparison=_judge(job, model, quantized, served, texts.held_back, progress),

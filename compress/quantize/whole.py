@@ -41,6 +41,7 @@ class Quantized:
         records: of every linear layer, in the model's order.
         head: the output layer as Penstock rounds it when it loads the model; files have it as stored, which is all that vLLM
             takes.
+        saved_bytes: by how much its files are smaller than those of the model.
         selection_kl: from the model as it is, on the texts that precisions are chosen by, in float32, nats per token.
     """
 
@@ -49,6 +50,7 @@ class Quantized:
     records: list[LayerRecord]
     head: QuantizedTensor | None = None
     selection_kl: float = 0.0
+    saved_bytes: int = 0
 
 
 class Quantizer:
@@ -105,6 +107,11 @@ class Quantizer:
         """Every linear to its precision, None as stored. `asked`: what was wanted of all of them, for the report."""
         calibration, selection, parent = self.calibration.start, self.selection.start, self.selection.start
         done = Quantized(KeptLayers(), {}, [])
+        done.saved_bytes = sum(
+            linear.weight.nbytes - precision.bytes_of(*linear.weight.shape)
+            for name, linear in self.linears.items()
+            if name != self.head_name and (precision := precisions.get(name)) is not None
+        )
         files = self.files_of(precisions)
         steps = len(self.calibration.blocks) + 1
         for index, (block, file) in enumerate(zip(self.calibration.blocks, files, strict=True)):

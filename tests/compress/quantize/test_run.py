@@ -3,7 +3,8 @@
 import json
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.compress.folder import new_folder
 from penstock.compress.quantize.job import Done, QuantizeJob
 from penstock.compress.quantize.run import quantize
 from penstock.compress.texts import Example
@@ -158,6 +160,25 @@ def test_a_full_disk_is_named_and_nothing_is_left_half_written(
     monkeypatch.undo()
     done(job_of(tiny_llama, tmp_path / "small"))
     assert beside(tmp_path / "small") == {"small"}
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+def test_a_disk_must_have_room_for_the_result_not_for_the_model(
+    scheme: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.compress.quantize import run
+
+    expected: list[int] = []
+
+    @contextmanager
+    def noted(target: Path, *, force: bool, expected_bytes: int) -> Iterator[Path]:
+        expected.append(expected_bytes)
+        with new_folder(target, force=force, expected_bytes=expected_bytes) as staging:
+            yield staging
+
+    monkeypatch.setattr(run, "new_folder", noted)
+    found = done(job_of(tiny_llama, tmp_path / "small", scheme))
+    assert expected == [pytest.approx(found.bytes, rel=0.1)]
 
 
 def test_a_broken_model_is_named(tiny_llama: Path, tmp_path: Path) -> None:
