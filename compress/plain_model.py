@@ -34,7 +34,7 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
     """`model` ("builtin", a folder or a hub id) in the dtype it is stored in, or another.
 
     Raises ModelLoadError naming the model and the reason: no such folder, gated, no causal language model, stored
-    quantized, weights missing.
+    quantized, weights missing or no numbers.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,6 +53,11 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
     refuse_missing_weights(path, module, report)
+    for name, weight in module.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ModelLoadError(
+                f"{path} has weights that are not numbers (NaN or infinite), {name} for one; download or export it again."
+            )
     return PlainModel(module.to(device).eval(), Tokenizer.load(model), path, fingerprint(path))
 
 

@@ -58,6 +58,7 @@ def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
     check_rows(teacher.module, tokenizer, "The teacher")
     check_rows(student, tokenizer, "The student")
     dtype = student.dtype if job.config is None else teacher.module.dtype
+    objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
     given = fingerprint_of(examples)
     with work_folder(job.output, _identity(job, teacher, origin, given)) as work:
         make = partial(
@@ -68,7 +69,6 @@ def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
             held_out_share=job.held_out_share,
         )
         dataset = kept_dataset(work, given, make)
-        objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
         source = _source(job, dataset, student, tokenizer)
         report = train(
             student,

@@ -35,7 +35,7 @@ from .layer import LayerRecord
 from .precision import Precision
 from .report import QUANTIZED, STORED, as_dict, failures, page
 from .sensitivity import Cost
-from .whole import EXPERTS, Progress, Quantized, Quantizer
+from .whole import EXPERTS, Progress, Quantized, Quantizer, linears_of
 
 # Written by the model itself, where no texts are given.
 SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
@@ -67,6 +67,7 @@ def quantize(
     """
     check_target(job.output, force=job.force)
     model = load_plain(job.model)
+    linears_of(model.module)  # what cannot be quantized is refused before anything is made
     given = fingerprint_of(examples)
     with work_folder(job.output, _identity(job, model, given)) as work:
         dataset = kept_dataset(work, given, partial(_dataset, job, model, examples, progress))

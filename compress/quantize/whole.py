@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CompressError
-from ..plain_model import PlainModel
+from ..plain_model import PlainModel, blocks
 from ..quantized_tensor import QuantizedTensor, Scheme
 from .block import quantize_block
 from .calibration import Texts
@@ -60,8 +60,7 @@ class Quantizer:
         work: a folder for what is done.
         progress: told what is being done, how many parts of that are done, and of how many.
 
-    Raises CompressError where the model has nothing to quantize, is not built as we take it to be, or has weights that are
-    no numbers.
+    Raises CompressError where the model has nothing to quantize, or is not built as we take it to be.
     """
 
     def __init__(self, model: PlainModel, texts: Texts, work: Path, progress: Progress) -> None:
@@ -70,26 +69,8 @@ class Quantizer:
         self.calibration = Passage(model.module, texts.calibration)
         self.selection = Passage(model.module, texts.selection)
         self.head: Any = model.module.get_output_embeddings()
-        self.head_name = next(
-            (name for name, part in model.module.named_modules() if part is self.head), None
-        )
-        self.linears = {
-            f"{self.calibration.name}.{index}.{name}": linear
-            for index, block in enumerate(self.calibration.blocks)
-            for name, linear in linears(block).items()
-        }
-        if not self.linears:
-            raise CompressError(
-                f"{type(model.module).__name__} has no linear layers in its blocks to quantize; serve it as it is."
-            )
-        if self.head_name is not None and isinstance(self.head, nn.Linear):
-            self.linears[self.head_name] = self.head
-        for name, linear in self.linears.items():
-            if not bool(linear.weight.isfinite().all()):
-                raise CompressError(
-                    f"{name}.weight is not all numbers (NaN or infinite); the model's weights are broken: download or "
-                    "export it again."
-                )
+        self.head_name = _name_of(model.module, self.head)
+        self.linears = linears_of(model.module)
 
     def uniform(self, scheme: Scheme, group: int) -> dict[str, Precision | None]:
         """One scheme for all, as far as each takes it."""
@@ -212,6 +193,32 @@ class Quantizer:
                     columns = self.linears[record.name].weight.shape[1]
                     record.reason = f"{columns} columns are no whole groups of {asked.group}"
         return found
+
+
+def linears_of(module: Any) -> dict[str, nn.Linear]:
+    """All that can be rounded, by their names, in the model's order, the output layer last.
+
+    Raises CompressError where there is none in the blocks.
+    """
+    name, layers = blocks(module)
+    found = {
+        f"{name}.{index}.{inner}": linear
+        for index, block in enumerate(layers)
+        for inner, linear in linears(block).items()
+    }
+    if not found:
+        raise CompressError(
+            f"{type(module).__name__} has no linear layers in its blocks to quantize; serve it as it is."
+        )
+    head = module.get_output_embeddings()
+    head_name = _name_of(module, head)
+    if head_name is not None and isinstance(head, nn.Linear):
+        found[head_name] = head
+    return found
+
+
+def _name_of(module: nn.Module, part: nn.Module | None) -> str | None:
+    return next((name for name, own in module.named_modules() if own is part), None)
 
 
 def head_precision(scheme: Scheme) -> Precision:

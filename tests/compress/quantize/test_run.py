@@ -16,7 +16,7 @@ from penstock.compress.folder import new_folder
 from penstock.compress.quantize.job import Done, QuantizeJob
 from penstock.compress.quantize.run import quantize
 from penstock.compress.texts import Example
-from penstock.errors import CompressError
+from penstock.errors import CompressError, ModelLoadError
 from penstock.models.loading import load_model
 
 TEXT = "the list of files in a folder and how to extract an archive or search for text in it"
@@ -181,16 +181,18 @@ def test_a_disk_must_have_room_for_the_result_not_for_the_model(
     assert expected == [pytest.approx(found.bytes, rel=0.1)]
 
 
-def test_a_broken_model_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "auto"])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_a_broken_model_is_named(name: str, scheme: str, tiny_llama: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny_llama, tmp_path / "broken")
     weights = load_file(tmp_path / "broken/model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][0] = torch.nan
+    weights[name][0] = torch.nan
     save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CompressError, match="is not all numbers"):
-        done(job_of(tmp_path / "broken", tmp_path / "small"))
-    assert not (tmp_path / "small").exists()
+    with pytest.raises(ModelLoadError, match=f"/broken has weights that are not numbers .*, {name} for one"):
+        done(job_of(tmp_path / "broken", tmp_path / "small", scheme))
+    assert beside(tmp_path / "small") == {"broken"}
 
 
 @pytest.mark.parametrize(("scheme", "used"), [("w8a8", "w8a8"), ("auto", "as stored")])
