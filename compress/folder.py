@@ -85,9 +85,17 @@ def check_target(target: Path, *, force: bool, sources: Sequence[str | Path] = (
                 f"{target} would take the place of {source}, which it is made from; name another folder.",
                 param="output",
             )
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CompressError(f"{target} cannot be made: {parent} may not be written to.", param="output")
+    check_writable(target.absolute().parent, target)
+
+
+def check_writable(folder: Path, target: Path) -> None:
+    """Refuses a `target` in `folder` where that, or the nearest above it that is there, takes no files.
+
+    Raises CompressError.
+    """
+    found = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+        raise CompressError(f"{target} cannot be made: {found} may not be written to.", param="output")
 
 
 def is_disk_full(error: BaseException) -> bool:
