@@ -62,16 +62,7 @@ def prune(
         parent.module.float()
     given = fingerprint_of(examples)
     with work_folder(job.output, _identity(job, parent, given)) as work:
-        make = partial(
-            dataset_of,
-            parent,
-            examples,
-            max_tokens=job.max_tokens,
-            held_out_share=HELD_OUT_SHARE,
-            synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
-            progress=progress,
-        )
-        dataset = kept_dataset(work, given, make)
+        dataset = kept_dataset(work, given, partial(_dataset, job, parent, examples, progress))
         if job.cache is not None:
             job = replace(job, source=f"{dataset.examples} {job.source}")
         plan = make_plan(job, parent, structure, dataset.train, work, measure_speed, progress)
@@ -105,6 +96,19 @@ def prune(
                 _refuse(job, done)
             _write_reports(staging, job, done)
     return done
+
+
+def _dataset(
+    job: PruneJob, parent: PlainModel, examples: Sequence[Example] | None, progress: Progress
+) -> Dataset:
+    return dataset_of(
+        parent,
+        examples,
+        max_tokens=job.max_tokens,
+        held_out_share=HELD_OUT_SHARE,
+        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+        progress=progress,
+    )
 
 
 def _refuse(job: PruneJob, done: Done) -> None:

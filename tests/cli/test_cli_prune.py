@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from answers_in_cache import keep_answers
+from lonely_engine import only_lonely_engines
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
@@ -131,9 +132,11 @@ def test_ctrl_c_and_the_same_command_again(
     assert not output.exists() and (work / "checkpoint.pt").exists()
 
     monkeypatch.setattr("penstock.cli_engine_runs.DECODED_TOKENS", 4)
+    timed = only_lonely_engines(monkeypatch)
     assert main(command[len(PENSTOCK) :]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     told = capsys.readouterr().out
     assert "64 of 128 MLP channels" in told and "held-out texts: KL" in told
     # The engine has served it, beside its parent.
     assert "batch 1: " in told and "x as fast as its parent" in told
+    assert timed == ["model", ".pruned.partial", "model"]

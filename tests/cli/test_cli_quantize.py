@@ -1,7 +1,6 @@
 """`penstock quantize` as a command of its own."""
 
 import contextlib
-import gc
 import json
 import os
 import random
@@ -14,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lonely_engine import only_lonely_engines
 
-from penstock import cli_engine_runs, scheduler
+from penstock import cli_engine_runs
 from penstock.cache.completion_cache import CompletionCache
 from penstock.cache.key import CacheKey, namespace_hash, tenant_hash
 from penstock.cache.values import CachedChoice, CachedCompletion, WholePrompt
 from penstock.cli import main
 from penstock.compress.quantize import whole
-from penstock.scheduler import Engine, EngineConfig
 
 TEXT = "the list of files in a folder and how to extract an archive or search for text in it"
 LOOSE = ["--max-kl", "0.9", "--min-agreement", "0"]
@@ -49,10 +48,6 @@ def fill(path: Path, questions: int) -> None:
             asked, answered = (" ".join(draw.choices(TEXT.split(), k=18)) for _ in range(2))
             completion = CachedCompletion([CachedChoice(answered, [], "stop", None, None)], 0, 0.0)
             cache.store(CacheKey(place, bytes(32)), completion, prompt=WholePrompt("any", text=asked))
-
-
-def models_in_memory() -> int:
-    return sum(type(part).__name__ == "LlamaForCausalLM" for part in gc.get_objects())
 
 
 def failed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -84,15 +79,7 @@ def test_it_times_both_and_says_which_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cli_engine_runs, "DECODED_TOKENS", 4)
-    before, timed = models_in_memory(), []
-
-    class Alone(Engine):
-        def __init__(self, config: EngineConfig) -> None:
-            assert models_in_memory() <= before, "another model is in memory beside the one that is timed"
-            super().__init__(config)
-            timed.append(Path(config.model).name)
-
-    monkeypatch.setattr(scheduler, "Engine", Alone)
+    timed = only_lonely_engines(monkeypatch)
     arguments = quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", "--data", str(texts))
     arguments.remove("--no-speed")
     assert main(arguments) == 0
