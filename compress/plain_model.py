@@ -12,6 +12,7 @@ from ..models.fingerprint import fingerprint
 from ..models.location import resolve_model
 from ..models.quiet_loading import quietly, refuse_missing_weights
 from ..models.tokenizer import Tokenizer
+from .training.interruption import Interruption
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +35,7 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
     """`model` ("builtin", a folder or a hub id) in the dtype it is stored in, or another.
 
     Raises ModelLoadError naming the model and the reason: no such folder, gated, no causal language model, stored
-    quantized, weights missing or no numbers.
+    quantized, weights missing or no numbers. A Ctrl-C meanwhile is raised when they are read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -43,7 +44,7 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "quantization_config", None):
             raise ModelLoadError(f"{path} is stored quantized; give the model that it was made from.")
-        with quietly():
+        with quietly(), Interruption() as interruption:
             module, report = AutoModelForCausalLM.from_pretrained(
                 path, dtype="auto" if dtype == "auto" else DTYPES[dtype], output_loading_info=True
             )
@@ -52,6 +53,7 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+    interruption.raise_it()
     refuse_missing_weights(path, module, report)
     for name, weight in module.named_parameters():
         if not bool(weight.isfinite().all()):

@@ -83,6 +83,7 @@ def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
 
 def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
     from .compress.evaluate import ServedScorer
+    from .compress.training.interruption import Interruption
     from .models.tokenizer import Tokenizer
     from .scheduler import Engine, EngineConfig
 
@@ -96,7 +97,9 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
         gpu_memory_utilization=_KV_SHARE / count,
         prefix_caching=False,  # so that no round of timing has its prompts computed already
     )
-    engine = Engine(config)
+    with Interruption() as interruption:
+        engine = Engine(config)
+    interruption.raise_it()
     scorer = ServedScorer(engine.runner.model, spec.text)
     return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
 
