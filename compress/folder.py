@@ -8,13 +8,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CompressError
+from ..errors import CompressError, PenstockError
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +85,30 @@ def check_target(target: Path, *, force: bool, sources: Sequence[str | Path] = (
                 f"{target} would take the place of {source}, which it is made from; name another folder.",
                 param="output",
             )
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CompressError(f"{target} cannot be made: {parent} may not be written to.", param="output")
+    check_writable(target.absolute().parent, target)
+
+
+def check_writable(folder: Path, target: Path) -> None:
+    """Refuses a `target` in `folder` where that, or the nearest above it that is there, takes no files.
+
+    Raises CompressError.
+    """
+    found = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+        raise CompressError(f"{target} cannot be made: {found} may not be written to.", param="output")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Also of libraries that pass the system's error on as text only, as safetensors does."""
-    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+    """A disk, or what a user may have of it."""
+    return _system_error(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _system_error(error: BaseException) -> int | None:
+    """Its number; also of libraries that pass the system's error on as text only, as safetensors does."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told and not isinstance(error, PenstockError) else None
 
 
 class WorkFolder:
@@ -131,13 +148,42 @@ class WorkFolder:
             raise CompressError(f"{self.path} cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Lets another process go on from here."""
+        """Lets another process go on from here. Where nothing was done yet, a mistake was found in time: nothing stays."""
+        with suppress(OSError):
+            others = [path for path in self.path.iterdir() if path.name not in ("lock", "job.json")]
+            if not any(path.is_dir() or path.stat().st_size for path in others):
+                _remove(self.path)
         os.close(self._lock)
 
     def done(self) -> None:
         """The target is written: nothing is left to go on with."""
         _remove(self.path)
         self.close()
+
+
+@contextmanager
+def work_folder(target: Path, job: Mapping[str, Any]) -> Iterator[WorkFolder]:
+    """A WorkFolder that is done when the block ends, and there to go on from when it raises.
+
+    Raises CompressError as WorkFolder does, and where the block meets a file that cannot be written or read.
+    """
+    work = WorkFolder(target, job)
+    try:
+        yield work
+    except BaseException as error:
+        work.close()
+        if is_disk_full(error):
+            raise CompressError(
+                f"The disk of {target} is full; free some space, and run this again to go on."
+            ) from error
+        number = None if isinstance(error, ConnectionError) else _system_error(error)
+        if number is not None:
+            where = getattr(error, "filename", None) or work.path
+            raise CompressError(
+                f"{where} cannot be written or read: {os.strerror(number)}. Mend that, and run this again to go on."
+            ) from error
+        raise
+    work.done()
 
 
 def _let_others_read(folder: Path) -> None:

@@ -10,7 +10,9 @@ from torch import nn
 from ..errors import CompressError, ModelLoadError
 from ..models.fingerprint import fingerprint
 from ..models.location import resolve_model
+from ..models.quiet_loading import quietly, refuse_missing_weights
 from ..models.tokenizer import Tokenizer
+from .training.interruption import Interruption
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,30 +35,31 @@ def load_plain(model: str, *, dtype: str = "auto", device: str = "cpu") -> Plain
     """`model` ("builtin", a folder or a hub id) in the dtype it is stored in, or another.
 
     Raises ModelLoadError naming the model and the reason: no such folder, gated, no causal language model, stored
-    quantized, weights missing.
+    quantized, weights missing or no numbers. A Ctrl-C meanwhile is raised when they are read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     path = resolve_model(model)
     try:
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "quantization_config", None):
             raise ModelLoadError(f"{path} is stored quantized; give the model that it was made from.")
-        module, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto" if dtype == "auto" else DTYPES[dtype], output_loading_info=True
-        )
+        with quietly(), Interruption() as interruption:
+            module, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto" if dtype == "auto" else DTYPES[dtype], output_loading_info=True
+            )
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(f"{path} cannot be loaded as a causal language model: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelLoadError(
-            f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
-            "download or export it again."
-        )
+    interruption.raise_it()
+    refuse_missing_weights(path, module, report)
+    for name, weight in module.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ModelLoadError(
+                f"{path} has weights that are not numbers (NaN or infinite), {name} for one; download or export it again."
+            )
     return PlainModel(module.to(device).eval(), Tokenizer.load(model), path, fingerprint(path))
 
 

@@ -33,6 +33,7 @@ from .native_layers import stack_layers
 from .quantization_config import QuantizationConfig, quantization_config
 from .quantized_experts import quantize_experts
 from .quantized_linear import pack_linears, quantize_linears
+from .quiet_loading import quietly, refuse_missing_weights
 from .steady_linear import make_steady
 
 log = logging.getLogger(__name__)
@@ -228,9 +229,7 @@ def _compute(
 
 def _from_pretrained(path: Path, dtype: str, stored: QuantizationConfig | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     attention_hook.register()
     try:
         settings = {"dtype": "auto" if dtype == "auto" else DTYPES[dtype], "output_loading_info": True}
@@ -238,30 +237,26 @@ def _from_pretrained(path: Path, dtype: str, stored: QuantizationConfig | None) 
             config = AutoConfig.from_pretrained(path)
             config.quantization_config = extension(stored, path)
             settings["config"] = config
-        try:
-            module, report = AutoModelForCausalLM.from_pretrained(
-                path, attn_implementation=attention_hook.NAME, **settings
-            )
-        except KeyError as error:
-            if error.args != (attention_hook.NAME,):
-                raise
-            # It has a class per implementation. Of its eager one, attention may be seen from outside.
-            module, report = AutoModelForCausalLM.from_pretrained(
-                path, attn_implementation="eager", **settings
-            )
-            module.config._attn_implementation = attention_hook.NAME  # so that no masks are made
+        with quietly():
+            try:
+                module, report = AutoModelForCausalLM.from_pretrained(
+                    path, attn_implementation=attention_hook.NAME, **settings
+                )
+            except KeyError as error:
+                if error.args != (attention_hook.NAME,):
+                    raise
+                # It has a class per implementation. Of its eager one, attention may be seen from outside.
+                module, report = AutoModelForCausalLM.from_pretrained(
+                    path, attn_implementation="eager", **settings
+                )
+                module.config._attn_implementation = attention_hook.NAME  # so that no masks are made
     except ModelLoadError:
         raise
     except Exception as error:  # broken files raise whatever their readers choose: safetensors, pickle, json
         raise ModelLoadError(
             f"{path} cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers only warns, and fills them with random numbers.
-        raise ModelLoadError(
-            f"{path} lacks {len(missing)} of the weights of {type(module).__name__}, {missing[0]} among them; "
-            "download or export it again."
-        )
+    refuse_missing_weights(path, module, report)
     if stored is not None:
         check_values(module, path)
     return module

@@ -56,7 +56,13 @@ def _may_be_hub_id(model: str) -> bool:
 
 def _download(model: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(files)))
@@ -66,10 +72,21 @@ def _download(model: str, files: Sequence[str]) -> Path:
             "reached. Check the network, or give a local folder.",
             param="model",
         ) from error
+    except GatedRepoError as error:
+        raise ModelLoadError(
+            f"model {model!r} is gated: ask for access at https://huggingface.co/{model}, then log in with `hf auth login`.",
+            param="model",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(
+            f"model {model!r} is neither a folder here nor a repository of the hub that may be read. Check the id, or log "
+            "in with `hf auth login` where it is private.",
+            param="model",
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelLoadError(
-            f"model {model!r} cannot be downloaded from the hub ({reason}). Check the id, or `hf auth login` "
-            "when it is gated.",
+            f"model {model!r} cannot be downloaded from the hub ({reason}). Check the id, the network and "
+            "the disk.",
             param="model",
         ) from error

@@ -202,8 +202,11 @@ def _from_transformers(folder: Path) -> tokenizers.Tokenizer:
 
         slow_or_fast = AutoTokenizer.from_pretrained(folder)
     except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelLoadError(f"{folder} has no tokenizer that can be loaded: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise ModelLoadError(
+            f"{folder} has no tokenizer.json, and no other tokenizer that can be loaded: {reason} Add the tokenizer.json "
+            "that belongs to the model."
+        ) from error
     backend = getattr(slow_or_fast, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ModelLoadError(

@@ -24,7 +24,12 @@ def vocabulary_difference(one: Path, other: Path) -> str | None:
     files = [folder / "tokenizer.json" for folder in (one, other)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return None
-    ours, theirs = (Tokenizer.load(str(folder)).vocabulary() for folder in (one, other))
+    return token_difference(*(Tokenizer.load(str(folder)) for folder in (one, other)))
+
+
+def token_difference(one: Tokenizer, other: Tokenizer) -> str | None:
+    """Likewise, of tokenizers that are loaded already."""
+    ours, theirs = one.vocabulary(), other.vocabulary()
     if ours == theirs:
         return None
     example = min(ours.items() ^ theirs.items(), key=lambda entry: entry[::-1])[0]

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CacheExamples:
-    """`summary`: one line that says whose they are, how many, and what was left out."""
+    """`summary`: one line that says whose they are, how many, and what was left out.
+
+    `identity`: of which cache, and whose: the same when it holds others.
+    """
 
     examples: "list[Example]"
     summary: str
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +136,12 @@ def _read(cache: "OpenedCache", whose: Sequence[Whose], namespace: str | None) -
             f"{remedy}",
             param="cache_prompts",
         )
+    identity = json.dumps([str(path.resolve()), [one.id for one in whose], namespace])
     count = "1 example" if len(examples) == 1 else f"{len(examples)} examples"
     return CacheExamples(
-        examples, f"{count} of {names} from the cache" + (f"; left out: {reasons}" if reasons else "")
+        examples,
+        f"{count} of {names} from the cache" + (f"; left out: {reasons}" if reasons else ""),
+        identity,
     )
 
 

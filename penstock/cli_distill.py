@@ -2,17 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_cache_examples import add_whose_arguments, examples_from_cache
+from .cli_long_job import interruptible
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .compress.distill.job import Distilled, DistillJob
+    from .compress.texts import Example
 
 _LOSSES = ("forward-kl", "reverse-kl", "jsd")
 _BETA = 0.5
@@ -109,7 +111,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     _check(arguments)
-    from .compress.distill.run import check_job, distill
+    from .compress.distill.run import check_job
     from .compress.texts import read_examples
 
     job = _job(settings, arguments)
@@ -118,20 +120,27 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         if arguments["from_cache"]:
             found = examples_from_cache(settings, arguments)
             print(found.summary, file=sys.stderr)
-            job = replace(job, data=f"{len(found.examples)} answers that a cache kept")
-            done = distill(job, found.examples)
+            job = replace(job, data="answers that a cache kept", cache=found.identity)
+            done = _distilled(job, found.examples)
         elif arguments["data"] is not None:
-            done = distill(job, read_examples(arguments["data"]))
+            done = _distilled(job, read_examples(arguments["data"]))
         else:
             from .cli_distill_answers import teachers_answers
 
             with teachers_answers(settings, job, arguments["generate"]) as examples:
-                done = distill(job, examples)
+                done = _distilled(job, examples)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         raise
     print("\n".join(_summary(job, done)))
     return 0
+
+
+def _distilled(job: "DistillJob", examples: "Sequence[Example]") -> "Distilled":
+    from .compress.distill.run import distill
+
+    with interruptible():
+        return distill(job, examples)
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
     import uvloop
     import xxhash
 
-    from .compress.folder import WorkFolder
+    from .compress.folder import work_folder
     from .compress.texts import read_examples
     from .models.fingerprint import fingerprint
     from .models.location import resolve_model
@@ -43,21 +43,14 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
         "prompts": xxhash.xxh3_128_hexdigest(prompts.read_bytes()),
         "max_tokens": job.max_tokens,
     }
-    work = WorkFolder(job.output.with_name(f"{job.output.name}.answers"), identity)
-    try:
+    with work_folder(job.output.with_name(f"{job.output.name}.answers"), identity) as work:
         file = work.path / "answers.jsonl"
         file.touch()
         drop_torn_end(file)
         answers = {line["index"]: line["text"] for line in read_jsonl(file)}
         todo = [index for index in range(len(examples)) if index not in answers]
         if todo:
-            try:
-                uvloop.run(_answer_all(teacher, examples, todo, job.max_tokens, file))
-            except OSError as error:
-                raise CompressError(
-                    f"The teacher's answers cannot be kept in {work.path}: {error.strerror or error}. Make room there, "
-                    "and run this again to go on."
-                ) from error
+            uvloop.run(_answer_all(teacher, examples, todo, job.max_tokens, file))
             answers = {line["index"]: line["text"] for line in read_jsonl(file)}
         answered = [_answered(examples[i], text) for i, text in sorted(answers.items()) if text is not None]
         if not answered:
@@ -66,10 +59,6 @@ def teachers_answers(settings: Settings, job: "DistillJob", prompts: Path) -> "I
                 "answer; give a higher --context, or shorter prompts."
             )
         yield answered
-    except BaseException:
-        work.close()
-        raise
-    work.done()
 
 
 async def _answer_all(

@@ -1,9 +1,11 @@
 """An engine as what measuring needs of it: it answers prompts greedily, and decodes at full speed."""
 
+import gc
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 32
 DECODED_TOKENS = 64
 SEED = 3
-# Of a GPU's memory, for the KV of all models that are timed beside each other.
+# Of a GPU's memory, for the KV of the model that is timed.
 KV_SHARE = 0.4
 
 
@@ -80,18 +82,22 @@ def decoding(engine: "Engine") -> Callable[[int], float]:
 def speeds_of(
     settings: Settings, folders: Mapping[str, Path], progress: Callable[[str, int, int], None]
 ) -> "Mapping[str, list[Speed]]":
-    """Of models as they are stored, by name, timed in turn beside the first."""
-    from .compress.evaluate.speed import measure_speeds
+    """Of models as they are stored, by name, beside the first; one at a time is in memory."""
+    from .compress.evaluate.speed import measure_one_at_a_time
     from .scheduler import Engine, EngineConfig
 
-    models = {}
-    for name, folder in folders.items():
+    def made(folder: Path) -> Callable[[int], float]:
+        gc.collect()  # an engine's parts know each other, so that it is not gone with the last who knew it
         config = EngineConfig(
             model=str(folder),
             device=settings.device,
             threads=settings.threads,
-            gpu_memory_utilization=KV_SHARE / len(folders),
+            gpu_memory_utilization=KV_SHARE,
             prefix_caching=False,  # so that no round has its prompts computed already
         )
-        models[name] = decoding(Engine(config))
-    return measure_speeds(models, progress=lambda done, of: progress("time", done, of))
+        return decoding(Engine(config))
+
+    return measure_one_at_a_time(
+        {name: partial(made, folder) for name, folder in folders.items()},
+        progress=lambda done, of: progress("time", done, of),
+    )

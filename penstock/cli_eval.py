@@ -1,10 +1,12 @@
 """`penstock eval`: its arguments; hands over to what measures models, or one lever of one model."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from .cli_long_job import interruptible
 from .config import Settings, add_arguments
 
 MAX_TOKENS = 256  # of an answer to a task, where it is not said
@@ -29,7 +31,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
-    return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
+    try:
+        with interruptible():
+            return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
+    except KeyboardInterrupt:
+        print("penstock eval: interrupted; nothing was written.", file=sys.stderr)
+        raise
 
 
 def _add_models_arguments(parser: argparse.ArgumentParser) -> None:

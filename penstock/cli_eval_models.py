@@ -4,7 +4,6 @@ Checks what is asked and loads models; the measures are in `compress/evaluate/`.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,15 +37,6 @@ class _Loaded:
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
-    try:
-        _run(settings, arguments)
-    except KeyboardInterrupt:
-        print("penstock eval: interrupted; nothing was written.", file=sys.stderr)
-        raise
-    return 0
-
-
-def _run(settings: Settings, arguments: Mapping[str, Any]) -> None:
     specs = [model_spec(text) for text in arguments["models"]]
     _check(arguments, specs)
     output = None if arguments["output"] is None else Path(arguments["output"])
@@ -69,6 +59,7 @@ def _run(settings: Settings, arguments: Mapping[str, Any]) -> None:
     print("\n".join(tables(report)))
     if output is not None:
         _write(output, report, tasks, answers, force=arguments["force"])
+    return 0
 
 
 def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
@@ -92,6 +83,7 @@ def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
 
 def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
     from .compress.evaluate import ServedScorer
+    from .compress.training.interruption import Interruption
     from .models.tokenizer import Tokenizer
     from .scheduler import Engine, EngineConfig
 
@@ -105,7 +97,9 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
         gpu_memory_utilization=_KV_SHARE / count,
         prefix_caching=False,  # so that no round of timing has its prompts computed already
     )
-    engine = Engine(config)
+    with Interruption() as interruption:
+        engine = Engine(config)
+    interruption.raise_it()
     scorer = ServedScorer(engine.runner.model, spec.text)
     return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
 

@@ -1,13 +1,16 @@
 """`penstock eval sparse` and `sparse-prompts`: what attention to the keys that matter saves, and costs, on one model."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .config import Settings
-from .errors import ConfigError
+from .errors import CompressError, ConfigError
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
@@ -20,9 +23,15 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     text = None if arguments["text"] is None else _read(Path(arguments["text"]))
 
     from .compress import prompt_eval, prompt_report, sparse_eval, sparse_report
+    from .compress.evaluate.plot import require_matplotlib
+    from .compress.folder import check_writable
     from .models.loading import load_model
     from .models.tokenizer import Tokenizer
 
+    folder = None if arguments["output"] is None else Path(arguments["output"])
+    if folder is not None:  # not after minutes of measuring
+        check_writable(folder, folder)
+        require_matplotlib()
     model = load_model(settings.model, dtype=settings.dtype, quantize=settings.quantize, device="cpu")
     if arguments["decoded"] >= model.max_model_len:
         raise ConfigError(
@@ -41,26 +50,46 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         "progress": lambda line: print(line, file=sys.stderr, flush=True),
     }
     ids = None if text is None else encode(text)
-    folder = None if arguments["output"] is None else Path(arguments["output"])
     if arguments["what"] == "sparse-prompts":
         prompts = prompt_eval.evaluate_prompts(model, encode, ids, **asked)
         _write(folder, prompt_report.NAME, prompt_report.as_dict(prompts), prompt_report.tables(prompts))
         return 0
     report = sparse_eval.evaluate(model, encode, ids, **asked)
-    _write(folder, sparse_report.NAME, sparse_report.as_dict(report), sparse_report.tables(report))
-    if folder is not None:
-        sparse_report.draw(report, folder / f"{sparse_report.NAME}.png")
+    _write(
+        folder,
+        sparse_report.NAME,
+        sparse_report.as_dict(report),
+        sparse_report.tables(report),
+        partial(sparse_report.draw, report),
+    )
     return 0
 
 
-def _write(folder: Path | None, name: str, report: dict[str, Any], lines: Iterable[str]) -> None:
-    """Prints the tables, and leaves them and the report in `folder`."""
+def _write(
+    folder: Path | None,
+    name: str,
+    report: dict[str, Any],
+    lines: Iterable[str],
+    draw: Callable[[Path], None] | None = None,
+) -> None:
+    """Prints the tables, and leaves them and the report in `folder`, beside what else is there: all of it, or nothing."""
     text = "\n".join(lines)
-    print(text)
-    if folder is not None:
+    print(text, flush=True)
+    if folder is None:
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        with TemporaryDirectory(dir=folder, prefix=".partial-") as staging:
+            whole = Path(staging) / name
+            whole.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            whole.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            if draw is not None:
+                draw(whole.with_suffix(".png"))
+            for file in Path(staging).iterdir():
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CompressError(f"{folder} cannot be written: {reason}. What was measured is printed.") from error
 
 
 def _masses(text: str) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_engine_runs import speeds_of
 from .cli_long_job import interruptible, progress_bars
-from .cli_texts import add_text_arguments, texts_of
+from .cli_texts import GivenTexts, add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -87,14 +87,17 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.prune.run import prune
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
-    examples, source = texts_of(settings, arguments)
-    job = _job(settings, arguments, source)
+    texts = texts_of(settings, arguments)
+    job = _job(settings, arguments, texts)
     use_threads(settings.threads)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
             measure = partial(speeds_of, settings, progress=progress)
             done = prune(
-                job, examples, progress=progress, measure_speed=None if arguments["no_speed"] else measure
+                job,
+                texts.examples,
+                progress=progress,
+                measure_speed=None if arguments["no_speed"] else measure,
             )
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
@@ -133,7 +136,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
 
 
-def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "PruneJob":
+def _job(settings: Settings, arguments: Mapping[str, Any], texts: GivenTexts) -> "PruneJob":
     from .compress.prune.job import PruneJob
 
     steps, minutes = arguments["recovery_steps"], arguments["recovery_minutes"]
@@ -142,7 +145,8 @@ def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "Prun
     return PruneJob(
         model=arguments["source"],
         output=arguments["output"],
-        source=source,
+        source=texts.source,
+        cache=texts.cache,
         mlp=arguments["mlp"],
         kv_groups=arguments["kv_groups"],
         layers=arguments["layers"],

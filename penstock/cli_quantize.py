@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_engine_runs import speeds_of
 from .cli_long_job import interruptible, progress_bars
-from .cli_texts import add_text_arguments, texts_of
+from .cli_texts import GivenTexts, add_text_arguments, texts_of
 from .config import Settings, add_arguments
 from .errors import ConfigError
 
@@ -76,14 +76,17 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.quantize.run import quantize
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
-    examples, source = texts_of(settings, arguments)
-    job = _job(settings, arguments, source)
+    texts = texts_of(settings, arguments)
+    job = _job(settings, arguments, texts)
     use_threads(settings.threads)
     try:
         with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
             measure = partial(speeds_of, settings, progress=progress)
             done = quantize(
-                job, examples, progress=progress, measure_speed=None if arguments["no_speed"] else measure
+                job,
+                texts.examples,
+                progress=progress,
+                measure_speed=None if arguments["no_speed"] else measure,
             )
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
@@ -107,14 +110,15 @@ def _check(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _job(settings: Settings, arguments: Mapping[str, Any], source: str) -> "QuantizeJob":
+def _job(settings: Settings, arguments: Mapping[str, Any], texts: GivenTexts) -> "QuantizeJob":
     from .compress.quantize.job import QuantizeJob
 
     return QuantizeJob(
         model=arguments["source"],
         output=arguments["output"],
         scheme=arguments["scheme"],
-        source=source,
+        source=texts.source,
+        cache=texts.cache,
         group=arguments["group_size"] or _DEFAULT_GROUP,
         kv=arguments["kv"] is not None,
         context=arguments["context"],

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,20 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def texts_of(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Example] | None, str]":
-    """And where they come from, for the report; None where the model is to write its own.
+@dataclass(frozen=True, slots=True)
+class GivenTexts:
+    """Attributes:
+    examples: None where the model is to write its own.
+    source: where they come from, for the report; cache: see `QuantizeJob` and `PruneJob`.
+    """
+
+    examples: "list[Example] | None"
+    source: str
+    cache: str | None = None
+
+
+def texts_of(settings: Settings, arguments: Mapping[str, Any]) -> GivenTexts:
+    """As the arguments of `add_text_arguments` have it.
 
     Raises PenstockError naming what is wrong with an argument, the file or the cache.
     """
@@ -45,9 +58,9 @@ def texts_of(settings: Settings, arguments: Mapping[str, Any]) -> "tuple[list[Ex
     from .compress.texts import read_examples
 
     if arguments["data"] is not None:
-        return read_examples(arguments["data"]), f"`{arguments['data'].name}`"
+        return GivenTexts(read_examples(arguments["data"]), f"`{arguments['data'].name}`")
     if arguments["from_cache"]:
         found = examples_from_cache(settings, arguments)
         print(found.summary, file=sys.stderr)
-        return found.examples, f"{len(found.examples)} answers that a cache kept"
-    return None, "written by the model itself"
+        return GivenTexts(found.examples, "answers that a cache kept", found.identity)
+    return GivenTexts(None, "written by the model itself")

@@ -420,7 +420,11 @@ class Engine:
         error: str | None = None
         for token, guess in zip_longest(tokens, item.draft):
             if token is None:
-                reason, error = "error", "The model gave no finite logits for this sequence."
+                reason = "error"
+                error = (
+                    "The model gave no finite logits for this sequence; its weights are broken, or its numbers overflow "
+                    "in this dtype (try float32)."
+                )
                 break
             new.append(token)
             if seq.matcher is not None:

@@ -35,14 +35,6 @@ class Dataset:
     duplicates: int
     unusable: int
 
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of all ids, and of what is learnt of them."""
-        digest = xxhash.xxh3_128()
-        for text in (*self.train, Tokens([], []), *self.held_out):
-            digest.update(_bytes(text))
-        return digest.hexdigest()
-
 
 def make_dataset(
     tokenizer: Tokenizer, examples: Iterable[Example], *, max_tokens: int, held_out_share: float

@@ -15,6 +15,8 @@ class DistillJob:
     teacher: "builtin", a folder or a hub id.
     student: as `teacher`; or layers: how many of the teacher's; or config: a config.json. One of them.
     data: where the examples come from, for the card.
+    cache: where they are a cache's, which has others the next day: which cache's, and whose. The job goes on with those
+        that it began with. None: they are the same whenever they are read.
     on_policy: share of the steps that the student learns by its own answers.
     """
 
@@ -31,6 +33,7 @@ class DistillJob:
     held_out_share: float = 0.05
     device: str = "auto"
     force: bool = False
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ Knows no command line, and neither engine nor cache: examples are handed in.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from ...models.fingerprint import fingerprint
 from ...models.location import resolve_model
 from ...models.tokenizer import Tokenizer
 from ..companion_files import copy_companions
-from ..folder import WorkFolder, check_target, new_folder
+from ..folder import check_target, new_folder, work_folder
+from ..kept_texts import fingerprint_of, kept_dataset
 from ..plain_model import PlainModel, load_plain
 from ..texts import Example
 from ..training.batches import Batches
@@ -43,8 +45,9 @@ def check_job(job: DistillJob) -> Tokenizer:
     return tokenizer
 
 
-def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
-    """Writes the student's folder. An interrupted job goes on where it was when it is run again with the same examples.
+def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
+    """Writes the student's folder. An interrupted job goes on where it was when it is run again with the same examples, or
+    cache.
 
     Raises PenstockError naming what is wrong; KeyboardInterrupt after Ctrl-C. The folder appears whole or not at all.
     """
@@ -55,15 +58,17 @@ def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
     check_rows(teacher.module, tokenizer, "The teacher")
     check_rows(student, tokenizer, "The student")
     dtype = student.dtype if job.config is None else teacher.module.dtype
-    dataset = make_dataset(
-        tokenizer,
-        examples,
-        max_tokens=min(job.max_tokens, _context(teacher.module), _context(student)),
-        held_out_share=job.held_out_share,
-    )
-    work = WorkFolder(job.output, _identity(job, teacher, origin, dataset))
-    try:
-        objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
+    objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
+    given = fingerprint_of(examples)
+    with work_folder(job.output, _identity(job, teacher, origin, given)) as work:
+        make = partial(
+            make_dataset,
+            tokenizer,
+            examples,
+            max_tokens=min(job.max_tokens, _context(teacher.module), _context(student)),
+            held_out_share=job.held_out_share,
+        )
+        dataset = kept_dataset(work, given, make)
         source = _source(job, dataset, student, tokenizer)
         report = train(
             student,
@@ -83,10 +88,6 @@ def distill(job: DistillJob, examples: Iterable[Example]) -> Distilled:
             done = Distilled(measured, report, dataset)
             text = card(job, done, parameters, sum(p.numel() for p in teacher.module.parameters()))
             (staging / "README.md").write_text(text, encoding="utf-8")
-    except BaseException:
-        work.close()
-        raise
-    work.done()
     return done
 
 
@@ -133,14 +134,16 @@ def _source(job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenize
     )
 
 
-def _identity(job: DistillJob, teacher: PlainModel, origin: str, dataset: Dataset) -> dict[str, Any]:
+def _identity(job: DistillJob, teacher: PlainModel, origin: str, given: str) -> dict[str, Any]:
     """What makes it the same job. Not the learning rate: one that was too high is lowered on the way."""
     training = asdict(job.training)
     del training["learning_rate"]
     return {
         "teacher": teacher.fingerprint,
         "student": origin,
-        "data": dataset.fingerprint,
+        "data": job.cache or given,
+        "max_tokens": job.max_tokens,
+        "held_out_share": job.held_out_share,
         "loss": asdict(job.loss),
         "on_policy": job.on_policy,
         "training": training,

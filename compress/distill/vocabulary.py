@@ -4,24 +4,17 @@ from typing import Any
 
 from ...errors import CompressError
 from ...models.tokenizer import Tokenizer
+from ...models.vocabulary import token_difference
 
 
 def check_same_vocabulary(teacher: Tokenizer, student: Tokenizer) -> None:
     """Token by token, not only in size. Raises CompressError naming the first that differs."""
-    theirs, own = teacher.vocabulary(), student.vocabulary()
-    if theirs == own:
-        return
-    token = min(theirs.items() ^ own.items(), key=lambda entry: entry[::-1])[0]
-    raise CompressError(
-        f"The student has another vocabulary ({len(own)} tokens, the teacher {len(theirs)}): {token!r} is "
-        f"{_named(theirs.get(token))} of the teacher and {_named(own.get(token))} of the student. A student learns the "
-        "teacher's probabilities token by token; take one with the teacher's tokenizer, or make one with --layers.",
-        param="student",
-    )
-
-
-def _named(token_id: int | None) -> str:
-    return "none" if token_id is None else f"token {token_id}"
+    if difference := token_difference(student, teacher):
+        raise CompressError(
+            f"The student has another vocabulary than the teacher: {difference}. A student learns the teacher's "
+            "probabilities token by token; take one with the teacher's tokenizer, or make one with --layers.",
+            param="student",
+        )
 
 
 def size_of(tokenizer: Tokenizer) -> int:

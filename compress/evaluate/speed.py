@@ -40,7 +40,7 @@ def measure_speeds(
 ) -> dict[str, list[Speed]]:
     """The speeds of each model by its name. The first round is not counted: caches are cold, and threads asleep."""
     names = list(models)
-    seen: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in names} for batch in batches}
+    seen = _nothing_yet(names, batches)
     for number in range(rounds + 1):
         turn = number % len(names)
         for batch in batches:
@@ -49,7 +49,47 @@ def measure_speeds(
                 if number:
                     seen[batch][name].append(rate)
         progress(number + 1, rounds + 1)
-    return {name: [_speed(batch, seen[batch], name, names[0]) for batch in batches] for name in names}
+    return _speeds(seen)
+
+
+def measure_one_at_a_time(
+    models: Mapping[str, Callable[[], Decode]],
+    *,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, list[Speed]]:
+    """As `measure_speeds`, where memory is for one model: each is made to be timed, and gone before the next is made.
+
+    The first half of the rounds goes through the models forwards, the other backwards: what makes the machine slower and
+    slower does so for each model in one half. What comes and goes within a round is not made up for.
+    """
+    names = list(models)
+    seen = _nothing_yet(names, batches)
+    made, decode = "", None
+    halves = [(names, rounds - rounds // 2), (names[::-1], rounds // 2)]
+    turns = [(name, count) for order, count in halves for name in order]
+    for number, (name, count) in enumerate(turns):
+        if name != made:
+            decode = None  # not both at once
+            decode, made = models[name](), name
+        assert decode is not None
+        for timed in range(count + 1):  # the first is not counted, as in `measure_speeds`
+            for batch in batches:
+                rate = decode(batch)
+                if timed:
+                    seen[batch][name].append(rate)
+        progress(number + 1, len(turns))
+    return _speeds(seen)
+
+
+def _nothing_yet(names: Sequence[str], batches: Sequence[int]) -> dict[int, dict[str, list[float]]]:
+    return {batch: {name: [] for name in names} for batch in batches}
+
+
+def _speeds(seen: Mapping[int, Mapping[str, list[float]]]) -> dict[str, list[Speed]]:
+    names = list(next(iter(seen.values())))
+    return {name: [_speed(batch, seen[batch], name, names[0]) for batch in seen] for name in names}
 
 
 def _speed(batch: int, rates: Mapping[str, list[float]], name: str, first: str) -> Speed:

@@ -24,6 +24,8 @@ class PruneJob:
     mlp, kv_groups: shares of the MLP channels and of the key-value groups that go; layers: how many go. Any of them, or
     size: the share of the parameters that stays; or speed_up: how many times as fast at batch 1.
     source: where the texts come from, for the report.
+    cache: where the texts are a cache's, which has others the next day: which cache's, and whose. The job goes on with those
+        that it began with. None: they are the same whenever they are read.
     max_tokens: read of each text.
     recovery_steps, recovery_minutes: one of them; no steps for none.
     most_kl, most_perplexity_change: what the result is held to, on texts that are held out.
@@ -47,6 +49,7 @@ class PruneJob:
     most_perplexity_change: float = 0.05
     device: str = "auto"
     force: bool = False
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

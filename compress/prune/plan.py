@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,23 +67,24 @@ def make_plan(
 
     Raises CompressError for a speed-up that cannot be had, and where the cut model, read back, is not the one in memory.
     """
-    folder = work.path / "cut"
+    folder, seen = work.path / "cut", work.path / "moments"
     notes = folder / "plan.json"
     if not notes.is_file():
         # The last texts for comparing, so that what importance goes by is not what it is judged by.
         selection = up_to(texts[::-1], SELECTION_TOKENS)
         calibration = up_to(texts[: max(1, len(texts) - len(selection))], CALIBRATION_TOKENS)
-        pruner = Pruner(parent.module, structure, calibration, selection, progress)
+        pruner = Pruner(parent.module, structure, calibration, selection, seen, progress)
         size = _size(job, parent, structure, pruner, work, measure_speed)
         small, records = pruner.cut_to(size)
         new = work.path / "cut.new"
-        shutil.rmtree(new, ignore_errors=True)
-        save_model(small, parent, new)
-        _check_read_back(new, small, selection[0])
-        (new / notes.name).write_text(
-            json.dumps({"size": asdict(size), "layers": [asdict(record) for record in records]})
-        )
-        os.replace(new, folder)
+        with _gone_afterwards(new):
+            save_model(small, parent, new)
+            _check_read_back(new, small, selection[0])
+            (new / notes.name).write_text(
+                json.dumps({"size": asdict(size), "layers": [asdict(record) for record in records]})
+            )
+            os.replace(new, folder)
+        shutil.rmtree(seen, ignore_errors=True)  # there is none where only layers went
     kept = json.loads(notes.read_text())
     return Plan(folder, Size(**kept["size"]), [LayerRecord(**record) for record in kept["layers"]])
 
@@ -117,17 +119,25 @@ def _price_of_time(
     parent: PlainModel, structure: Structure, work: WorkFolder, measure_speed: MeasureSpeed
 ) -> Price:
     """Measured at batch 1: of models of four sizes that compute nothing of sense."""
-    folders = {}
-    for name, size in probes(structure.size).items():
-        device = parent.module.device
-        kept = Kept(torch.arange(size.channels, device=device), torch.arange(size.groups, device=device))
-        probe = cut(parent.module, structure, [(index, kept) for index in range(size.layers)])
-        folders[name] = work.path / f"probe, {name}"
-        save_model(probe, parent, folders[name])
-    speeds = measure_speed(folders)
-    for folder in folders.values():
-        shutil.rmtree(folder)
+    with _gone_afterwards(work.path / "probes") as folder:
+        folders = {name: folder / name for name in probes(structure.size)}
+        for name, size in probes(structure.size).items():
+            device = parent.module.device
+            kept = Kept(torch.arange(size.channels, device=device), torch.arange(size.groups, device=device))
+            probe = cut(parent.module, structure, [(index, kept) for index in range(size.layers)])
+            save_model(probe, parent, folders[name])
+        speeds = measure_speed(folders)
     return price_of_time(structure.size, {name: 1 / own[0].ratio.value for name, own in speeds.items()})
+
+
+@contextmanager
+def _gone_afterwards(folder: Path) -> Iterator[Path]:
+    """What a full disk or an interruption leaves half-written takes room, and may be in the way of the next run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Cuts one model to sizes: which channels, groups and layers go, by calibration texts; and what that costs at once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..texts import Tokens
 from .cut import Kept, cut, group_columns
 from .importance import best_groups, channels_by_importance, fit
 from .job import LayerRecord, Progress
-from .moments import Moments, moments
+from .moments import KeptMoments
 from .structure import Size, Structure, attention_of, mlp_of
 
 
@@ -19,6 +20,7 @@ class Pruner:
     """Args:
     module: in float32, where that fits.
     calibration: what importance goes by; selection: what sizes and layers are compared by.
+    folder: for what is known of the calibration texts; see `KeptMoments`.
     """
 
     def __init__(
@@ -27,13 +29,14 @@ class Pruner:
         structure: Structure,
         calibration: Sequence[Tokens],
         selection: Sequence[Tokens],
+        folder: Path,
         progress: Progress,
     ) -> None:
         self._module, self._structure = module, structure
         self._selection = selection
         self._progress = progress
-        self._moments: list[Moments] = moments(
-            module, calibration, lambda done, of: progress("calibrate", done, of)
+        self._moments = KeptMoments(
+            folder, module, calibration, lambda done, of: progress("calibrate", done, of)
         )
         # Of each layer once asked for, most important first.
         self._channels: dict[int, torch.Tensor] = {}
@@ -59,10 +62,12 @@ class Pruner:
         return self._kl([self.cut_to(size)[0] for size in sizes])
 
     def _keep(self, index: int, layer: Any, size: Size) -> tuple[Kept, tuple[float, float]]:
-        whole, known = self._structure.size, self._moments[index]
-        device = known.mlp.device
+        whole, device = self._structure.size, self._module.device
         kept = Kept(torch.arange(whole.channels, device=device), torch.arange(whole.groups, device=device))
         mlp_loss = attention_loss = 0.0
+        if (size.channels, size.groups) == (whole.channels, whole.groups):
+            return kept, (mlp_loss, attention_loss)
+        known = self._moments.of(index)
         if size.channels < whole.channels:
             weight = mlp_of(layer).down_proj.weight.data
             if index not in self._channels:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..distill.dataset import Dataset
 from ..distill.recover import recover
 from ..distill.run import training_device
 from ..evaluate import Comparison, PlainScorer, compare_all
-from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..folder import WorkFolder, check_target, new_folder, work_folder
+from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import DTYPES, PlainModel, load_plain
 from ..texts import Example
@@ -42,7 +44,7 @@ def prune(
     progress: Progress,
     measure_speed: MeasureSpeed | None = None,
 ) -> Done:
-    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts.
+    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts, or cache.
 
     Args:
         examples: what to go by, to recover with and to judge by; None: what the model writes by itself.
@@ -58,16 +60,11 @@ def prune(
     check_targets(job, parent.module, structure)
     if parent.module.num_parameters() <= FLOAT32_PARAMETERS:
         parent.module.float()
-    dataset = dataset_of(
-        parent,
-        examples,
-        max_tokens=job.max_tokens,
-        held_out_share=HELD_OUT_SHARE,
-        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
-        progress=progress,
-    )
-    work = WorkFolder(job.output, _identity(job, parent, dataset))
-    try:
+    given = fingerprint_of(examples)
+    with work_folder(job.output, _identity(job, parent, given)) as work:
+        dataset = kept_dataset(work, given, partial(_dataset, job, parent, examples, progress))
+        if job.cache is not None:
+            job = replace(job, source=f"{dataset.examples} {job.source}")
         plan = make_plan(job, parent, structure, dataset.train, work, measure_speed, progress)
         student = load_plain(str(plan.folder), device=device).module
         recovery = _recover(job, student, parent, dataset, work)
@@ -93,18 +90,25 @@ def prune(
             _refuse(job, done)
             if measure_speed is not None:
                 progress("time", 0, 1)
-                done = replace(done, speed=measure_speed({PARENT: parent.path, PRUNED: staging}))
+                path = parent.path
+                del parent, student  # what is timed has the memory to itself
+                done = replace(done, speed=measure_speed({PARENT: path, PRUNED: staging}))
                 _refuse(job, done)
             _write_reports(staging, job, done)
-    except BaseException as error:
-        work.close()
-        if is_disk_full(error):
-            raise CompressError(
-                f"The disk of {job.output} is full; free some space, and run this again to go on."
-            ) from error
-        raise
-    work.done()
     return done
+
+
+def _dataset(
+    job: PruneJob, parent: PlainModel, examples: Sequence[Example] | None, progress: Progress
+) -> Dataset:
+    return dataset_of(
+        parent,
+        examples,
+        max_tokens=job.max_tokens,
+        held_out_share=HELD_OUT_SHARE,
+        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+        progress=progress,
+    )
 
 
 def _refuse(job: PruneJob, done: Done) -> None:
@@ -157,7 +161,7 @@ def _write_reports(folder: Path, job: PruneJob, done: Done) -> None:
         shutil.copy(done.recovery.log, folder / "training.jsonl")
 
 
-def _identity(job: PruneJob, parent: PlainModel, dataset: Dataset) -> dict[str, Any]:
+def _identity(job: PruneJob, parent: PlainModel, given: str) -> dict[str, Any]:
     """What makes it the same job. Not the gate, so that what failed it is written by force without being done again; not the
     learning rate: one that was too high is lowered on the way."""
     asked = asdict(job)
@@ -166,5 +170,5 @@ def _identity(job: PruneJob, parent: PlainModel, dataset: Dataset) -> dict[str, 
     return {
         **asked,
         "model": parent.fingerprint,
-        "texts": dataset.fingerprint,
+        "texts": job.cache or given,
     }

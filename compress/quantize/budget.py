@@ -7,6 +7,7 @@ over the budget, the next one is made with less of it, until one is within.
 import json
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,15 +32,25 @@ def within(quantizer: Quantizer, budget: float, group: int) -> tuple[Quantized, 
     }
     chosen: dict[tuple[str, ...], Precision | None] = {}
     aim = allowed = AIM * budget
+    # What choices cost is kept, so that a job that goes on needs no blocks of those that are over the budget.
+    kept = quantizer.work / "choices.json"
+    known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     while True:
         before, chosen = chosen, choose(costs, stored, allowed)
         if chosen == before:  # with less of the budget, too: nothing is left but not to round
             chosen = dict.fromkeys(stored)
-        done = quantizer.quantize({name: precision for names, precision in chosen.items() for name in names})
-        if done.selection_kl <= aim or not any(chosen.values()):
-            break
+        precisions = {name: precision for names, precision in chosen.items() for name in names}
+        files = quantizer.files_of(precisions)
+        choice = f"{files[-1].stem}, head {precisions.get(quantizer.head_name or '')}"
+        if known.get(choice, 0.0) <= aim:
+            _keep_only(files)
+            done = quantizer.quantize(precisions)
+            known[choice] = done.selection_kl
+            _write(kept, known)
+            if done.selection_kl <= aim or not any(chosen.values()):
+                break
         spent = sum(cost.kl for cost in costs if chosen[cost.layers] == cost.precision)
-        allowed = spent * min(LESS, aim / done.selection_kl)
+        allowed = spent * min(LESS, aim / known[choice])
     alone = {(name, str(cost.precision)): cost.kl for cost in costs for name in cost.layers}
     for record in done.records:
         record.kl = alone.get((record.name, record.used))
@@ -61,7 +72,8 @@ def costs_of(quantizer: Quantizer, group: int) -> list[Cost]:
         progress("sensitivity", index, steps)
         kept = quantizer.work / f"costs-{index}.json"
         if not kept.is_file():
-            _write(kept, block_costs(passage, judges, index, calibrating, selecting, candidates))
+            found = block_costs(passage, judges, index, calibrating, selecting, candidates)
+            _write(kept, [astuple(cost) for cost in found])
         costs += _read(kept)
         with in_float32(list(block.parameters())):
             calibrating = passage.through(index, calibrating)
@@ -83,9 +95,15 @@ def costs_of(quantizer: Quantizer, group: int) -> list[Cost]:
     return costs
 
 
-def _write(file: Path, costs: list[Cost]) -> None:
+def _keep_only(files: list[Path]) -> None:
+    """Of all blocks that were kept: those of other choices take as much of the disk each as the result."""
+    for other in set(files[0].parent.glob("block-*")) - set(files):
+        other.unlink()
+
+
+def _write(file: Path, values: Any) -> None:
     part = file.with_suffix(".part")
-    part.write_text(json.dumps([astuple(cost) for cost in costs]), encoding="utf-8")
+    part.write_text(json.dumps(values), encoding="utf-8")
     part.replace(file)
 
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from ...errors import CompressError
 from ..own_texts import up_to
@@ -30,13 +29,6 @@ class Texts:
     calibration: list[Tokens]
     selection: list[Tokens]
     held_back: list[Tokens]
-
-    @property
-    def digest(self) -> str:
-        digest = blake2b(digest_size=16)
-        for part in (self.calibration, self.selection, self.held_back):
-            digest.update(repr([(text.ids, text.learn) for text in part]).encode())
-        return digest.hexdigest()
 
 
 def divide(others: Sequence[Tokens], held_back: Sequence[Tokens]) -> Texts:

@@ -20,6 +20,8 @@ class QuantizeJob:
     group: columns that share a scale in 4 bits, at most.
     kv: whether keys and values are to be stored in INT8 when the model is served.
     source: where the texts come from, for the report.
+    cache: where the texts are a cache's, which has others the next day: which cache's, and whose. The job goes on with those
+        that it began with. None: they are the same whenever they are read.
     context: tokens read of each text.
     most_kl, least_agreement: what the result is held to, on texts it was not calibrated on.
     device: what the result is served on to be judged; it is made on the CPU.
@@ -37,6 +39,7 @@ class QuantizeJob:
     least_agreement: float = 0.95
     device: str = "auto"
     force: bool = False
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

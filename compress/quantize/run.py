@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,24 @@ from ...errors import CompressError
 from ...models.loading import LoadedModel, load_model
 from ...models.quantized_experts import AS_STORED as AS_STORED_EXPERTS
 from ..compressed_tensors import write_compressed_tensors
+from ..distill.dataset import Dataset
 from ..evaluate import Comparison, PlainScorer, Scorer, ServedScorer, compare
 from ..evaluate.speed import Speed
-from ..folder import WorkFolder, check_target, is_disk_full, new_folder
+from ..folder import check_target, new_folder, work_folder
+from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import PlainModel, load_plain
 from ..quantized_tensor import Scheme
 from ..texts import Example, Tokens
 from .budget import within
-from .calibration import HELD_BACK_SHARE, Texts, divide
+from .calibration import HELD_BACK_SHARE, divide
 from .int8_kv import scorer_with_int8_kv
 from .job import Done, QuantizeJob
 from .layer import LayerRecord
 from .precision import Precision
 from .report import QUANTIZED, STORED, as_dict, failures, page
 from .sensitivity import Cost
-from .whole import EXPERTS, Progress, Quantized, Quantizer
+from .whole import EXPERTS, Progress, Quantized, Quantizer, linears_of
 
 # Written by the model itself, where no texts are given.
 SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
@@ -54,7 +57,7 @@ def quantize(
     progress: Progress,
     measure_speed: MeasureSpeed | None = None,
 ) -> Done:
-    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts.
+    """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts, or cache.
 
     Args:
         examples: what to calibrate on and to judge by; None: what the model writes by itself.
@@ -64,17 +67,13 @@ def quantize(
     """
     check_target(job.output, force=job.force)
     model = load_plain(job.model)
-    dataset = dataset_of(
-        model,
-        examples,
-        max_tokens=job.context,
-        held_out_share=HELD_BACK_SHARE,
-        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
-        progress=progress,
-    )
-    texts = divide(dataset.train, dataset.held_out)
-    work = WorkFolder(job.output, _identity(job, model, texts))
-    try:
+    linears_of(model.module)  # what cannot be quantized is refused before anything is made
+    given = fingerprint_of(examples)
+    with work_folder(job.output, _identity(job, model, given)) as work:
+        dataset = kept_dataset(work, given, partial(_dataset, job, model, examples, progress))
+        if job.cache is not None:
+            job = replace(job, source=f"{dataset.examples} {job.source}")
+        texts = divide(dataset.train, dataset.held_out)
         quantizer = Quantizer(model, texts, work.path, progress)
         costs: Sequence[Cost] = ()
         if job.scheme == "auto":
@@ -83,7 +82,8 @@ def quantize(
             asked = Precision(job.scheme, job.group if job.scheme == "w4a16" else None)
             quantized = quantizer.quantize(quantizer.uniform(job.scheme, job.group), asked)
         stored_bytes = _weight_bytes(model.path)
-        with new_folder(job.output, force=job.force, expected_bytes=stored_bytes) as staging:
+        expected = stored_bytes - quantized.saved_bytes
+        with new_folder(job.output, force=job.force, expected_bytes=expected) as staging:
             served = _write(job, model, quantized, staging)
             done = Done(
                 comparison=_judge(job, model, quantized, served, texts.held_back, progress),
@@ -97,18 +97,27 @@ def quantize(
             if not job.force:
                 _refuse(job, failures(job, done))
             if measure_speed is not None:
-                done = replace(done, speed=measure_speed({STORED: model.path, QUANTIZED: staging}))
+                stored = model.path
+                del model, quantizer, quantized, served  # what is timed has the memory to itself
+                done = replace(done, speed=measure_speed({STORED: stored, QUANTIZED: staging}))
             (staging / REPORT).write_text(json.dumps(as_dict(job, done), indent=1) + "\n", encoding="utf-8")
             (staging / "README.md").write_text("\n".join(page(job, done)) + "\n", encoding="utf-8")
-    except BaseException as error:
-        work.close()
-        if is_disk_full(error):
-            raise CompressError(
-                f"The disk of {job.output} is full; free some space, and run this again."
-            ) from error
-        raise
-    work.done()
     return done
+
+
+def _dataset(
+    job: QuantizeJob, model: PlainModel, examples: Sequence[Example] | None, progress: Progress
+) -> Dataset:
+    dataset = dataset_of(
+        model,
+        examples,
+        max_tokens=job.context,
+        held_out_share=HELD_BACK_SHARE,
+        synthetic=(SYNTHETIC_TEXTS, SYNTHETIC_TOKENS),
+        progress=progress,
+    )
+    divide(dataset.train, dataset.held_out)  # too few are refused before they are kept
+    return dataset
 
 
 def _write(job: QuantizeJob, model: PlainModel, quantized: Quantized, folder: Path) -> LoadedModel:
@@ -193,12 +202,13 @@ def _in_place(module: Any, changed: Mapping[str, Tensor]) -> Iterator[None]:
             parameters[name].data = data
 
 
-def _identity(job: QuantizeJob, model: PlainModel, texts: Texts) -> dict[str, Any]:
+def _identity(job: QuantizeJob, model: PlainModel, given: str) -> dict[str, Any]:
     """What makes it the same job: not the gate, so that one that failed is written by force without being done again."""
     return {
         "method": METHOD,
         "model": model.fingerprint,
-        "texts": texts.digest,
+        "texts": job.cache or given,
+        "context": job.context,
         "scheme": job.scheme,
         "group": job.group,
     }

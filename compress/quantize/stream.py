@@ -163,7 +163,7 @@ class Passage:
 
     def _backbone(self, ids: Tensor) -> None:
         with torch.no_grad():
-            self._module.base_model(input_ids=ids, use_cache=False)
+            self._module.base_model(input_ids=ids.to(self._module.device), use_cache=False)
 
     def _see_outputs(self) -> bool:
         """Whether blocks give their activations as the first of a tuple."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CompressError
-from ..plain_model import PlainModel
+from ..plain_model import PlainModel, blocks
 from ..quantized_tensor import QuantizedTensor, Scheme
 from .block import quantize_block
 from .calibration import Texts
@@ -41,6 +41,7 @@ class Quantized:
         records: of every linear layer, in the model's order.
         head: the output layer as Penstock rounds it when it loads the model; files have it as stored, which is all that vLLM
             takes.
+        saved_bytes: by how much its files are smaller than those of the model.
         selection_kl: from the model as it is, on the texts that precisions are chosen by, in float32, nats per token.
     """
 
@@ -49,6 +50,7 @@ class Quantized:
     records: list[LayerRecord]
     head: QuantizedTensor | None = None
     selection_kl: float = 0.0
+    saved_bytes: int = 0
 
 
 class Quantizer:
@@ -67,20 +69,8 @@ class Quantizer:
         self.calibration = Passage(model.module, texts.calibration)
         self.selection = Passage(model.module, texts.selection)
         self.head: Any = model.module.get_output_embeddings()
-        self.head_name = next(
-            (name for name, part in model.module.named_modules() if part is self.head), None
-        )
-        self.linears = {
-            f"{self.calibration.name}.{index}.{name}": linear
-            for index, block in enumerate(self.calibration.blocks)
-            for name, linear in linears(block).items()
-        }
-        if not self.linears:
-            raise CompressError(
-                f"{type(model.module).__name__} has no linear layers in its blocks to quantize; serve it as it is."
-            )
-        if self.head_name is not None and isinstance(self.head, nn.Linear):
-            self.linears[self.head_name] = self.head
+        self.head_name = _name_of(model.module, self.head)
+        self.linears = linears_of(model.module)
 
     def uniform(self, scheme: Scheme, group: int) -> dict[str, Precision | None]:
         """One scheme for all, as far as each takes it."""
@@ -98,14 +88,17 @@ class Quantizer:
         """Every linear to its precision, None as stored. `asked`: what was wanted of all of them, for the report."""
         calibration, selection, parent = self.calibration.start, self.selection.start, self.selection.start
         done = Quantized(KeptLayers(), {}, [])
-        so_far = blake2b(digest_size=8)
+        done.saved_bytes = sum(
+            linear.weight.nbytes - precision.bytes_of(*linear.weight.shape)
+            for name, linear in self.linears.items()
+            if name != self.head_name and (precision := precisions.get(name)) is not None
+        )
+        files = self.files_of(precisions)
         steps = len(self.calibration.blocks) + 1
-        for index, block in enumerate(self.calibration.blocks):
+        for index, (block, file) in enumerate(zip(self.calibration.blocks, files, strict=True)):
             self.progress("quantize", index, steps)
             prefix = f"{self.calibration.name}.{index}."
-            own = {name: precisions.get(prefix + name) for name in linears(block)}
-            so_far.update(repr([(name, str(precision)) for name, precision in own.items()]).encode())
-            file = self.work / f"block-{index}-{so_far.hexdigest()}.safetensors"
+            own = self._own(index, precisions)
             result = _kept(file, partial(self._block, index, own, calibration))
             with in_float32(list(block.parameters())):
                 parent = self.selection.through(index, parent)
@@ -124,6 +117,20 @@ class Quantizer:
         done.selection_kl = divergences(self.selection, Ending(parent), [ending])[0]
         done.records = self._whole_report(done.records, asked)
         return done
+
+    def files_of(self, precisions: Mapping[str, Precision | None]) -> list[Path]:
+        """Where `quantize` keeps each block. What a block is given depends on the blocks before it, and so does its name."""
+        so_far = blake2b(digest_size=8)
+        files = []
+        for index in range(len(self.calibration.blocks)):
+            own = self._own(index, precisions)
+            so_far.update(repr([(name, str(precision)) for name, precision in own.items()]).encode())
+            files.append(self.work / f"block-{index}-{so_far.hexdigest()}.safetensors")
+        return files
+
+    def _own(self, index: int, precisions: Mapping[str, Precision | None]) -> dict[str, Precision | None]:
+        prefix = f"{self.calibration.name}.{index}."
+        return {name: precisions.get(prefix + name) for name in linears(self.calibration.blocks[index])}
 
     def _block(
         self, index: int, precisions: Mapping[str, Precision | None], entering: list[Tensor]
@@ -186,6 +193,32 @@ class Quantizer:
                     columns = self.linears[record.name].weight.shape[1]
                     record.reason = f"{columns} columns are no whole groups of {asked.group}"
         return found
+
+
+def linears_of(module: Any) -> dict[str, nn.Linear]:
+    """All that can be rounded, by their names, in the model's order, the output layer last.
+
+    Raises CompressError where there is none in the blocks.
+    """
+    name, layers = blocks(module)
+    found = {
+        f"{name}.{index}.{inner}": linear
+        for index, block in enumerate(layers)
+        for inner, linear in linears(block).items()
+    }
+    if not found:
+        raise CompressError(
+            f"{type(module).__name__} has no linear layers in its blocks to quantize; serve it as it is."
+        )
+    head = module.get_output_embeddings()
+    head_name = _name_of(module, head)
+    if head_name is not None and isinstance(head, nn.Linear):
+        found[head_name] = head
+    return found
+
+
+def _name_of(module: nn.Module, part: nn.Module | None) -> str | None:
+    return next((name for name, own in module.named_modules() if own is part), None)
 
 
 def head_precision(scheme: Scheme) -> Precision:

@@ -1,4 +1,4 @@
-"""Everything that training goes on from, in one file that is whole or the one before."""
+"""What a job goes on from, everything of training for one, in one file that is whole or the one before."""
 
 import os
 from pathlib import Path
@@ -25,9 +25,9 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
         if cause is None:
             raise
         reason = "the disk is full" if is_disk_full(cause) else cause.strerror or str(cause)
+        stays = " The one before it stays." if file.exists() else ""
         raise CompressError(
-            f"The checkpoint {file} cannot be written: {reason}. The one before it stays; make room and run the same "
-            "command again."
+            f"{file} cannot be written: {reason}.{stays} Make room, and run the same command again."
         ) from error
 
 
@@ -39,7 +39,7 @@ def load_checkpoint(file: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise whatever pickle and zip choose
         raise CompressError(
-            f"The checkpoint {file} cannot be read ({type(error).__name__}); remove {file.parent} to start afresh."
+            f"{file} cannot be read ({type(error).__name__}); remove {file.parent} to start afresh."
         ) from error
     return state
 

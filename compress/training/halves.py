@@ -50,7 +50,7 @@ class Halves:
 def split(module: Any) -> Halves:
     """The halves of a transformers causal language model, checked against its own logits.
 
-    Raises CompressError where its head does something that is not known here.
+    Raises CompressError where its head does something that is not known here, or its logits are no numbers.
     """
     output: Any = module.get_output_embeddings()
     if output is None or not isinstance(getattr(output, "weight", None), Tensor):
@@ -73,6 +73,12 @@ def _check(halves: Halves, vocab_size: int) -> None:
     expected = module(input_ids=ids, use_cache=False).logits[0].float()
     found = halves.head(halves.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
     module.train(was_training)
+    if not bool(expected.isfinite().all()):
+        name = module.name_or_path or type(module).__name__
+        raise CompressError(
+            f"{name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its numbers overflow "
+            "in this dtype."
+        )
     error = (found - expected).norm() / expected.norm().clamp_min(1e-9)
     if not error < 0.02:  # bfloat16 rounds to 0.004; a forgotten factor is off by far more
         raise _unsupported(module)

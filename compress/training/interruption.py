@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM wait until the step is over, so that a checkpoint can be written."""
+"""Ctrl-C and SIGTERM wait until the step is over, so that a checkpoint can be written; or until weights are read, of which
+safetensors, where it meets a KeyboardInterrupt, may lose it."""
 
 import signal
 import threading

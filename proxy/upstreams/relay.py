@@ -155,12 +155,7 @@ class Relay:
                     check = partial(self._check, asked, target, api, upstream, keep, search)
                     source = _Followed(source, partial(self._near.shadows.call, check))
                 return head, source
-        call = asked.admission.call(target.name)
-        try:
-            return await self._called(asked, target, api, upstream, keep, search, call)
-        except BaseException:
-            call.close()
-            raise
+        return await self._called(asked, target, api, upstream, keep, search)
 
     async def _called(
         self,
@@ -170,56 +165,53 @@ class Relay:
         upstream: Upstream,
         keep: CacheKey | None,
         search: NearSearch | None,
-        call: Call,
     ) -> tuple[RelayHead, Bytes]:
+        """Asks, as one call of the account, which ends here where that fails."""
+        _check_extension(asked)
         started = time.perf_counter()
         ask_usage = asked.stream and api.asks_for_usage and upstream.settings.stream_usage
         own_usage = ask_usage and not wants_usage(asked.fields)
-        try:
-            _check_extension(asked)
-            question = Question(
-                path=api.path,
-                body=_body(asked, target, api, ask_usage=own_usage),
-                headers=_headers(asked, api),
-                stream=asked.stream,
-                urgency=asked.urgency,
-            )
-            reply = await upstream.ask(question)
-        except PenstockError as error:
-            # One that was too slow may have computed it.
-            if not isinstance(error, UpstreamTimeoutError) or isinstance(error, UpstreamConnectError):
-                call.refused()
-            raise
+        question = Question(
+            path=api.path,
+            body=_body(asked, target, api, ask_usage=own_usage),
+            headers=_headers(asked, api),
+            stream=asked.stream,
+            urgency=asked.urgency,
+        )
         reading = api.reading(asked, target, keep is not None or search is not None, own_usage)
-        looked_up = keep is not None and asked.controls.read
-        head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
+        call = asked.admission.call(target.name)
+
+        def spent() -> None:
+            call.settle(spend_of(target, reading.tokens))
 
         def settle() -> None:
             if keep is not None or search is not None:
                 completion = reading.completion(seconds=time.perf_counter() - started)
                 self._settle(asked, target, api, keep, search, completion)
 
-        if reply.is_stream != asked.stream:
+        try:
+            reply = await _asked(upstream, question, call)
+            looked_up = keep is not None and asked.controls.read
+            head = RelayHead(Provenance("miss" if looked_up else "bypass"), reply.request_id, reading)
+            if reply.is_stream != asked.stream:
+                reply.close()
+                what = "a stream" if reply.is_stream else "no stream"
+                raise UpstreamError(f"The upstream {upstream.name} answered with {what}.")
+            if asked.stream:
+                forwarded = _Forwarded(reply, reading, settle, spent)
+                await forwarded.begin()
+                return head, forwarded
             reply.close()
-            what = "a stream" if reply.is_stream else "no stream"
-            raise UpstreamError(f"The upstream {upstream.name} answered with {what}.")
-        if not asked.stream:
-            reply.close()
-            try:
-                body = reading.whole(reply.body)
-            except EscalatedError:
-                call.settle(spend_of(target, reading.tokens))
-                raise
-            call.settle(spend_of(target, reading.tokens))
+            body = reading.whole(reply.body)
+            spent()
             settle()
             return head, AtOnce(body)
-        forwarded = _Forwarded(reply, reading, settle, lambda: call.settle(spend_of(target, reading.tokens)))
-        try:
-            await forwarded.begin()
         except EscalatedError:
-            call.settle(spend_of(target, reading.tokens))
+            spent()
             raise
-        return head, forwarded
+        except BaseException:
+            call.close()
+            raise
 
     def _settle(
         self,
@@ -256,8 +248,7 @@ class Relay:
         """Asks for what was served as trusted, to learn from it."""
         again = unseen(asked)
         try:
-            with again.admission.call(target.name) as call:
-                head, _ = await self._called(again, target, api, upstream, keep, search, call)
+            head, _ = await self._called(again, target, api, upstream, keep, search)
         except PenstockError as error:
             log.info("%s: a trusted answer is not checked: %s", asked.caller.request_id, error.logged)
             self._metrics.cache_shadow(answered=False)
@@ -367,6 +358,16 @@ class _Forwarded:
     async def aclose(self) -> None:
         self._reply.close()
         self._on_close()
+
+
+async def _asked(upstream: Upstream, question: Question, call: Call) -> UpstreamReply:
+    try:
+        return await upstream.ask(question)
+    except PenstockError as error:
+        # One that was too slow may have computed it.
+        if not isinstance(error, UpstreamTimeoutError) or isinstance(error, UpstreamConnectError):
+            call.refused()
+        raise
 
 
 def _again(

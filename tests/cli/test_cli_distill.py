@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cache_worker import make_completion, make_key
+from answers_in_cache import keep_answers
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
-from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
+from penstock.compress.training.batches import Batch, Batches
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def arguments(teacher: Path | str, data: Path, output: Path, /, **others: str | 
         ({"teacher": "./nowhere"}, "no such folder"),
         ({"data": "/nowhere.jsonl"}, "/nowhere.jsonl cannot be read: No such file or directory."),
         ({"layers": "2"}, "layers is 2; the teacher has 2, so a student by layers has 1 to 1."),
-        ({"layers": None, "student": "builtin"}, "The student has another vocabulary (4096 tokens, the teacher 260)"),
+        ({"layers": None, "student": "builtin"}, "The student has another vocabulary than the teacher: 4096 and 260 tokens"),
         ({"layers": None, "student-config": "/nowhere.json"}, "/nowhere.json describes no causal language model"),
         ({"context": "3"}, "None of the 60 examples has anything to learn within its first 3 tokens"),
         ({"steps": "0"}, "steps is 0; it must be above 0."),
@@ -94,6 +94,7 @@ def test_an_empty_file_and_a_folder_in_use(
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     assert main(arguments(teacher, empty, tmp_path / "student")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
     assert "empty.jsonl is empty" in capsys.readouterr().err
     assert main(arguments(teacher, questions, tmp_path)) == 1
     assert "has something in it; name another folder, or give --force" in capsys.readouterr().err
@@ -102,13 +103,7 @@ def test_an_empty_file_and_a_folder_in_use(
 def test_one_tenants_answers_in_the_cache_are_data(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with CompletionCache(tmp_path / "cache") as cache:
-        for tenant in ("acme", "other"):
-            for number in range(30 if tenant == "acme" else 5):
-                asked = [{"role": "user", "content": f"{tenant} {chr(97 + number)}"}]
-                key = make_key(number, tenant)
-                cache.store(key, make_completion(number, 20), prompt=WholePrompt("m", messages=asked))
-        cache.flush()
+    keep_answers(tmp_path / "cache", {"acme": 30, "other": 5})
     output = tmp_path / "student"
     command = arguments(teacher, output, output, data=None)
     command += ["--from-cache", "--cache-path", str(tmp_path / "cache")]
@@ -117,9 +112,38 @@ def test_one_tenants_answers_in_the_cache_are_data(
     assert main([*command, "--tenant", "acme"]) == 0
     assert "30 examples of tenant 'acme' from the cache" in capsys.readouterr().err
     card = (output / "README.md").read_text()
-    assert "30 answers that a cache kept" in card and "acme" not in card, (
+    assert "answers that a cache kept: 30 examples" in card and "acme" not in card, (
         "whose they were is nobody's business"
     )
+
+
+def test_it_goes_on_with_the_answers_it_began_with_though_the_cache_has_others_by_then(
+    teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, at = tmp_path / "cache", Batches.at
+    keep_answers(cache, {"acme": 30})
+
+    def command(output: Path) -> list[str]:
+        where = ["--from-cache", "--cache-path", str(cache), "--tenant", "acme"]
+        return [*arguments(teacher, output, output, data=None), *where]
+
+    def interrupted(self: Batches, step: int) -> Batch:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return at(self, step)
+
+    cut, uncut = tmp_path / "cut", tmp_path / "uncut"
+    assert main(command(uncut)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "at", interrupted)
+        assert main(command(cut)) == 130
+    keep_answers(cache, {"acme": 10}, since=30)
+    assert main(command(cut)) == 0
+    assert "Going on with the texts that this began with" in caplog.text
+    assert (cut / "model.safetensors").read_bytes() == (uncut / "model.safetensors").read_bytes()
+    assert "answers that a cache kept: 30 examples" in (cut / "README.md").read_text()
+    assert main([*command(cut), "--force"]) == 0, "what is written is done: another job begins"
+    assert "answers that a cache kept: 40 examples" in (cut / "README.md").read_text()
 
 
 def test_ctrl_c_and_the_same_command_again(teacher: Path, questions: Path, tmp_path: Path) -> None:

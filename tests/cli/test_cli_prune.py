@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_worker import make_completion, make_key
+from answers_in_cache import keep_answers
+from lonely_engine import only_lonely_engines
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
-from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 
 
@@ -97,13 +97,7 @@ def test_a_model_that_is_not_there_and_a_folder_in_use(
 def test_one_tenants_answers_in_the_cache_are_data(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with CompletionCache(tmp_path / "cache") as cache:
-        for tenant in ("acme", "other"):
-            for number in range(30 if tenant == "acme" else 5):
-                asked = [{"role": "user", "content": f"{tenant} {chr(97 + number)}"}]
-                key = make_key(number, tenant)
-                cache.store(key, make_completion(number, 20), prompt=WholePrompt("m", messages=asked))
-        cache.flush()
+    keep_answers(tmp_path / "cache", {"acme": 30, "other": 5})
     output = tmp_path / "pruned"
     command = arguments(model, output, output, data=None)
     command += ["--from-cache", "--cache-path", str(tmp_path / "cache")]
@@ -138,9 +132,11 @@ def test_ctrl_c_and_the_same_command_again(
     assert not output.exists() and (work / "checkpoint.pt").exists()
 
     monkeypatch.setattr("penstock.cli_engine_runs.DECODED_TOKENS", 4)
+    timed = only_lonely_engines(monkeypatch)
     assert main(command[len(PENSTOCK) :]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     told = capsys.readouterr().out
     assert "64 of 128 MLP channels" in told and "held-out texts: KL" in told
     # The engine has served it, beside its parent.
     assert "batch 1: " in told and "x as fast as its parent" in told
+    assert timed == ["model", ".pruned.partial", "model"]

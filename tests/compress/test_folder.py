@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from penstock.compress.folder import WorkFolder, check_target, is_disk_full, new_folder
+from penstock.compress.folder import WorkFolder, check_target, is_disk_full, new_folder, work_folder
 from penstock.errors import CompressError
 
 
@@ -101,6 +102,33 @@ def test_a_full_disk_is_recognised_as_safetensors_words_it() -> None:
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     )
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_what_was_not_begun_leaves_nothing(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "model", {"steps": 3})
+    (work.path / "answers").touch()
+    work.close()
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), r"The disk of .*model is full; free some space, and run"),
+        (SafetensorError("I/O error: File too large (os error 27)"), r"\.model\.work cannot be written or read: File too"),
+        (PermissionError(errno.EACCES, "Permission denied", "/some/file"), "^/some/file cannot be written or read: Perm"),
+    ],
+)  # fmt: skip
+def test_what_a_disk_refuses_is_told_and_the_work_is_kept(
+    tmp_path: Path, error: Exception, says: str
+) -> None:
+    with pytest.raises(CompressError, match=says), work_folder(tmp_path / "model", {}) as work:
+        (work.path / "layer-0").write_text("done")
+        raise error
+    assert contents(tmp_path) == [".model.work"]
+    with work_folder(tmp_path / "model", {}) as work:
+        assert work.resumed
+    assert contents(tmp_path) == []
 
 
 def test_the_same_job_finds_its_work_and_another_does_not(tmp_path: Path) -> None:

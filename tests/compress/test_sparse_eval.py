@@ -1,6 +1,9 @@
 """`penstock eval sparse` measures a real model, through the engine's own KV cache."""
 
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,39 @@ def test_the_command_writes_what_it_prints(tiny_llama, tmp_path, capsys):
     assert (tmp_path / "sparse-attention.png").exists()
     assert main([*arguments, "--decoded", "1024"]) == 1
     assert "decoded is 1024; it must be below the model's context of 1024" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_told_and_not_half_there(tiny_llama, tmp_path, capsys, monkeypatch):
+    from penstock.cli import main
+    from penstock.compress import sparse_report
+
+    def full(report, file):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "mine").touch()
+    arguments = ["eval", "sparse", "--mass", "0.9", "--needles", "1", "--decoded", "4"]
+    assert main([*arguments, "--model", "./no-model", "--output", str(tmp_path / "mine" / "out")]) == 1
+    assert "mine may not be written to." in capsys.readouterr().err  # before the model is looked for
+    monkeypatch.setattr(sparse_report, "draw", full)
+    assert main([*arguments, "--model", str(tiny_llama), "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].endswith("No space left on device. What was measured is printed.")
+    assert "| dense |" in said.out and [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("what", ["sparse", "sparse-prompts"])
+def test_an_interruption_is_a_line(what, tiny_llama, tmp_path, capsys, monkeypatch):
+    """Also where a library turns it into an error of its own, as safetensors does."""
+    from penstock.cli import main
+    from penstock.models import loading
+
+    def interrupted(*arguments, **others):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(loading, "load_model", interrupted)
+    assert main(["eval", what, "--model", str(tiny_llama), "--output", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "penstock eval: interrupted; nothing was written.\n"
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """What loads, loads whole; what would be served wrongly is refused by name; fingerprints know every byte."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from transformers.models.gptj import modeling_gptj
 from transformers.models.mistral import modeling_mistral
 
+from penstock.compress.plain_model import load_plain
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.kernels.dispatch import choose_backend
 from penstock.kernels.span import Span
@@ -253,6 +255,40 @@ def test_a_broken_folder_is_refused(break_it: Callable[[Path], None], llama_copy
     break_it(llama_copy)
     with pytest.raises(ModelLoadError, match="copy"):
         load_model(str(llama_copy))
+
+
+def _as_encoder(folder: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "says"),
+    [
+        (_drop_a_tensor, "lacks 1 of the weights of LlamaForCausalLM, model.layers.1.mlp.up_proj.weight among"),
+        (_as_encoder, "holds a BertModel, which is no causal language model: it lacks"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("load", [load_model, load_plain])
+def test_missing_weights_are_one_line(
+    load: Callable[[str], object], make_it: Callable[[Path], None], says: str, llama_copy: Path
+):
+    """transformers would print a table of them before."""
+    printed: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = printed.append  # type: ignore[method-assign]
+    make_it(llama_copy)
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ModelLoadError, match=says):
+            load(str(llama_copy))
+    finally:
+        logger.removeHandler(handler)
+    assert not printed and logger.level == level
 
 
 def test_no_pickles_are_executed(llama_copy: Path):

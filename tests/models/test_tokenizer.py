@@ -1,9 +1,11 @@
 """Tokenizers and chat templates as model folders bring them."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -172,6 +174,35 @@ def test_where_models_are(folder: Path) -> None:
     for nowhere in ("./nowhere", "/no/such/folder", "nowhere", "a/b/c"):
         with pytest.raises(ModelLoadError, match="no such folder"):
             resolve_model(nowhere)
+
+
+def test_a_folder_without_a_tokenizer_says_what_to_add(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(
+        ModelLoadError, match=r"has no tokenizer\.json, and .* installed .* Add the tokenizer"
+    ) as raised:
+        Tokenizer.load(str(tmp_path))
+    assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("GatedRepo", r"'acme/model' is gated: ask for access at https://huggingface\.co/acme/model, then log in"),
+        ("RepoNotFound", "'acme/model' is neither a folder here nor a repository of the hub that may be read"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses_is_told_apart(code: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refused(*arguments: object, **others: object) -> None:
+        kind = {"GatedRepo": errors.GatedRepoError, "RepoNotFound": errors.RepositoryNotFoundError}[code]
+        raise kind("401 Client Error.\n\nMore of it.", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    with pytest.raises(ModelLoadError, match=says):
+        resolve_model("acme/model")
 
 
 def test_importing_it_loads_neither_torch_nor_transformers() -> None:

@@ -34,7 +34,6 @@ def test_more_examples_move_none_across(tokenizer):
     some = make_dataset(tokenizer, questions(150), max_tokens=100, held_out_share=0.2)
     more = make_dataset(tokenizer, questions(250), max_tokens=100, held_out_share=0.2)
     assert {tuple(t.ids) for t in some.held_out} <= {tuple(t.ids) for t in more.held_out}
-    assert some.fingerprint != more.fingerprint
 
 
 @pytest.mark.parametrize(

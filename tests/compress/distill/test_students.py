@@ -86,9 +86,9 @@ def test_vocabularies_of_one_size_may_differ(tmp_path):
         for name, special in (("a", ["<|x|>"]), ("b", ["<|y|>"]), ("c", ["<|x|>", "<|z|>"]))
     )
     check_same_vocabulary(one, one)
-    with pytest.raises(CompressError, match=r"'<\|x\|>' is token 260 of the teacher and none of the student"):
+    with pytest.raises(CompressError, match=r"'<\|x\|>' is unknown in the one and id 260 in the other"):
         check_same_vocabulary(one, other)
-    with pytest.raises(CompressError, match=r"'<\|z\|>' is none of the teacher and token 261 of the student"):
+    with pytest.raises(CompressError, match=r"'<\|z\|>' is id 261 in the one and unknown in the other"):
         check_same_vocabulary(one, more)
 
 

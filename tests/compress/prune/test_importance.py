@@ -1,11 +1,14 @@
 """What goes is what the rest can make up for, and what stays is fitted to make up for it."""
 
+import gc
+
 import pytest
 import torch
 
 from penstock.compress.plain_model import load_plain
+from penstock.compress.prune import moments as moments_module
 from penstock.compress.prune.importance import best_groups, channels_by_importance, fit
-from penstock.compress.prune.moments import moments
+from penstock.compress.prune.moments import KeptMoments, Moments, moments
 from penstock.compress.prune.structure import Size, Structure
 from penstock.compress.texts import Tokens
 from penstock.errors import CompressError
@@ -14,6 +17,12 @@ from penstock.errors import CompressError
 def inputs(width: int, rows: int = 500) -> torch.Tensor:
     torch.manual_seed(0)
     return torch.randn(rows, width) @ torch.randn(width, width)
+
+
+def moments_of(module, texts) -> list[Moments]:
+    found = []
+    moments(module, texts, lambda index, own: found.append(own))
+    return found
 
 
 def test_the_fit_is_least_squares_and_its_loss_is_what_is_lost():
@@ -76,7 +85,7 @@ def test_moments_are_those_of_each_text_by_itself(tiny_llama):
     for handle in handles:
         handle.remove()
     mlp, attention = (torch.cat(own) for own in seen)
-    found = moments(model.module, texts)[1]
+    (_, found) = moments_of(model.module, texts)
     torch.testing.assert_close(found.mlp, mlp.t() @ mlp / 76, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.attention, attention.t() @ attention / 76, atol=1e-4, rtol=1e-4)
 
@@ -85,4 +94,33 @@ def test_activations_that_are_no_numbers_are_told(tiny_llama):
     model = load_plain(str(tiny_llama))
     torch.nn.init.constant_(model.module.model.layers[1].mlp.up_proj.weight, float("inf"))
     with pytest.raises(CompressError, match="layer 1 computes on the calibration texts is not all numbers"):
-        moments(model.module, [Tokens([5, 6, 7], [True] * 3)])
+        moments_of(model.module, [Tokens([5, 6, 7], [True] * 3)])
+
+
+def test_moments_of_one_layer_are_in_memory_and_none_are_left_half_written(tiny_llama, tmp_path, monkeypatch):
+    module = load_plain(str(tiny_llama)).module
+    texts = [Tokens(list(range(3, 40)), [True] * 37)] * 3
+    expected = [own.mlp for own in moments_of(module, texts)]
+    width = len(expected[0])
+
+    def in_memory() -> int:
+        tensors = [part for part in gc.get_objects() if type(part) is torch.Tensor]
+        return sum(part.shape == (width, width) for part in tensors)
+
+    before = in_memory()
+    save, counts = moments_module.save_file, list[int]()
+
+    def full(tensors, file):
+        save(tensors, file)
+        raise OSError(28, "No space left on device")
+
+    kept = KeptMoments(tmp_path / "moments", module, texts, lambda *_: counts.append(in_memory() - before))
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(moments_module, "save_file", full)
+        kept.of(0)
+    assert not list(tmp_path.iterdir())
+    counts.clear()
+    for index in (1, 0):
+        torch.testing.assert_close(kept.of(index).mlp, expected[index])
+    assert counts == [0, 0, 0], "those of a layer are gone when the next is begun"
+    assert [path.name for path in tmp_path.iterdir()] == ["moments"]

@@ -178,6 +178,17 @@ def test_texts_may_be_written_by_the_model_itself(job, monkeypatch):
     assert (done.trained, done.texts) == (36, 4)
 
 
+def test_what_the_model_wrote_by_itself_is_written_once(job, monkeypatch):
+    """On another machine, or with other threads, it would write something else."""
+    monkeypatch.setattr("penstock.compress.prune.run.SYNTHETIC_TEXTS", 40)
+    monkeypatch.setattr("penstock.compress.prune.run.SYNTHETIC_TOKENS", 12)
+    job = replace(job, recovery_steps=2)
+    with pytest.raises(CompressError, match="fails its gate"):
+        prune(replace(job, most_kl=1e-9), None, progress=told)
+    monkeypatch.setattr("penstock.compress.own_texts.synthetic_texts", None)
+    assert prune(job, None, progress=told).trained == 36
+
+
 def test_a_full_disk_costs_no_step(job, monkeypatch):
     def no_space(*arguments):
         raise OSError(28, "No space left on device")

@@ -3,7 +3,8 @@
 import json
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.compress.folder import new_folder
 from penstock.compress.quantize.job import Done, QuantizeJob
 from penstock.compress.quantize.run import quantize
 from penstock.compress.texts import Example
-from penstock.errors import CompressError
+from penstock.errors import CompressError, ModelLoadError
 from penstock.models.loading import load_model
 
 TEXT = "the list of files in a folder and how to extract an archive or search for text in it"
@@ -128,6 +130,21 @@ def test_other_texts_or_settings_begin_afresh(tiny_llama: Path, tmp_path: Path) 
     assert not kept & {path.name for path in (tmp_path / ".small.work").glob("block*")}
 
 
+def test_a_cache_that_has_others_by_then_is_the_same_job_with_the_same_texts(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_of(tiny_llama, tmp_path / "small", cache="acme's", most_kl=1e-9)
+    few, more = examples(80), examples(120)
+    for texts in (few[:8], few):  # too few are not what it goes on with
+        with pytest.raises(CompressError, match=r"too few|fails its gate"):
+            done(job, texts)
+    found = done(replace(job, force=True), more)
+    assert "remove" in caplog.text and ".small.work to begin afresh" in caplog.text
+    assert found.tokens == done(job_of(tiny_llama, tmp_path / "other"), few).tokens
+    report = json.loads((tmp_path / "small/quantization.json").read_text())
+    assert report["calibration"]["source"] == "80 `texts.jsonl`"
+
+
 def test_a_full_disk_is_named_and_nothing_is_left_half_written(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,16 +162,37 @@ def test_a_full_disk_is_named_and_nothing_is_left_half_written(
     assert beside(tmp_path / "small") == {"small"}
 
 
-def test_a_broken_model_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+def test_a_disk_must_have_room_for_the_result_not_for_the_model(
+    scheme: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.compress.quantize import run
+
+    expected: list[int] = []
+
+    @contextmanager
+    def noted(target: Path, *, force: bool, expected_bytes: int) -> Iterator[Path]:
+        expected.append(expected_bytes)
+        with new_folder(target, force=force, expected_bytes=expected_bytes) as staging:
+            yield staging
+
+    monkeypatch.setattr(run, "new_folder", noted)
+    found = done(job_of(tiny_llama, tmp_path / "small", scheme))
+    assert expected == [pytest.approx(found.bytes, rel=0.1)]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "auto"])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_a_broken_model_is_named(name: str, scheme: str, tiny_llama: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny_llama, tmp_path / "broken")
     weights = load_file(tmp_path / "broken/model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][0] = torch.nan
+    weights[name][0] = torch.nan
     save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CompressError, match="is not all numbers"):
-        done(job_of(tmp_path / "broken", tmp_path / "small"))
-    assert not (tmp_path / "small").exists()
+    with pytest.raises(ModelLoadError, match=f"/broken has weights that are not numbers .*, {name} for one"):
+        done(job_of(tmp_path / "broken", tmp_path / "small", scheme))
+    assert beside(tmp_path / "small") == {"broken"}
 
 
 @pytest.mark.parametrize(("scheme", "used"), [("w8a8", "w8a8"), ("auto", "as stored")])

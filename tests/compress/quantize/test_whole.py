@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from penstock.compress.evaluate import PlainScorer, compare
 from penstock.compress.plain_model import PlainModel, load_plain
+from penstock.compress.quantize import budget
 from penstock.compress.quantize.budget import AIM, within
 from penstock.compress.quantize.calibration import Texts, divide
 from penstock.compress.quantize.int8_kv import scorer_with_int8_kv
@@ -171,14 +173,42 @@ def test_a_budget_is_kept_and_a_smaller_one_costs_bytes(quantizer: Quantizer) ->
     assert all(large > small for large, small in zip(four, eight, strict=True))
 
 
+def test_choices_over_the_budget_leave_nothing_on_the_disk_and_are_not_made_again(
+    quantizer: Quantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs are measured too low here, so that the first choice is over the budget."""
+    costs = budget.costs_of(quantizer, 32)
+    too_low = [replace(cost, kl=cost.kl / 8) for cost in costs]
+    monkeypatch.setattr(budget, "costs_of", lambda *_: too_low)
+    quantize, made = Quantizer.quantize, list[float]()
+
+    def counted(self: Quantizer, precisions: Any) -> Any:
+        assert len(list(self.work.glob("block-*"))) <= 2, "more than one choice is kept"
+        done = quantize(self, precisions)
+        made.append(done.selection_kl)
+        return done
+
+    monkeypatch.setattr(Quantizer, "quantize", counted)
+    most = sum(cost.kl for cost in costs if cost.precision == Precision("w4a16", 32)) / 4
+    first, _ = within(quantizer, most, 32)
+    assert len(made) > 1 and made[0] > AIM * most >= made[-1]
+    assert len(list(quantizer.work.glob("block-*"))) == 2
+    made.clear()
+    again, _ = within(quantizer, most, 32)
+    assert made == [first.selection_kl] == [again.selection_kl]
+    made.clear()
+    within(quantizer, 100 * most, 32)  # what was over another budget is not over this one
+    assert len(made) == 1
+
+
 def _bits(quantized: Any) -> float:
     bits = {"w8a8": 8, "w8a16": 8, "w4a16": 4, "as stored": 16}
     return sum(bits[record.used.removesuffix(" group 32")] for record in quantized.records)
 
 
-def test_broken_weights_are_named(tiny_llama: Path, texts: Texts, tmp_path: Path) -> None:
+def test_activations_that_overflow_are_named(tiny_llama: Path, texts: Texts, tmp_path: Path) -> None:
     broken = load_plain(str(tiny_llama))
-    broken.module.model.layers[0].mlp.up_proj.weight.data[3, 3] = torch.nan
+    broken.module.model.layers[0].mlp.up_proj.weight.data.fill_(1e38)
     quantizer = Quantizer(broken, texts, tmp_path, no_progress)
     with pytest.raises(CompressError, match=r"model\.layers\.0\.mlp\.down_proj is not all numbers"):
         quantizer.quantize(quantizer.uniform("w8a8", 32))

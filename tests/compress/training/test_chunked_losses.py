@@ -159,3 +159,12 @@ def test_a_head_that_does_something_else_is_refused(tiny_llama):
     model.lm_head.register_forward_hook(lambda module, args, out: out * 1.1)
     with pytest.raises(CompressError, match="LlamaForCausalLM makes its logits"):
         split(model)
+
+
+def test_broken_weights_are_told_for_what_they_are(tiny_llama):
+    from penstock.errors import CompressError
+
+    model = load(tiny_llama, torch.float32)
+    torch.nn.init.constant_(model.model.layers[1].mlp.up_proj.weight, torch.nan)
+    with pytest.raises(CompressError, match=f"{tiny_llama} gives logits that are not numbers"):
+        split(model)
