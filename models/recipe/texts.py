@@ -3,6 +3,7 @@
 train.jsonl         conversations of the training mixture
 pages.jsonl         questions and answers of pages that are never trained on: held-out pages
 page_tasks.jsonl    the same, to be answered: right is a command that does what the page's does
+page_wordings.jsonl all questions about held-out pages, each in several wordings, which share a "topic"
 tasks.jsonl         questions written by hand, in wordings that are never trained on: held-out phrasings
 workload.jsonl      both, as an app's users would ask them: few topics often, most seldom, each in several wordings
 """
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from .chat import Conversation
-from .corpus import Corpus, answer_for
+from .corpus import Corpus, Row, answer_for
 from .phrasing import ask
 from .score import REFUSALS, Question, read_questions
 from .unseen import LISTS
 
 SEED = 23
 PHRASINGS = 5
+WORDINGS = 8
 
 
 def messages(conversation: Conversation) -> dict[str, Any]:
@@ -53,6 +55,13 @@ def _zipf(count: int) -> list[float]:
     return [1 / rank for rank in range(1, count + 1)]
 
 
+def worded(rng: random.Random, row: Row, wordings: int) -> list[dict[str, Any]]:
+    """A page's question in up to so many wordings."""
+    asked = {ask(rng, row.description.replace("`", ""), row.tool): None for _ in range(wordings)}
+    topic = f"{row.tool}: {row.description}"
+    return [{"question": q, "accept": [row.command], "match": "command", "topic": topic} for q in asked]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
@@ -65,8 +74,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     corpus, rng = Corpus(args.data, args.newcomer), random.Random(SEED)
     write(args.out / "train.jsonl", (messages(corpus.sample(rng)) for _ in range(args.train)))
-    rows = [row for row in corpus.held_out if row.source == "tldr"]
-    rows = rng.sample(rows, min(args.pages, len(rows)))
+    every = [row for row in corpus.held_out if row.source == "tldr"]
+    rows = rng.sample(every, min(args.pages, len(every)))
     asked = [(ask(rng, row.description.replace("`", ""), row.tool), row) for row in rows]
     write(
         args.out / "pages.jsonl",
@@ -87,20 +96,13 @@ def main() -> None:
     questions = [question for path in LISTS for question in read_questions(path)]
     tasks = [task(question) for question in questions if not question.trap]
     write(args.out / "tasks.jsonl", tasks)
-    about_pages = [
-        [
-            {
-                "question": q,
-                "accept": [row.command],
-                "match": "command",
-                "topic": f"{row.tool}: {row.description}",
-            }
-            for q in {ask(rng, row.description.replace("`", ""), row.tool): None for _ in range(PHRASINGS)}
-        ]
-        for row in rows
-    ]
+    about_pages = [worded(rng, row, PHRASINGS) for row in rows]
     topics = [*about_pages, *([own] for own in tasks)]
     write(args.out / "workload.jsonl", workload(rng, topics, args.requests))
+    write(
+        args.out / "page_wordings.jsonl",
+        (question for row in every for question in worded(rng, row, WORDINGS)),
+    )
 
 
 if __name__ == "__main__":
