@@ -22,6 +22,8 @@ DECODED_TOKENS = 64
 SEED = 3
 # Of a GPU's memory, for the KV of the model that is timed.
 KV_SHARE = 0.4
+# Models whose files are no larger than this together are all in memory while they are timed.
+TOGETHER_BYTES = 1 << 30
 
 
 def answering(
@@ -82,8 +84,9 @@ def decoding(engine: "Engine") -> Callable[[int], float]:
 def speeds_of(
     settings: Settings, folders: Mapping[str, Path], progress: Callable[[str, int, int], None]
 ) -> "Mapping[str, list[Speed]]":
-    """Of models as they are stored, by name, beside the first; one at a time is in memory."""
-    from .compress.evaluate.speed import measure_one_at_a_time
+    """Of models as they are stored, by name, beside the first. Small ones take turns, so that what else the machine does
+    hits all alike; of large ones there is one in memory at a time."""
+    from .compress.evaluate.speed import measure_one_at_a_time, measure_speeds
     from .scheduler import Engine, EngineConfig
 
     def made(folder: Path) -> Callable[[int], float]:
@@ -97,7 +100,12 @@ def speeds_of(
         )
         return decoding(Engine(config))
 
+    def told(done: int, of: int) -> None:
+        progress("time", done, of)
+
+    size = sum(file.stat().st_size for folder in folders.values() for file in folder.glob("*.safetensors"))
+    if size <= TOGETHER_BYTES:
+        return measure_speeds({name: made(folder) for name, folder in folders.items()}, progress=told)
     return measure_one_at_a_time(
-        {name: partial(made, folder) for name, folder in folders.items()},
-        progress=lambda done, of: progress("time", done, of),
+        {name: partial(made, folder) for name, folder in folders.items()}, progress=told
     )

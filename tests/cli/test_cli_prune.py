@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from answers_in_cache import keep_answers
-from lonely_engine import only_lonely_engines
+from noted_engines import noted_engines
 from penstock_command import PENSTOCK
 from tiny_model import write_tiny_model
 
@@ -132,7 +132,7 @@ def test_ctrl_c_and_the_same_command_again(
     assert not output.exists() and (work / "checkpoint.pt").exists()
 
     monkeypatch.setattr("penstock.cli_engine_runs.DECODED_TOKENS", 4)
-    timed = only_lonely_engines(monkeypatch)
+    timed = noted_engines(monkeypatch, lonely=True)
     assert main(command[len(PENSTOCK) :]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     told = capsys.readouterr().out

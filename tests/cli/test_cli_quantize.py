@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lonely_engine import only_lonely_engines
+from noted_engines import noted_engines
 
 from penstock import cli_engine_runs
 from penstock.cache.completion_cache import CompletionCache
@@ -71,7 +71,9 @@ def test_it_writes_a_folder_and_says_what_it_is_worth(
     }
 
 
+@pytest.mark.parametrize("lonely", [False, True])
 def test_it_times_both_and_says_which_is_faster(
+    lonely: bool,
     tiny_llama: Path,
     texts: Path,
     tmp_path: Path,
@@ -79,7 +81,7 @@ def test_it_times_both_and_says_which_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cli_engine_runs, "DECODED_TOKENS", 4)
-    timed = only_lonely_engines(monkeypatch)
+    timed = noted_engines(monkeypatch, lonely=lonely)
     arguments = quantize(tiny_llama, tmp_path / "small", "--scheme", "w8a8", "--data", str(texts))
     arguments.remove("--no-speed")
     assert main(arguments) == 0
@@ -89,7 +91,8 @@ def test_it_times_both_and_says_which_is_faster(
         assert "than the model as stored" in line or "as fast as" in line
     speeds = json.loads((tmp_path / "small/quantization.json").read_text())["speed"]
     assert [speed["batch"] for speed in speeds["quantized"]] == [1, 16]
-    assert timed == [tiny_llama.name, ".small.partial", tiny_llama.name]
+    names = [tiny_llama.name, ".small.partial"]
+    assert timed == ([*names, tiny_llama.name] if lonely else names)
 
 
 def test_interrupted_it_goes_on_to_the_same_bits(tiny_llama: Path, texts: Path, tmp_path: Path) -> None:
