@@ -1,6 +1,8 @@
-"""Whether a cascade of two models beats a random mix of them at every cost: over three splits of one workload.
+r"""Whether a cascade of two models beats a random mix of them at every cost: over three splits of one workload.
 
-    python bench/router.py --tiers small:w8a8 builtin:none --data questions.jsonl --work WORK --output bench/results
+    PYTHONPATH=models python -m recipe.texts --data DATA --out TEXTS
+    python bench/router.py --tiers builtin:w8a8 builtin-large:none --data TEXTS/page_wordings.jsonl --work WORK \
+        --output bench/results
 
 Asks both tiers through `penstock serve`, as `penstock tune router` does, once; fits, calibrates and tests for each seed. The
 answers stay in WORK. Writes router.md, router.json and router.png (of the first seed).
@@ -53,15 +55,17 @@ def worst(policy: Policy) -> str:
 
 def table(reports: dict[int, Report]) -> list[str]:
     found = [
-        "| split | router | points more right than a random mix, mean over costs | surely more at | least, at a cost |",
+        "| split | router | points more right than a random mix, mean over costs | more, surely so at | least, at a cost |",
         "|---|---|---|---|---|",
     ]
     for seed, report in reports.items():
         for policy in report.learned.policies:
             mean = policy.curve.mean_gain
             gains = f"{100 * mean.value:+.2f} [{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
-            surely = sum(gain.low > 0 for gain in policy.curve.gain)
-            where = f"{surely} of {len(PLACES)} costs"
+            more, surely = (
+                sum(getattr(gain, which) > 0 for gain in policy.curve.gain) for which in ("value", "low")
+            )
+            where = f"{more}, {surely} of {len(PLACES)} costs"
             found.append(f"| {seed} | {policy.name} | {gains} | {where} | {worst(policy)} |")
     return found
 

@@ -32,15 +32,16 @@ LEAST_ROOM = 16
 # How long an answer is taken to go on, before any has ended, and how much one that ended moves that. Where answers of 20
 # tokens were taken for 128, catching up with them cost more than it gained.
 FIRST_ANSWER_TOKENS, ANSWER_NEWS = 128.0, 0.05
-# Tokens that a sequence goes on for before it is thought of again, once the draft model does not pay for it. Beside a step
-# of 0.3 ms the thought alone took a tenth, and what it depends on changes slowly.
-RETHINK_TOKENS = 16
+# Tokens that a sequence goes on for before it is thought of again, once the draft model does not pay for it, and steps
+# before any is, once it pays for none. Beside steps of 0.3 ms the thought alone took a tenth, and what it depends on
+# changes slowly.
+RETHINK_TOKENS, REST_STEPS = 16, 64
 # Most guesses of a trial. One would tell how often the draft model is right, but not what it takes: a first run finds its
 # weights driven out of the cache by the target's, and took more than twice as long as those behind it.
 TRIAL_GUESSES = 4
 # The share of its time that an engine loses at most by a draft model that does not pay, what it begins with, and the most
 # that it saves up or owes, in steps.
-TRIAL_SHARE = 0.005
+TRIAL_SHARE = 0.002
 FIRST_CREDIT, MOST_CREDIT = 8.0, 32.0
 
 
@@ -87,6 +88,11 @@ class DraftPlanner:
         times, run_times: of steps and of runs of the draft model, by their number of tokens.
         max_model_len: positions that the draft model can compute.
         max_rows: most tokens of one run.
+
+    Attributes:
+        has_cooled: whether the step under way is one without the draft model behind one with it: it finds the target's
+            weights driven out of the cache, and tells nothing of what steps take where there is no draft model.
+        rests: steps before it is asked again.
     """
 
     def __init__(self, times: StepTimes, run_times: StepTimes, *, max_model_len: int, max_rows: int) -> None:
@@ -98,10 +104,11 @@ class DraftPlanner:
         self._run_times = run_times
         self._max_rows = max_rows
         self._credit = FIRST_CREDIT
+        self.has_cooled = False
+        self.rests = 0
         # Of the step under way, where the draft model has a part in it: its tokens and sequences without that part.
         self._plain: tuple[int, int] | None = None
-        self._num_right = 0
-        self._has_run = False  # in the step before
+        self._num_gained = 0
         self._answer_tokens = FIRST_ANSWER_TOKENS
 
     def acceptance(self, record: TrackRecord) -> float:
@@ -141,37 +148,36 @@ class DraftPlanner:
             else:
                 _leave_alone(candidate)
         plan = plan or self._trial(candidates, num_tokens)
-        self._plain = (num_tokens, max(1, num_seqs)) if plan else None
+        if plan:
+            self._plain = num_tokens, max(1, num_seqs)
+            self.has_cooled = False
+        else:
+            self.rests = REST_STEPS
         return plan
 
     def ended(self, num_output_tokens: int) -> None:
         """An answer came to its end after so many tokens."""
         self._answer_tokens += ANSWER_NEWS * (num_output_tokens - self._answer_tokens)
 
-    def save_up(self) -> None:
-        """Put aside a step's share for trials."""
-        self._credit = min(MOST_CREDIT, self._credit + TRIAL_SHARE)
-
-    def learn(self, num_guessed: int, num_right: int) -> None:
-        """So many guesses for a sequence were verified, of which the first `num_right` were right."""
+    def learn(self, num_guessed: int, num_right: int, num_gained: int) -> None:
+        """So many guesses for a sequence were verified, of which the first `num_right` were right; it got `num_gained`
+        tokens beyond the one that it would have got anyway."""
         self.overall.learn(num_guessed, num_right)
-        self._num_right += num_right
+        self._num_gained += num_gained
 
-    def settle(self, seconds: float, num_tokens: int) -> None:
-        """A step of `num_tokens` took `seconds`, the draft model's runs included: enter what these gained, in steps.
-
-        The step after them counts too: it finds the target's weights driven out of the cache.
-        """
+    def settle(self, seconds: float) -> None:
+        """The step under way took `seconds`, the draft model's runs included: enter what these gained, in steps, and the
+        share that is set apart."""
         plain, self._plain = self._plain, None
-        if plain is None and not self._has_run:
-            return
-        self._has_run = plain is not None
-        num_right, self._num_right = self._num_right, 0
-        num_tokens, num_seqs = plain or (num_tokens, 1)
-        usual = self._times.seconds(num_tokens)
-        if usual:
-            gain = num_right / num_seqs - (seconds / usual - 1)
-            self._credit = max(-MOST_CREDIT, min(MOST_CREDIT, self._credit + gain))
+        self.has_cooled = plain is not None
+        gain = TRIAL_SHARE
+        if plain is not None:
+            num_tokens, num_seqs = plain
+            usual, saved = self._times.seconds(num_tokens), self._times.seconds(num_seqs)
+            if usual and saved:
+                gain += self._num_gained / num_seqs - (seconds - usual) / saved
+            self._num_gained = 0
+        self._credit = max(-MOST_CREDIT, min(MOST_CREDIT, self._credit + gain))
 
     def _may_catch_up(self, candidate: Candidate, num_seqs: int) -> bool:
         """Who has begun to goes on, or what it took were lost."""

@@ -404,12 +404,14 @@ class Engine:
         """Wait for the end of a step, and give its tokens to whom they belong."""
         sampled = step.launch.tokens()
         now = self.clock()
-        # A step begins when it is launched and the one before is over.
-        self.step_times.record(step.num_tokens, now - max(step.launched, self._last_end), step.num_keys)
+        planner = self.speculator.planner
+        if planner is None or not planner.has_cooled:
+            # A step begins when it is launched and the one before is over.
+            self.step_times.record(step.num_tokens, now - max(step.launched, self._last_end), step.num_keys)
         self._last_end = now
         deltas = [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
-        if self.speculator.planner is not None:
-            self.speculator.planner.settle(now - step.begun, step.num_tokens)
+        if planner is not None:
+            planner.settle(now - step.begun)
         return deltas
 
     def _append(self, item: ScheduledSequence, tokens: list[SampledToken | None]) -> Delta:
@@ -477,7 +479,7 @@ class Engine:
         right = [token.token_id == guess for token, guess in zip(new, speculation.draft, strict=False)]
         num_right = right.index(False) if False in right else len(right)
         self.block_manager.mark_draft_computed(seq, speculation.num_computed(num_right))
-        self.speculator.settle(speculation, num_right)
+        self.speculator.settle(speculation, num_right, len(new))
 
     def _refuse_hopeless(
         self, num_prompt_tokens: int, params: SamplingParams, tenant: str, urgency: Urgency

@@ -139,13 +139,14 @@ class Speculator:
         speculation.drop()
         return found
 
-    def settle(self, speculation: Speculation, num_right: int) -> None:
-        """The step verified the draft, and its first `num_right` tokens were right."""
+    def settle(self, speculation: Speculation, num_right: int, num_tokens: int) -> None:
+        """The step verified the draft, its first `num_right` tokens were right, and the sequence got `num_tokens`: one more
+        than that, unless a right guess was its last."""
         source, drafted = speculation.source, len(speculation.draft)
         if source is not None and drafted:
             source.record.learn(drafted, num_right)
             if self.planner is not None and source is speculation.model:
-                self.planner.learn(drafted, num_right)
+                self.planner.learn(drafted, num_right, num_tokens - 1)
             stats = self.stats.setdefault(source.name, DrafterStats())
             stats.verifications += 1
             stats.drafted += drafted

@@ -3,7 +3,7 @@
 from .block_manager import BlockManager
 from .draft_plan import Candidate, DraftPlanner, DraftRows
 from .sequence import Sequence
-from .speculation import Speculator
+from .speculation import ModelGuesser, Speculation, Speculator
 from .step import Step
 from .track_record import expected_tokens
 
@@ -27,13 +27,25 @@ def add_drafts(step: Step, manager: BlockManager, speculator: Speculator) -> lis
             num_tokens += len(seq.draft)
         else:
             seq.drop_draft()  # a guess is worth nobody's blocks
-    return [] if speculator.planner is None else _plan(step, manager, speculator.planner, len(due))
+    planner = speculator.planner
+    if planner is None:
+        return []
+    if planner.rests:
+        planner.rests -= 1
+        return []
+    return _plan(step, manager, planner, len(due))
 
 
 def _plan(step: Step, manager: BlockManager, planner: DraftPlanner, num_due: int) -> list[DraftRows]:
     """The draft model's guesses, where they promise more than the drafts that there are."""
-    planner.save_up()
-    candidates = [candidate for seq in step.chosen if (candidate := _candidate(step, manager, planner, seq))]
+    candidates = [
+        candidate
+        for seq in step.chosen
+        if seq.speculation is not None
+        and (model := seq.speculation.model) is not None
+        and len(seq.token_ids) >= model.rethink_at
+        and (candidate := _candidate(step, manager, planner, seq, seq.speculation, model))
+    ]
     if not candidates:
         return []
     plan = planner.plan(candidates, num_tokens=step.num_tokens, num_seqs=num_due)
@@ -50,16 +62,21 @@ def _plan(step: Step, manager: BlockManager, planner: DraftPlanner, num_due: int
     return plan
 
 
-def _candidate(step: Step, manager: BlockManager, planner: DraftPlanner, seq: Sequence) -> Candidate | None:
-    speculation, stop = seq.speculation, seq.num_computed_tokens + step.chosen[seq]
-    if speculation is None or speculation.model is None or stop > planner.max_model_len:
-        return None
-    if len(seq.token_ids) < speculation.model.rethink_at:
+def _candidate(
+    step: Step,
+    manager: BlockManager,
+    planner: DraftPlanner,
+    seq: Sequence,
+    speculation: Speculation,
+    model: ModelGuesser,
+) -> Candidate | None:
+    stop = seq.num_computed_tokens + step.chosen[seq]
+    if stop > planner.max_model_len:
         return None
     otherwise = 0.0
     if speculation.source is not None and speculation.draft:
         acceptance = speculation.source.record.acceptance
-        if acceptance >= planner.acceptance(speculation.model.record):
+        if acceptance >= planner.acceptance(model.record):
             return None
         otherwise = expected_tokens(acceptance, len(speculation.draft))
     # A last guess is not computed by the model that makes it.
@@ -70,7 +87,7 @@ def _candidate(step: Step, manager: BlockManager, planner: DraftPlanner, seq: Se
         stop,
         max(0, min(room, step.draft_room(seq))),
         otherwise,
-        speculation.model,
+        model,
         seq.max_tokens - seq.num_output_tokens,
     )
 

@@ -12,7 +12,15 @@ import torch
 from penstock import Engine, EngineConfig, InvalidRequestError, SamplingParams
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.scheduler.draft_length import LENGTHS, Chance, draft_lengths
-from penstock.scheduler.draft_plan import FIRST_CREDIT, TRIAL_SHARE, Candidate, DraftPlanner, DraftRows
+from penstock.scheduler.draft_plan import (
+    FIRST_CREDIT,
+    REST_STEPS,
+    RETHINK_TOKENS,
+    TRIAL_SHARE,
+    Candidate,
+    DraftPlanner,
+    DraftRows,
+)
 from penstock.scheduler.grammar import Grammar
 from penstock.scheduler.sequence import Sequence
 from penstock.scheduler.speculation import ModelGuesser
@@ -97,13 +105,11 @@ def steps_of(plans: DraftPlanner, count: int, num_right: Callable[[int], int]) -
     assert step and run
     spent = 0.0
     for _ in range(count):
-        plans.save_up()
-        (rows,) = plans.plan([candidate(1)], num_tokens=1, num_seqs=1) or [None]
-        guessed = rows.num_planned if rows else 0
+        guessed = sum(rows.num_planned for rows in plans.plan([candidate(1)], num_tokens=1, num_seqs=1))
         seconds = (TARGET.seconds(1 + guessed) or 0.0) + guessed * run
         if guessed:
-            plans.learn(guessed, num_right(guessed))
-        plans.settle(seconds, 1 + guessed)
+            plans.learn(guessed, num_right(guessed), num_right(guessed))
+        plans.settle(seconds)
         spent += seconds / step - 1
     return spent
 
@@ -126,13 +132,12 @@ def test_where_estimates_are_wrong_no_more_is_lost_than_was_set_apart():
     assert step
     lost = 0.0
     for _ in range(5000):
-        plans.save_up()
         rows = plans.plan([candidate(40, right=0.9)], num_tokens=1, num_seqs=1)
         guessed = sum(each.num_planned for each in rows)
         taken = 1 + 10 * guessed
         if guessed:
-            plans.learn(guessed, guessed)
-        plans.settle(taken * step, 1 + guessed)
+            plans.learn(guessed, guessed, guessed)
+        plans.settle(taken * step)
         lost += taken - 1 - guessed
     # The last time it begins with may cost all of a draft, from what is left by then.
     assert 0 < lost <= FIRST_CREDIT + 5000 * TRIAL_SHARE + 10 * LENGTHS[-1]
@@ -149,8 +154,18 @@ def test_a_sequence_that_does_not_pay_is_thought_of_again_later(tiny_llama):
     plans.plan = lambda candidates, **sizes: (  # type: ignore[method-assign]
         asked.extend(each.seq.num_tokens for each in candidates) or plan(candidates, **sizes)
     )
-    outputs(engine, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True), [[5] * 20])
-    assert asked == [20, 36, 52]
+    outputs(
+        engine,
+        SamplingParams(temperature=0, max_tokens=150, ignore_eos=True, drafters=("draft_model",)),
+        [[5] * 20],
+    )
+    assert asked == [20, 21 + REST_STEPS, 22 + 2 * REST_STEPS]
+    # Beside one that it pays for, the other is not thought of in every step either.
+    paying, other = candidate(1, right=0.95), candidate(600, left=3)
+    assert [rows.seq for rows in planner(CHEAP).plan([paying, other], num_tokens=2, num_seqs=2)] == [
+        paying.seq
+    ]
+    assert other.guesser.rethink_at == other.seq.num_tokens + RETHINK_TOKENS and not paying.guesser.rethink_at
 
 
 def config(model: Path, draft: Path | None, **settings) -> EngineConfig:
@@ -162,6 +177,7 @@ def always(engine: Engine, length: int = 4) -> Engine:
     """Have the draft model guess in every step, whatever it costs."""
     plans = engine.speculator.planner
     assert plans is not None
+    plans.rests = 0
     plans.pays_to_catch_up = lambda candidate, num_seqs: True
     plans.choose_lengths = lambda times, run_times, chances, tokens, seqs: [
         min(length, chance.limit) for chance in chances

@@ -167,7 +167,7 @@ def test_a_drafter_that_errs_is_heard_less_and_may_come_back():
 
     assert propose(loop * 2 + [1, 2, 3]) > 0
     while propose(loop * 2 + [1, 2, 3]):
-        speculator.settle(speculation, 0)
+        speculator.settle(speculation, 0, 1)
     assert guesser.acceptance < 0.2 and speculator.stats["ngram"].accepted == 0
     # It goes on guessing for itself, and is seen to be right again.
     tokens = loop * 2

@@ -154,7 +154,7 @@ class Machine:
         self.manager.mark_draft_computed(seq, rows.stop - rows.start)
 
     def settle(self, item: ScheduledSequence) -> None:
-        seq, accepted = item.seq, 0
+        seq, accepted, before = item.seq, 0, item.seq.num_tokens
         for guess in [*item.draft, None]:
             seq.token_ids.append(next_token(seq))
             if seq.num_output_tokens >= seq.max_tokens or seq.token_ids[-1] != guess:
@@ -162,7 +162,7 @@ class Machine:
             accepted += 1
         if seq.speculation is not None:
             self.manager.mark_draft_computed(seq, seq.speculation.num_computed(accepted))
-            self.speculator.settle(seq.speculation, accepted)
+            self.speculator.settle(seq.speculation, accepted, seq.num_tokens - before)
         self.manager.mark_computed(seq, item.num_new_tokens + accepted)
         if seq.num_output_tokens >= seq.max_tokens:
             self.end(seq, "length")
