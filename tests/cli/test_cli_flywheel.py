@@ -8,9 +8,9 @@ from penstock.cache import CompletionCache, WholePrompt
 from penstock.cli import main
 from penstock.config import load_settings
 from penstock.models.fingerprint import fingerprint
-from penstock.tune.flywheel.check import Checked
+from penstock.tune.flywheel.check import Checked, Rehearsed
 from penstock.tune.flywheel.gain import Option, Timings
-from penstock.tune.flywheel.report import Rehearsed, Report, as_json, lines, read_report
+from penstock.tune.flywheel.report import Report, as_json, lines, read_report
 from penstock.tune.flywheel.student import Student
 from penstock.tune.flywheel.weights import Weights, teachers_weights
 
@@ -51,9 +51,12 @@ def report(student):
         router=["**cascade: recommended**"],
         rehearsed=[
             Rehearsed(Option("predictive", 0.45, 0.4, 0.5, 0.6), Checked(200, 0.1, 0.11, 0.02, 0.6, 8)),
-            Rehearsed(Option("cascade", 0.5, 0.45, 0.55, 0.6), Checked(200, 0.1, 0.055, 0.02, 0.61, 9)),
+            Rehearsed(
+                Option("cascade", 0.5, 0.45, 0.55, 0.6),
+                Checked(200, 0.1, 0.055, 0.02, 0.61, 9),
+                Checked(150, 0.1, 0.06, 0.03, 0.58, 6),
+            ),
         ],
-        checked=Checked(150, 0.1, 0.06, 0.03, 0.58, 6),
         objection=None,
         changes={"draft_model": "student"},
         machine="a machine",
@@ -76,6 +79,22 @@ def test_a_report_says_what_was_expected_and_what_was_checked(report):
     assert "| cascade | 2.00 [1.82, 2.22] | 1.82 (100.0 to 55.0 ms) | | 61% | 95.5% | 2% |" in text
     assert "| cascade | | | **1.67 (100.0 to 60.0 ms)** | 58% | 96.0% | 3% |" in text
     assert "| the student | 15.6 | 0.16 |" in text
+
+
+def test_what_fails_its_check_is_told_beside_what_came_of_it(report):
+    cascade = report.rehearsed[-1]
+    failing = msgspec.structs.replace(cascade, checked=Checked(93, 0.1, 0.03, 0.03, 0.4, 18))
+    drafts = Rehearsed(
+        Option("drafts", 0.6, 0.6, 0.6),
+        Checked(200, 0.1, 0.05, 0.02, 0.0, 0),
+        Checked(93, 0.1, 0.04, 0.03, 0.0, 0),
+    )
+    refused = "cascade, checked: 18 of 93 answers say something else, too many for the promise 0.95"
+    assert failing.objection(0.95) == refused and drafts.objection(0.95) is None
+    text = "\n".join(lines(msgspec.structs.replace(report, rehearsed=[failing, drafts])))
+    assert "**Drafts: 2.50 times cheaper per answer, as checked; 2.00 was expected.**" in text
+    assert "| cascade | | | **3.33 (100.0 to 30.0 ms)** | 40% | 80.6% | 3% |" in text
+    assert "| drafts | | | **2.50 (100.0 to 40.0 ms)** | 0% | 100.0% | 3% |" in text
 
 
 def test_what_a_folder_holds_is_switched_on_and_back(report, file, tmp_path, capsys):
@@ -210,4 +229,4 @@ def test_too_little_traffic_is_refused_and_private_things_are_never_shown(tmp_pa
     assert "1 different questions are left, and 400 are needed" in error and "cache_prompts = true" in error
     assert not output.exists()
     # When there is more traffic, it is read anew.
-    assert sorted(path.name for path in (tmp_path / ".out.work").iterdir()) == ["job.json", "lock"]
+    assert not (tmp_path / ".out.work").exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ...cache.trust.bound import lower
-from .gain import WORTH
+from .gain import WORTH, Option
 from .timing import Run, seconds_of, spread_of
 
 _CONFIDENCE = 0.99
@@ -45,6 +45,20 @@ class Checked(msgspec.Struct, frozen=True):
         if lower(self.different, self.questions, _CONFIDENCE) > 1 - quality:
             return f"{self.different} of {self.questions} answers say something else, too many for the promise {quality:g}"
         return None
+
+
+class Rehearsed(msgspec.Struct, frozen=True):
+    """An option, what it did on questions that the router was made with, and on those put aside if that was as it should."""
+
+    option: Option
+    seen: Checked
+    checked: Checked | None = None
+
+    def objection(self, quality: float) -> str | None:
+        """Why it is not switched on; None: it may be."""
+        how, last = ("rehearsed", self.seen) if self.checked is None else ("checked", self.checked)
+        found = last.objection(quality)
+        return found and f"{self.option.policy}, {how}: {found}"
 
 
 def checked(now: Sequence[Run], new: Sequence[Run], small: str, same: Callable[[str, str], bool]) -> Checked:

@@ -15,8 +15,8 @@ def draw(report: Report, file: Path) -> None:
         policy = one.option.policy
         bars.append((f"{policy}, by figures", one.option.cost, "tab:cyan"))
         bars.append((f"{policy}, rehearsed", 1 / one.seen.cheaper, "tab:blue"))
-    if report.chosen is not None and report.checked is not None:
-        bars.append((f"{report.chosen.option.policy}, checked", 1 / report.checked.cheaper, "tab:green"))
+        if one.checked is not None:
+            bars.append((f"{policy}, checked", 1 / one.checked.cheaper, "tab:green"))
     figure = Figure(figsize=(7, 0.9 + 0.55 * len(bars)), layout="constrained")
     axes = figure.subplots()
     for place, (_, cost, color) in enumerate(bars):

@@ -5,17 +5,10 @@ from typing import Any
 
 import msgspec
 
-from .check import Checked
-from .gain import Option, Timings
+from .check import Checked, Rehearsed
+from .gain import Timings
 from .student import Student
 from .weights import Weights
-
-
-class Rehearsed(msgspec.Struct, frozen=True):
-    """An option, and what it did on questions that the router was made with."""
-
-    option: Option
-    seen: Checked
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -26,7 +19,6 @@ class Report(msgspec.Struct, frozen=True):
     timed: questions that timings are of; concurrency: at a time.
     router: what `penstock tune router` would advise, a line for each policy.
     rehearsed: options, the cheapest by figures first, up to the one that is chosen.
-    checked: of that; None where there is none.
     objection: why nothing is switched on; None: `changes` are.
     changes: to be laid over the settings file.
     weights: what it was made with; None of a report that was written before they were noted.
@@ -48,7 +40,6 @@ class Report(msgspec.Struct, frozen=True):
     timings: Timings
     router: list[str]
     rehearsed: list[Rehearsed]
-    checked: Checked | None
     objection: str | None
     changes: dict[str, Any]
     machine: str
@@ -56,8 +47,13 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def chosen(self) -> Rehearsed | None:
-        """What was checked."""
-        return None if self.checked is None else self.rehearsed[-1]
+        """What does as it should."""
+        return self.rehearsed[-1] if self.rehearsed and self.objection is None else None
+
+    @property
+    def num_checked(self) -> int:
+        """Questions that were put aside."""
+        return max((one.checked.questions for one in self.rehearsed if one.checked), default=0)
 
 
 WHAT = {
@@ -68,15 +64,15 @@ WHAT = {
 
 
 def lines(report: Report) -> Iterator[str]:
-    chosen, checked = report.chosen, report.checked
+    chosen = report.chosen
     yield f"# A student of `{report.asked}`"
     yield ""
-    if chosen is None or checked is None or report.objection is not None:
+    if chosen is None or chosen.checked is None:
         yield f"**Not to be switched on: {report.objection}.**"
     else:
         policy = chosen.option.policy
         yield (
-            f"**{policy.capitalize()}: {checked.cheaper:.2f} times cheaper per answer, as checked; "
+            f"**{policy.capitalize()}: {chosen.checked.cheaper:.2f} times cheaper per answer, as checked; "
             f"{chosen.seen.cheaper:.2f} was expected.** That is, {WHAT[policy]}."
         )
     yield ""
@@ -104,7 +100,7 @@ def _data(report: Report) -> Iterator[str]:
         f"{report.read} answers that the cache kept with their prompts. {left_out}; {report.repeated} ask what another does "
         f"but for case, numbers, punctuation and the order of words. {report.distilled_on} questions to distil from, "
         f"{report.routed_on} others to make the router with"
-        + (f", and {report.checked.questions} more to check both." if report.checked else ".")
+        + (f", and {report.num_checked} more to check both." if report.num_checked else ".")
     )
 
 
@@ -150,8 +146,8 @@ def _gains(report: Report) -> Iterator[str]:
         "router keeps, as if both models had the machine in turn. *Rehearsed*: "
         f"{report.rehearsed[0].seen.questions} questions that the router was made with. What that shows is expected"
         + (
-            f" of the {report.checked.questions} questions that neither student, router nor timings have seen: *checked*."
-            if report.checked
+            f" of the {report.num_checked} questions that neither student, router nor timings have seen: *checked*."
+            if report.num_checked
             else "."
         )
     )
@@ -161,8 +157,8 @@ def _gains(report: Report) -> Iterator[str]:
     for one in report.rehearsed:
         by_figures = f"{1 / one.option.cost:.2f} [{1 / one.option.high:.2f}, {1 / one.option.low:.2f}]"
         yield f"| {one.option.policy} | {by_figures} | {_seen(one.seen)} |"
-    if report.chosen is not None and report.checked is not None:
-        yield f"| {report.chosen.option.policy} | | {_seen(report.checked, is_check=True)} |"
+        if one.checked is not None:
+            yield f"| {one.option.policy} | | {_seen(one.checked, is_check=True)} |"
 
 
 def _seen(seen: Checked, *, is_check: bool = False) -> str:

@@ -22,12 +22,12 @@ from ..router.collect import SMALL, Progress
 from ..router.scoring import SAME
 from ..router.workload import Item, items_of
 from .asking import Asked, to_time
-from .check import Checked
+from .check import Rehearsed
 from .gain import Timings, options
 from .gather import Gathered, gather
 from .job import FlywheelJob
 from .plot import draw
-from .report import Rehearsed, Report, as_json, lines
+from .report import Report, as_json, lines
 from .routing import Router, make_router
 from .settings import Names
 from .settings_text import with_changes
@@ -101,18 +101,14 @@ class _Turn:
             seed=job.seed,
         )
         router.write(self.folder)
-        self._now_at("rehearsing")
-        count = self._most(_REHEARSE, 2, asked, _REHEARSED)
-        rehearsed = self._rehearsed(trials, items[:count], timings, router)
-        chosen = next((one.option for one in rehearsed if one.seen.objection(job.quality) is None), None)
-        self._now_at("checking")
-        check = None
-        if chosen is not None:
-            count = self._most(_CHECK, 2, asked, _CHECKED)
-            check = trials.compared("checked", items_of(parts.check)[:count], timings, chosen)
+        used = items[: self._most(_REHEARSE, 2, asked, _REHEARSED)]
+        unseen = items_of(parts.check)[: self._most(_CHECK, 2, asked, _CHECKED)]
+        rehearsed = self._rehearsed(trials, used, unseen, timings, router)
+        objection = _objection(router, rehearsed, job.quality)
         self._now_at("writing")
         placed, changed = self._placed(student), dict[str, Any]()
-        if chosen is not None:
+        if objection is None:
+            chosen = rehearsed[-1].option
             changed = changed_settings(job, self.names, placed, job.output, timings, chosen)
         report = Report(
             asked=self.names.asked,
@@ -131,8 +127,7 @@ class _Turn:
             timings=timings,
             router=router.advice(job.quality),
             rehearsed=rehearsed,
-            checked=check,
-            objection=_objection(router, rehearsed, check, job.quality),
+            objection=objection,
             changes=changed,
             machine=machine(training_device(job.settings.device)),
             weights=Weights(job.teachers_weights, fingerprint(Path(student.folder))),
@@ -141,14 +136,20 @@ class _Turn:
         return report
 
     def _rehearsed(
-        self, trials: Trials, items: list[Item], timings: Timings, router: Router
+        self, trials: Trials, used: list[Item], unseen: list[Item], timings: Timings, router: Router
     ) -> list[Rehearsed]:
-        """Options, the most promising first, up to the one that does as it should."""
-        found = []
+        """Options, the most promising first, up to the one that does as it should: on questions that were used to make it,
+        and then on others."""
+        quality, found = self.job.quality, list[Rehearsed]()
         for option in options(timings, router.policies, self.job.quality):
-            seen = trials.compared(f"rehearsed-{option.policy}", items, timings, option)
-            found.append(Rehearsed(option, seen))
-            if seen.objection(self.job.quality) is None:
+            self._now_at("rehearsing")
+            one = Rehearsed(option, trials.compared(f"rehearsed-{option.policy}", used, timings, option))
+            if one.objection(quality) is None:
+                self._now_at("checking")
+                check = trials.compared(f"checked-{option.policy}", unseen, timings, option)
+                one = Rehearsed(option, one.seen, check)
+            found.append(one)
+            if one.objection(quality) is None:
                 break
         return found
 
@@ -208,17 +209,14 @@ class _Turn:
                 file.write(with_changes(self.job.text, report.changes).encode())
 
 
-def _objection(
-    router: Router, rehearsed: list[Rehearsed], check: Checked | None, quality: float
-) -> str | None:
-    """Why nothing is switched on; None: something is."""
-    if check is not None:
-        found = check.objection(quality)
-        return found and f"checked, {found}"
-    reasons = [f"{one.option.policy}, rehearsed: {one.seen.objection(quality)}" for one in rehearsed]
+def _objection(router: Router, rehearsed: list[Rehearsed], quality: float) -> str | None:
+    """Why nothing is switched on; None: the last of `rehearsed` is."""
+    reasons = [one.objection(quality) for one in rehearsed]
+    if None in reasons:
+        return None
     if not rehearsed:
         reasons = [
             "guessing, the student saves no time",
             f"no router keeps the promise {quality:g} and saves any",
         ]
-    return "; ".join([*reasons, *([router.objection] if router.objection else [])])
+    return "; ".join(filter(None, [*reasons, router.objection]))
