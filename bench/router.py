@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from penstock.tune.own_server import own_server
 from penstock.tune.router.collect import Tier
-from penstock.tune.router.curve import PLACES
+from penstock.tune.router.curve import PLACES, Curve, trace
 from penstock.tune.router.job import RouterJob, ask_and_score, learn_from, work_folder
-from penstock.tune.router.learn import Policy
+from penstock.tune.router.learn import scores_of
 from penstock.tune.router.plot import draw
 from penstock.tune.router.report import Report, as_dict, lines
+from penstock.tune.router.rows import outcomes_of, split
+from penstock.tune.router.scoring import Scored
 from penstock.tune.router.workload import read_workload
 
 SEEDS = (0, 1, 2)
@@ -46,27 +49,39 @@ def rounded(value: Any) -> Any:
     return [rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def worst(policy: Policy) -> str:
+def worst(curve: Curve) -> str:
     """The least gain, by the low end of its interval, and where."""
-    gain = min(policy.curve.gain, key=lambda one: one.low)
-    place = PLACES[policy.curve.gain.index(gain)]
+    gain = min(curve.gain, key=lambda one: one.low)
+    place = PLACES[curve.gain.index(gain)]
     return f"{100 * gain.value:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] at {place:g}"
 
 
-def table(reports: dict[int, Report]) -> list[str]:
+def together(scored: Scored, reports: dict[int, Report], place: int) -> Curve:
+    """Of what the fit of each split has not seen, of all splits: each by its own judge; intervals go by topic."""
+    found = [(reports[seed].learned.policies[place], split(scored.rows, seed).held_back) for seed in SEEDS]
+    scores = np.concatenate([scores_of(policy.ruling, rows) for policy, rows in found])
+    outcomes = outcomes_of([row for _, rows in found for row in rows])
+    return trace(scores, outcomes, cascade=found[0][0].cascade)
+
+
+def table(scored: Scored, reports: dict[int, Report]) -> list[str]:
     found = [
         "| split | router | points more right than a random mix, mean over costs | more, surely so at | least, at a cost |",
         "|---|---|---|---|---|",
     ]
-    for seed, report in reports.items():
-        for policy in report.learned.policies:
-            mean = policy.curve.mean_gain
-            gains = f"{100 * mean.value:+.2f} [{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
-            more, surely = (
-                sum(getattr(gain, which) > 0 for gain in policy.curve.gain) for which in ("value", "low")
-            )
-            where = f"{more}, {surely} of {len(PLACES)} costs"
-            found.append(f"| {seed} | {policy.name} | {gains} | {where} | {worst(policy)} |")
+    names = [policy.name for policy in reports[SEEDS[0]].learned.policies]
+    curves = [
+        (str(seed), policy.name, policy.curve)
+        for seed, report in reports.items()
+        for policy in report.learned.policies
+    ]
+    curves += [("all", name, together(scored, reports, place)) for place, name in enumerate(names)]
+    for which, name, curve in curves:
+        mean = curve.mean_gain
+        gains = f"{100 * mean.value:+.2f} [{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
+        more, surely = (sum(getattr(gain, end) > 0 for gain in curve.gain) for end in ("value", "low"))
+        where = f"{more}, {surely} of {len(PLACES)} costs"
+        found.append(f"| {which} | {name} | {gains} | {where} | {worst(curve)} |")
     return found
 
 
@@ -111,7 +126,7 @@ def main() -> None:
     text = [
         f"small: {args.tiers[0]}, large: {args.tiers[1]}",
         "",
-        *table(reports),
+        *table(scored, reports),
         "",
         *lines(reports[SEEDS[0]]),
     ]
