@@ -90,6 +90,8 @@ def run_schedule(
             if draft is not None:
                 engine.suggest(late, draft)
         engine.scheduler.max_num_batched_tokens = rng.choice([16, 17, 40, 64, 300])
+        if planner is not None:  # it is asked though it does not pay
+            planner.rests, planner._credit = rng.choice([0, 0, 0, 2]), 1.0
         if rng.random() < 0.02 and found:
             gone = rng.choice(sorted(found))
             engine.abort(gone)

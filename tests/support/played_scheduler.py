@@ -112,6 +112,8 @@ class Machine:
 
     def step(self) -> SchedulerOutput:
         had_work = self.scheduler.has_work()
+        if self.speculator.planner is not None:
+            self.speculator.planner.rests = 0  # it is asked in every step
         output = self.scheduler.schedule()
         for rows in output.drafting:
             self.play_draft_model(rows)
