@@ -128,7 +128,7 @@ class DraftPlanner:
             behind = candidate.num_behind
             if not room or not behind:
                 continue
-            if (behind > FEW or not candidate.limit) and not self._may_catch_up(candidate, num_seqs):
+            if (behind > FEW or not candidate.limit) and not self.pays_to_catch_up(candidate, num_seqs):
                 _leave_alone(candidate)
                 continue
             candidate.guesser.is_followed = True
@@ -151,8 +151,10 @@ class DraftPlanner:
         if plan:
             self._plain = num_tokens, max(1, num_seqs)
             self.has_cooled = False
-        else:
-            self.rests = REST_STEPS
+        elif all(each.guesser.rethink_at > each.seq.num_tokens for each in candidates):
+            self.rests = (
+                REST_STEPS  # it pays for none, which is not the same as that there is nothing to do now
+            )
         return plan
 
     def ended(self, num_output_tokens: int) -> None:
@@ -179,13 +181,10 @@ class DraftPlanner:
             self._num_gained = 0
         self._credit = max(-MOST_CREDIT, min(MOST_CREDIT, self._credit + gain))
 
-    def _may_catch_up(self, candidate: Candidate, num_seqs: int) -> bool:
-        """Who has begun to goes on, or what it took were lost."""
-        is_allowed = self._credit > 0 or candidate.guesser.is_followed
-        return is_allowed and self.pays_to_catch_up(candidate, num_seqs)
-
     def _pays_to_catch_up(self, candidate: Candidate, num_seqs: int) -> bool:
         """Whether the rest of the sequence, beside others like it, gains more than computing what is behind costs."""
+        if self._credit <= 0 and not candidate.guesser.is_followed:
+            return False  # (who has begun to goes on, or what it took were lost)
         beside = max(1, num_seqs)
         acceptance = self.acceptance(candidate.guesser.record)
         run = self._run_cost(beside, beside)
