@@ -3,8 +3,8 @@
 While it runs the target stands still, so it must make up for its time: with the guesses of this step, or, where it has to
 catch up with a sequence first, with those of the rest of it. Where it does not, it is left alone but for a trial now and
 then. That is decided by estimates; what came of it goes to an account, and while that is overdrawn the draft model begins
-with no sequence, so what it costs at most is what was set apart for it. Numbers of tokens and their times only; tensors are
-`draft_model.py`'s business.
+with no sequence: it costs what was set apart for it, and at most one draft more. Numbers of tokens and their times only;
+tensors are `draft_model.py`'s business.
 """
 
 from collections.abc import Sequence as Many
@@ -39,8 +39,8 @@ RETHINK_TOKENS, REST_STEPS = 16, 64
 # Most guesses of a trial. One would tell how often the draft model is right, but not what it takes: a first run finds its
 # weights driven out of the cache by the target's, and took more than twice as long as those behind it.
 TRIAL_GUESSES = 4
-# The share of its time that an engine loses at most by a draft model that does not pay, what it begins with, and the most
-# that it saves up or owes, in steps.
+# The share of its time that is set apart for a draft model that does not pay, what there is at the start, and the most that
+# is saved up or owed, in steps.
 TRIAL_SHARE = 0.002
 FIRST_CREDIT, MOST_CREDIT = 8.0, 32.0
 
@@ -152,9 +152,8 @@ class DraftPlanner:
             self._plain = num_tokens, max(1, num_seqs)
             self.has_cooled = False
         elif all(each.guesser.rethink_at > each.seq.num_tokens for each in candidates):
-            self.rests = (
-                REST_STEPS  # it pays for none, which is not the same as that there is nothing to do now
-            )
+            # It pays for none; where there is only nothing to do now, it is asked again in the next step.
+            self.rests = REST_STEPS
         return plan
 
     def ended(self, num_output_tokens: int) -> None:
@@ -209,11 +208,11 @@ class DraftPlanner:
             return []
         candidate = min(due, key=lambda each: each.num_behind)
         num_guesses = min(TRIAL_GUESSES, candidate.limit)
-        cost = self._run_cost(candidate.num_behind, num_tokens) + (num_guesses - 1) * self._run_cost(
-            1, num_tokens
-        )
+        cost = self._run_cost(candidate.num_behind, num_tokens)
+        cost += (num_guesses - 1) * self._run_cost(1, num_tokens)
+        cost += rows_cost(self._times, num_tokens, num_guesses)
         # All that it takes must be there before anything is spent: a guess that is never reached tells nothing.
-        if cost + rows_cost(self._times, num_tokens, num_guesses) > self._credit:
+        if cost > self._credit:
             return []
         taken = min(candidate.num_behind, self._room(num_tokens))
         is_ready = taken == candidate.num_behind
