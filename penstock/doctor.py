@@ -33,7 +33,6 @@ LEAST_FILES = 4096
 LEAST_KEY = 16
 ASK_SECONDS = 5.0
 # What native_build compiles for; without it torch's operators serve.
-FAST_CHIP = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 # LMDB maps its file into memory and locks by shared memory: neither works over a network.
 REMOTE = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
 _TORCH = (
@@ -162,23 +161,25 @@ def _fits(check: str, name: str, size: int, available: int | None) -> Finding:
 
 
 def processor(settings: Settings) -> Iterator[Finding]:
-    from .native_build import chip_has
+    from .native_build import KERNEL_CHIPS, chip_has
 
     if settings.model == NO_MODEL:
         return
-    has_chip, compiler = chip_has(FAST_CHIP), shutil.which("cc")
-    if has_chip and compiler:
-        yield Finding("processor", "ok", f"AVX-512 VNNI, and a C compiler ({compiler}): kernels in C")
-    elif has_chip:
+    chip = next((name for name, flags in KERNEL_CHIPS.items() if chip_has(flags)), None)
+    compiler = shutil.which("cc")
+    if chip is None:
+        missing = " nor ".join(reversed(KERNEL_CHIPS))
+        yield Finding(
+            "processor", "ok", f"{platform.machine()} without {missing}: torch's operators serve, slower"
+        )
+    elif compiler:
+        yield Finding("processor", "ok", f"{chip}, and a C compiler ({compiler}): kernels in C")
+    else:
         yield Finding(
             "processor",
             "warn",
-            "AVX-512 VNNI, but no C compiler: torch's operators serve",
+            f"{chip}, but no C compiler: torch's operators serve, many times slower without VNNI",
             "install gcc or clang as 'cc'; it is needed once, at the first start",
-        )
-    else:
-        yield Finding(
-            "processor", "ok", f"{platform.machine()} without AVX-512 VNNI: torch's operators serve, slower"
         )
 
 

@@ -9,6 +9,11 @@ from pathlib import Path
 
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILE_SECONDS = 120
+# What the C of the CPU's kernels is written for, best first: features of a chip, named as in /proc/cpuinfo.
+KERNEL_CHIPS = {
+    "AVX-512 VNNI": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    "AVX2": ("avx2", "fma"),
+}
 
 
 def chip_has(flags: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The nearest codes by Hamming distance: in C where the chip counts bits in AVX-512 registers, else in numpy, the same."""
+"""The nearest codes by Hamming distance: in C where the chip has AVX-512 or AVX2, else in numpy, the same."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ from .codes import WORDS, Words
 
 log = logging.getLogger(__name__)
 
-CHIP = ("avx512f", "avx512vl", "avx512_vpopcntdq", "popcnt")
+CHIPS = (("avx512f", "avx512vl", "avx512_vpopcntdq", "popcnt"), ("avx2", "popcnt"))
 _PART = 1 << 16  # entries at a time in numpy: what lies between fits the L2 cache
 
 Slots = NDArray[np.int32]
@@ -57,10 +57,11 @@ def scan_in_numpy(
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled scan; None where it cannot be had or does not agree with numpy."""
-    if not chip_has(CHIP):
+    chip = next(filter(chip_has, CHIPS), None)
+    if chip is None:
         return None
     try:
-        found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock-scan", CHIP)))
+        found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock-scan", chip)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("the semantic index's scan is not compiled (%s); numpy serves instead", error)
         return None

@@ -17,7 +17,7 @@ from penstock.cache.semantic.codes import (
 )
 from penstock.cache.semantic.scan import library, scan, scan_in_numpy
 
-compiled = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX-512 VPOPCNTDQ")
+compiled = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2")
 SIZES = [1, 7, 8, 9, 63, 4095, 4096, 4097, 70_003]
 
 

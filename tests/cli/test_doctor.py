@@ -18,6 +18,7 @@ from simple_router import write_router
 from penstock import cli_doctor, doctor
 from penstock.config import Settings
 from penstock.doctor import Finding
+from penstock.native_build import KERNEL_CHIPS
 from penstock.proxy.tenants.tenant import Tenant
 from penstock.proxy.tenants.tenants import TenantStore
 from penstock.tables import Route, Secret, Tier, Upstream
@@ -188,6 +189,16 @@ def test_a_missing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("penstock.native_build.chip_has", lambda _flags: True)
     assert only(doctor.processor(settings(tmp_path))).level == "warn"
+
+
+@pytest.mark.parametrize("chip", ["AVX2", "AVX-512 VNNI", None])
+def test_the_kind_of_chip(chip: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "penstock.native_build.chip_has", lambda flags: chip is not None and flags == KERNEL_CHIPS[chip]
+    )
+    monkeypatch.setattr(doctor.shutil, "which", lambda _name: "/usr/bin/cc")
+    text = only(doctor.processor(settings(tmp_path))).text
+    assert (chip or "without AVX2 nor AVX-512 VNNI") in text
 
 
 def test_a_temporary_folder_of_too_long_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

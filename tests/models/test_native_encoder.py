@@ -19,7 +19,7 @@ from penstock.models.native_encoder import NativeEncoder
 from penstock.models.pooling import Pooling
 from penstock.models.torch_encoder import TorchEncoder
 
-compiled = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX-512 VNNI")
+compiled = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2")
 PACKAGED = find_embedding_model()
 LENGTHS = [1, 2, 8, 9, 12, 17, 32, 33, 64]
 

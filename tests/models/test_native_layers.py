@@ -15,7 +15,7 @@ from penstock.models.cpu_kv_cache import CpuKVCache
 from penstock.models.loading import LoadedModel, load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX-512 VNNI")
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2")
 WINDOW = 24
 COMMON: dict[str, Any] = {
     "vocab_size": 320,

@@ -1,10 +1,8 @@
 /* The largest of a row and where it first stands; NaN, and anywhere, for a row that holds one. */
 
-#include <immintrin.h>
 #include <math.h>
 
 #include "penstock.h"
-#include "vector.h"
 
 struct search {
     const float *x;
@@ -16,20 +14,20 @@ struct search {
 static void search_row(const void *context, long row) {
     const struct search *s = context;
     const float *x = s->x + row * s->width;
-    __m512 highest = _mm512_set1_ps(-INFINITY);
-    __mmask16 not_numbers = 0;
+    floats highest = v_all(-INFINITY);
+    mask not_numbers = 0;
     for (long at = 0; at < s->width; at += LANES) {
-        __mmask16 inside = lanes(s->width - at);
-        __m512 value = _mm512_mask_loadu_ps(highest, inside, x + at);
-        not_numbers |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        highest = _mm512_max_ps(highest, value);
+        mask inside = lanes(s->width - at);
+        floats value = v_choose(inside, v_load_some(inside, x + at), highest);
+        not_numbers |= v_not_numbers(value);
+        highest = v_max(highest, value);
     }
-    float best = _mm512_reduce_max_ps(highest);
+    float best = v_highest(highest);
     s->best[row] = not_numbers ? NAN : best;
     s->where[row] = 0;
     for (long at = 0; at < s->width; at += LANES) {
-        __mmask16 equal = _mm512_mask_cmp_ps_mask(lanes(s->width - at), _mm512_maskz_loadu_ps(lanes(s->width - at), x + at),
-                                                  _mm512_set1_ps(best), _CMP_EQ_OQ);
+        const mask inside = lanes(s->width - at);
+        const mask equal = inside & v_equal(v_load_some(inside, x + at), v_all(best));
         if (equal) {
             s->where[row] = at + __builtin_ctz(equal);
             break;

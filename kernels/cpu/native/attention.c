@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "penstock.h"
-#include "vector.h"
 
 /* Rows of a piece, which read the keys once for all: those of one KV head, by position, then by head. */
 enum { MOST_ROWS = 64, VECTORS = KEY_TILE / LANES };
@@ -32,13 +31,13 @@ static long at_most(long value, long limit) { return value < limit ? value : lim
 static void load_keys(const float *const rows[KEY_TILE], long count, long dim, float *out) {
     for (long first = 0; first < count; first += LANES)
         for (long at = 0; at < dim; at += LANES) {
-            __m512i block[16];
+            integers block[16];
             for (int i = 0; i < LANES; i++)
-                block[i] = first + i < count ? _mm512_maskz_loadu_epi32(lanes(dim - at), rows[first + i] + at)
-                                             : _mm512_setzero_si512();
+                block[i] = first + i < count ? v_load_integers(lanes(dim - at), rows[first + i] + at)
+                                             : v_no_integers();
             transpose(block);
             for (int i = 0; i < at_most(dim - at, LANES); i++)
-                _mm512_store_si512(out + (at + i) * KEY_TILE + first, block[i]);
+                v_store_integers(out + (at + i) * KEY_TILE + first, block[i]);
         }
 }
 
@@ -81,97 +80,99 @@ static inline void fetch_row(const struct attention *a, struct tile *tile) {
 static inline __attribute__((always_inline)) void score_rows(const int m, const struct attention *a, const float *q,
                                                              const float *keys, float *out, struct tile *next) {
     const long dim = a->key_dim;
-    __m512 sums[4][VECTORS];
+    for (long first = 0; first < KEY_TILE; first += WIDE * LANES) {
+        floats sums[4][WIDE];
 #pragma GCC unroll 4
-    for (int i = 0; i < m; i++)
+        for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_ps();
-    for (long d = 0; d < dim; d++) {
-        fetch_row(a, next);
-        __m512 key[VECTORS];
+            for (int j = 0; j < WIDE; j++) sums[i][j] = v_zero();
+        for (long d = 0; d < dim; d++) {
+            fetch_row(a, next);
+            floats key[WIDE];
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) key[j] = _mm512_load_ps(keys + d * KEY_TILE + j * LANES);
+            for (int j = 0; j < WIDE; j++) key[j] = v_load(keys + d * KEY_TILE + first + j * LANES);
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) {
-            __m512 value = _mm512_set1_ps(q[i * dim + d]);
+            for (int i = 0; i < m; i++) {
+                floats value = v_all(q[i * dim + d]);
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(value, key[j], sums[i][j]);
+                for (int j = 0; j < WIDE; j++) sums[i][j] = v_fma(value, key[j], sums[i][j]);
+            }
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < WIDE; j++) v_store(out + i * KEY_TILE + first + j * LANES, sums[i][j]);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < m; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) _mm512_store_ps(out + i * KEY_TILE + j * LANES, sums[i][j]);
 }
 
 /* out[m, dim] = out * factor + weights[m, KEY_TILE] @ the first `count` of `rows` [count, dim]. */
 static inline __attribute__((always_inline)) void add_rows(
     const int m, const float *weights, const float *factor, const float *const rows[KEY_TILE], long count, long dim, float *out) {
-    for (long at = 0; at < dim; at += KEY_TILE) {
-        __mmask16 inside[VECTORS];
-        __m512 sums[4][VECTORS];
+    for (long at = 0; at < dim; at += WIDE * LANES) {
+        mask inside[WIDE];
+        floats sums[4][WIDE];
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) inside[j] = lanes(dim - at - j * LANES);
+        for (int j = 0; j < WIDE; j++) inside[j] = lanes(dim - at - j * LANES);
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) {
-                __m512 before = _mm512_maskz_loadu_ps(inside[j], out + i * dim + at + j * LANES);
-                sums[i][j] = _mm512_mul_ps(before, _mm512_set1_ps(factor[i]));
+            for (int j = 0; j < WIDE; j++) {
+                floats before = v_load_some(inside[j], out + i * dim + at + j * LANES);
+                sums[i][j] = v_mul(before, v_all(factor[i]));
             }
         for (long key = 0; key < count; key++) {
-            __m512 value[VECTORS];
+            floats value[WIDE];
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) value[j] = _mm512_maskz_loadu_ps(inside[j], rows[key] + at + j * LANES);
+            for (int j = 0; j < WIDE; j++) value[j] = v_load_some(inside[j], rows[key] + at + j * LANES);
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++) {
-                __m512 weight = _mm512_set1_ps(weights[i * KEY_TILE + key]);
+                floats weight = v_all(weights[i * KEY_TILE + key]);
 #pragma GCC unroll 4
-                for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, value[j], sums[i][j]);
+                for (int j = 0; j < WIDE; j++) sums[i][j] = v_fma(weight, value[j], sums[i][j]);
             }
         }
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) _mm512_mask_storeu_ps(out + i * dim + at + j * LANES, inside[j], sums[i][j]);
+            for (int j = 0; j < WIDE; j++) v_store_some(inside[j], out + i * dim + at + j * LANES, sums[i][j]);
     }
 }
 
 /* Scores of one row and tile become weights against its highest score so far; returns what the sums so far shrink by.
  * Of the tile's keys those from `from` to `to` are seen. */
 static float weigh(float *scores, long from, long to, float softcap, float *highest, float *sum) {
-    __m512 score[VECTORS], tile_highest = _mm512_set1_ps(-INFINITY), hidden = _mm512_set1_ps(-INFINITY);
+    floats score[VECTORS], tile_highest = v_all(-INFINITY), hidden = v_all(-INFINITY);
     int is_number = 1;
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) {
-        __mmask16 seen = lanes(to - j * LANES) & ~lanes(from - j * LANES);
-        __m512 value = _mm512_load_ps(scores + j * LANES);
+        mask seen = lanes(to - j * LANES) & ~lanes(from - j * LANES);
+        floats value = v_load(scores + j * LANES);
         if (softcap != 0) {
-            __m512 cap = _mm512_set1_ps(softcap);
-            value = _mm512_mul_ps(hyperbolic_tangent(_mm512_div_ps(value, cap)), cap);
+            floats cap = v_all(softcap);
+            value = v_mul(hyperbolic_tangent(v_div(value, cap)), cap);
         }
-        score[j] = _mm512_mask_blend_ps(seen, hidden, value);
-        is_number &= !_mm512_cmp_ps_mask(score[j], score[j], _CMP_UNORD_Q);
-        tile_highest = _mm512_max_ps(tile_highest, score[j]);
+        score[j] = v_choose(seen, value, hidden);
+        is_number &= !v_not_numbers(score[j]);
+        tile_highest = v_max(tile_highest, score[j]);
     }
-    float best = is_number ? _mm512_reduce_max_ps(tile_highest) : NAN;
+    float best = is_number ? v_highest(tile_highest) : NAN;
     best = *highest > best ? *highest : best; /* NaN once is NaN for good */
     float factor = 1.0f;
-    __m512 total = _mm512_setzero_ps();
+    floats total = v_zero();
     if (best == -INFINITY) {
         /* Nothing is seen yet. */
         memset(scores, 0, KEY_TILE * sizeof *scores);
         return factor;
     }
-    if (best != *highest) factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(*highest - best)));
+    if (best != *highest) factor = v_first(exponential(v_all(*highest - best)));
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) {
-        __m512 weight = exponential(_mm512_sub_ps(score[j], _mm512_set1_ps(best)));
-        _mm512_store_ps(scores + j * LANES, weight);
-        total = _mm512_add_ps(total, weight);
+        floats weight = exponential(v_sub(score[j], v_all(best)));
+        v_store(scores + j * LANES, weight);
+        total = v_add(total, weight);
     }
     *highest = best;
-    *sum = *sum * factor + _mm512_reduce_add_ps(total);
+    *sum = *sum * factor + v_sum(total);
     return factor;
 }
 

@@ -8,12 +8,11 @@
 #include <math.h>
 
 #include "penstock.h"
-#include "vector.h"
 
 /* Rows whose MLP is computed at once, so that what lies between its two products stays in cache. */
 enum { MLP_ROWS = 96 };
-/* Queries and keys that are multiplied together: 8 by 2 sums, 2 keys and a query are 19 of 32 registers. */
-enum { QUERIES = 8, KEYS = 2 * LANES };
+/* Queries and keys that are multiplied together: with AVX-512 8 by 2 sums, 2 keys and a query are 19 of 32 registers. */
+enum { QUERIES = WIDE > 1 ? 8 : 4, KEY_VECTORS = WIDE > 1 ? 2 : 1, KEYS = KEY_VECTORS * LANES };
 
 enum { MEAN, FIRST };
 
@@ -72,7 +71,7 @@ static struct room room_in(char *scratch, const struct encoder *e, const struct 
     char *next = scratch;
     room.x = (float *)take(&next, rows * e->hidden * sizeof(float));
     room.wide = (float *)take(&next, most(rows * 3 * e->hidden, at_most(rows, MLP_ROWS) * e->intermediate) * sizeof(float));
-    room.activations.values = (int8_t *)take(&next, rows * stride);
+    room.activations.values = (factor *)take(&next, rows * stride * sizeof(factor));
     room.activations.scale = (float *)take(&next, rows * sizeof(float));
     room.activations.sum = (int32_t *)take(&next, rows * sizeof(int32_t));
     room.keys = (float *)take(&next, dim * columns * sizeof(float));
@@ -89,38 +88,38 @@ long penstock_encoder_scratch(const struct encoder *encoder, const struct texts 
 /* x * Phi(x), by a polynomial in x^2 for (Phi(x) - 1/2) / x on [-5.25, 5.25], outside of which Phi is 0 or 1 but for 8e-8.
  * Off by at most 1.5e-6 for |x| up to 10 (torch's float32: 1.1e-6), by 2e-8 of x beyond. The coefficients are a fit of least
  * maximum error, by weighted least squares. */
-static inline __m512 gelu(__m512 x) {
+static inline floats gelu(floats x) {
     /* By the power of u; the even ones and the odd ones are two chains, which run side by side. */
     static const float even[] = {0.134659293f,   0.0496504742f,  0.0319679847f, 0.0188292209f,
                                  0.00790434903f, 0.00309493948f, 0.00098006186f};
     static const float odd[] = {-0.0671263397f, -0.0397821046f,  -0.02484251f,
                                 -0.0136534616f, -0.00362198994f, -0.0028218078f};
     const float limit = 5.25f;
-    x = _mm512_max_ps(_mm512_set1_ps(-limit), x); /* in this order NaN stays */
-    __m512 inside = _mm512_min_ps(_mm512_set1_ps(limit), x);
-    __m512 u = _mm512_fmadd_ps(_mm512_mul_ps(inside, inside), _mm512_set1_ps(2 / (limit * limit)), _mm512_set1_ps(-1.0f));
-    __m512 square = _mm512_mul_ps(u, u), p = _mm512_set1_ps(even[6]), q = _mm512_set1_ps(odd[5]);
+    x = v_max(v_all(-limit), x); /* in this order NaN stays */
+    floats inside = v_min(v_all(limit), x);
+    floats u = v_fma(v_mul(inside, inside), v_all(2 / (limit * limit)), v_all(-1.0f));
+    floats square = v_mul(u, u), p = v_all(even[6]), q = v_all(odd[5]);
 #pragma GCC unroll 8
-    for (int i = 5; i >= 0; i--) p = _mm512_fmadd_ps(p, square, _mm512_set1_ps(even[i]));
+    for (int i = 5; i >= 0; i--) p = v_fma(p, square, v_all(even[i]));
 #pragma GCC unroll 8
-    for (int i = 4; i >= 0; i--) q = _mm512_fmadd_ps(q, square, _mm512_set1_ps(odd[i]));
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_fmadd_ps(q, u, p), inside, _mm512_set1_ps(0.5f)));
+    for (int i = 4; i >= 0; i--) q = v_fma(q, square, v_all(odd[i]));
+    return v_mul(x, v_fma(v_fma(q, u, p), inside, v_all(0.5f)));
 }
 
 /* In place: less its mean, over its standard deviation, times weight plus bias. */
 static void normalize(float *x, const struct layer_norm *norm, long width, float eps) {
-    __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-    for (long at = 0; at < width; at += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + at));
-    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+    floats sum = v_zero(), squares = v_zero();
+    for (long at = 0; at < width; at += LANES) sum = v_add(sum, v_load(x + at));
+    floats mean = v_all(v_sum(sum) / width);
     for (long at = 0; at < width; at += LANES) {
-        __m512 value = _mm512_sub_ps(_mm512_loadu_ps(x + at), mean);
-        squares = _mm512_fmadd_ps(value, value, squares);
+        floats value = v_sub(v_load(x + at), mean);
+        squares = v_fma(value, value, squares);
     }
-    __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / width + eps));
+    floats factor = v_all(1.0f / sqrtf(v_sum(squares) / width + eps));
     for (long at = 0; at < width; at += LANES) {
-        __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + at), mean), factor);
-        __m512 weight = _mm512_loadu_ps(norm->weight + at), bias = _mm512_loadu_ps(norm->bias + at);
-        _mm512_storeu_ps(x + at, _mm512_fmadd_ps(value, weight, bias));
+        floats value = v_mul(v_sub(v_load(x + at), mean), factor);
+        floats weight = v_load(norm->weight + at), bias = v_load(norm->bias + at);
+        v_store(x + at, v_fma(value, weight, bias));
     }
 }
 
@@ -140,58 +139,60 @@ static void load_keys_and_values(const float *keys, const float *values, long ro
     const long columns = rounded_up(rows, KEYS), width = rounded_up(dim, KEYS);
     for (long first = 0; first < columns; first += LANES)
         for (long at = 0; at < dim; at += LANES) {
-            __m512i block[LANES];
+            integers block[LANES];
             for (int i = 0; i < LANES; i++)
-                block[i] = first + i < rows ? _mm512_maskz_loadu_epi32(lanes(dim - at), keys + (first + i) * stride + at)
-                                            : _mm512_setzero_si512();
+                block[i] = first + i < rows ? v_load_integers(lanes(dim - at), keys + (first + i) * stride + at)
+                                            : v_no_integers();
             transpose(block);
             for (int i = 0; i < at_most(dim - at, LANES); i++)
-                _mm512_store_si512(room->keys + (at + i) * columns + first, block[i]);
+                v_store_integers(room->keys + (at + i) * columns + first, block[i]);
         }
     for (long row = 0; row < rows; row++, values += stride)
         for (long at = 0; at < width; at += LANES)
-            _mm512_store_ps(room->values + row * width + at, _mm512_maskz_loadu_ps(lanes(dim - at), values + at));
+            v_store(room->values + row * width + at, v_load_some(lanes(dim - at), values + at));
 }
 
 /* scores [m, columns] of `m` queries, a compile-time constant, by every key. */
 static inline __attribute__((always_inline)) void score(const int m, const float *const queries[QUERIES], const float *keys,
                                                         long columns, long dim, float *scores) {
     for (long first = 0; first < columns; first += KEYS) {
-        __m512 sums[QUERIES][2];
+        floats sums[QUERIES][KEY_VECTORS];
 #pragma GCC unroll 8
-        for (int i = 0; i < m; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < KEY_VECTORS; j++) sums[i][j] = v_zero();
         for (long d = 0; d < dim; d++) {
-            const float *from = keys + d * columns + first;
-            __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + LANES);
+            floats key[KEY_VECTORS];
+#pragma GCC unroll 2
+            for (int j = 0; j < KEY_VECTORS; j++) key[j] = v_load(keys + d * columns + first + j * LANES);
 #pragma GCC unroll 8
             for (int i = 0; i < m; i++) {
-                __m512 query = _mm512_set1_ps(queries[i][d]);
-                sums[i][0] = _mm512_fmadd_ps(query, low, sums[i][0]);
-                sums[i][1] = _mm512_fmadd_ps(query, high, sums[i][1]);
+                floats query = v_all(queries[i][d]);
+#pragma GCC unroll 2
+                for (int j = 0; j < KEY_VECTORS; j++) sums[i][j] = v_fma(query, key[j], sums[i][j]);
             }
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < m; i++) {
-            _mm512_store_ps(scores + i * columns + first, sums[i][0]);
-            _mm512_store_ps(scores + i * columns + first + LANES, sums[i][1]);
-        }
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < KEY_VECTORS; j++) v_store(scores + i * columns + first + j * LANES, sums[i][j]);
     }
 }
 
 /* One query's scores of `keys` keys become e^(scaling * (score - the highest)); returns their sum. */
 static float weigh(float *scores, long keys, float scaling) {
-    __m512 highest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    floats highest = v_all(-INFINITY), sum = v_zero();
     for (long at = 0; at < keys; at += LANES)
-        highest = _mm512_mask_max_ps(highest, lanes(keys - at), highest, _mm512_load_ps(scores + at));
-    __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+        highest = v_choose(lanes(keys - at), v_max(highest, v_load(scores + at)), highest);
+    floats best = v_all(v_highest(highest));
     for (long at = 0; at < keys; at += LANES) {
-        __m512 below = _mm512_sub_ps(_mm512_load_ps(scores + at), best);
-        __m512 weight = exponential(_mm512_mul_ps(below, _mm512_set1_ps(scaling)));
-        weight = _mm512_maskz_mov_ps(lanes(keys - at), weight);
-        _mm512_store_ps(scores + at, weight);
-        sum = _mm512_add_ps(sum, weight);
+        floats below = v_sub(v_load(scores + at), best);
+        floats weight = exponential(v_mul(below, v_all(scaling)));
+        weight = v_choose(lanes(keys - at), weight, v_zero());
+        v_store(scores + at, weight);
+        sum = v_add(sum, weight);
     }
-    return _mm512_reduce_add_ps(sum);
+    return v_sum(sum);
 }
 
 /* The values by the weights of `m` queries, a compile-time constant, over `total`; of the first `count` to `out`. */
@@ -200,26 +201,30 @@ static inline __attribute__((always_inline)) void add_values(const int m, const 
                                                              long count, float *out, long stride) {
     const long width = rounded_up(dim, KEYS);
     for (long at = 0; at < dim; at += KEYS) {
-        __m512 sums[QUERIES][2];
+        floats sums[QUERIES][KEY_VECTORS];
 #pragma GCC unroll 8
-        for (int i = 0; i < m; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < KEY_VECTORS; j++) sums[i][j] = v_zero();
         for (long key = 0; key < keys; key++) {
-            const float *from = values + key * width + at;
-            __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + LANES);
+            floats value[KEY_VECTORS];
+#pragma GCC unroll 2
+            for (int j = 0; j < KEY_VECTORS; j++) value[j] = v_load(values + key * width + at + j * LANES);
 #pragma GCC unroll 8
             for (int i = 0; i < m; i++) {
-                __m512 weight = _mm512_set1_ps(weights[i * columns + key]);
-                sums[i][0] = _mm512_fmadd_ps(weight, low, sums[i][0]);
-                sums[i][1] = _mm512_fmadd_ps(weight, high, sums[i][1]);
+                floats weight = v_all(weights[i * columns + key]);
+#pragma GCC unroll 2
+                for (int j = 0; j < KEY_VECTORS; j++) sums[i][j] = v_fma(weight, value[j], sums[i][j]);
             }
         }
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             if (i >= count) break;
-            __m512 divisor = _mm512_set1_ps(total[i]);
-            float *to = out + i * stride + at;
-            _mm512_mask_storeu_ps(to, lanes(dim - at), _mm512_div_ps(sums[i][0], divisor));
-            _mm512_mask_storeu_ps(to + LANES, lanes(dim - at - LANES), _mm512_div_ps(sums[i][1], divisor));
+            floats divisor = v_all(total[i]);
+            for (long j = 0; j < KEY_VECTORS; j++) {
+                const long column = at + j * LANES;
+                v_store_some(lanes(dim - column), out + i * stride + column, v_div(sums[i][j], divisor));
+            }
         }
     }
 }
@@ -273,7 +278,7 @@ static void normalize_rows(const struct encoder *e, const struct layer_norm *nor
 static void activate_rows(float *x, long rows, long width, struct activations *out) {
     out->stride = rounded_up(width, ROW_ALIGNMENT);
     for (long row = 0; row < rows; row++, x += width) {
-        for (long at = 0; at < width; at += LANES) _mm512_store_ps(x + at, gelu(_mm512_load_ps(x + at)));
+        for (long at = 0; at < width; at += LANES) v_store(x + at, gelu(v_load(x + at)));
         quantize_row(x, width, out, row);
     }
 }
@@ -303,15 +308,15 @@ static void compute_layer(const struct encoder *e, const struct encoder_layer *l
 /* Of a text's rows, the mean or the first, made length 1. */
 static void pool(const struct encoder *e, const float *x, long rows, float *out) {
     const long counted = e->pooling == FIRST ? 1 : rows;
-    __m512 squares = _mm512_setzero_ps();
+    floats squares = v_zero();
     for (long at = 0; at < e->hidden; at += LANES) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long row = 0; row < counted; row++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + row * e->hidden + at));
-        sum = _mm512_div_ps(sum, _mm512_set1_ps(counted));
-        squares = _mm512_fmadd_ps(sum, sum, squares);
-        _mm512_storeu_ps(out + at, sum);
+        floats sum = v_zero();
+        for (long row = 0; row < counted; row++) sum = v_add(sum, v_load(x + row * e->hidden + at));
+        sum = v_div(sum, v_all(counted));
+        squares = v_fma(sum, sum, squares);
+        v_store(out + at, sum);
     }
-    const float length = sqrtf(_mm512_reduce_add_ps(squares));
+    const float length = sqrtf(v_sum(squares));
     for (long at = 0; at < e->hidden; at++) out[at] /= length > 1e-12f ? length : 1e-12f;
 }
 

@@ -1,19 +1,24 @@
-/* W8A8 products with AVX-512 VNNI. Bit for bit what `int8_matmul.py` computes with torch's operators: the sums are exact
+/* W8A8 products. Bit for bit what `int8_matmul.py` computes with torch's operators: the sums are exact
  * integers, and every float operation is the same one in the same order, compiled without contraction.
- *
- * VNNI multiplies unsigned by signed bytes, so a weight is stored with 128 added, and 128 times the sum of a row of activations is
- * taken off again. Sums may wrap around in between: the true one fits.
  */
 
 #include <string.h>
 
 #include "penstock.h"
-#include "vector.h"
 
-/* Rows that share what is loaded of a weight: 6 by 4 sums, 4 weights and an activation are 29 of 32 registers. */
-enum { MOST_ROWS = 6, VECTORS = PANEL / LANES };
+enum { VECTORS = PANEL / LANES, PANEL_LINES = PANEL * STEP / 64 };
 /* Rows of one piece of work; more are several pieces. */
 enum { PIECE_ROWS = 96, MOST_PIECE_PANELS = 8 };
+
+long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
+
+long activation_bytes(long rows, long k) { return padded(rows * (padded(k) * sizeof(factor) + sizeof(float) + sizeof(int32_t))); }
+
+struct activations activations_in(char *scratch, long rows, long k) {
+    factor *values = (factor *)scratch;
+    float *scale = (float *)(values + rows * padded(k));
+    return (struct activations){values, padded(k), scale, (int32_t *)(scale + rows)};
+}
 
 static long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
 static long steps_of(long k) { return (k + STEP - 1) / STEP; }
@@ -29,27 +34,26 @@ struct packing {
 static void pack_panel(const void *context, long panel) {
     const struct packing *p = context;
     long steps = steps_of(p->k);
-    __m512i high = _mm512_set1_epi8((char)0x80);
     for (int part = 0; part < VECTORS; part++) {
         long first = panel * PANEL + part * LANES;
         for (long s = 0; s < steps; s += LANES) {
             long bytes = at_most(p->k - s * STEP, 64);
-            __mmask64 inside = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
-            __m512i rows[16];
+            integers rows[16];
             for (int i = 0; i < LANES; i++) {
                 int exists = first + i < p->n;
                 const int8_t *from = p->weight + (first + i) * p->k + s * STEP;
-                rows[i] = exists ? _mm512_maskz_loadu_epi8(inside, from) : _mm512_setzero_si512();
-                rows[i] = _mm512_xor_si512(rows[i], high);
+                rows[i] = as_weights(exists ? v_load_bytes(from, bytes) : v_no_integers());
             }
             transpose(rows);
             uint8_t *to = p->packed + (panel * steps + s) * PANEL * STEP + part * 64;
-            for (int i = 0; i < at_most(steps - s, LANES); i++) _mm512_store_si512(to + i * PANEL * STEP, rows[i]);
+            for (int i = 0; i < at_most(steps - s, LANES); i++) v_store_integers(to + i * PANEL * STEP, rows[i]);
         }
     }
 }
 
-/* weight [n, k] int8 -> `packed`: n rounded up to PANEL times k rounded up to STEP bytes, aligned to 64. */
+long penstock_packed_bytes(long n, long k) { return panels_of(n) * PANEL * steps_of(k) * STEP; }
+
+/* weight [n, k] int8 -> `packed`, penstock_packed_bytes, aligned to 64. */
 void penstock_pack(const int8_t *weight, long n, long k, uint8_t *packed, int threads) {
     struct packing packing = {weight, packed, n, k};
     run_parallel(pack_panel, &packing, panels_of(n), threads);
@@ -64,31 +68,29 @@ struct quantizing {
 };
 
 /* Sixteen weights from element `at` on. */
-static inline __m512 load_weights(const struct quantizing *q, __mmask16 inside, long at) {
-    if (!q->is_bfloat16) return _mm512_maskz_loadu_ps(inside, (const float *)q->weight + at);
-    __m256i halves = _mm256_maskz_loadu_epi16(inside, (const uint16_t *)q->weight + at);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+static inline floats load_floats(const struct quantizing *q, mask inside, long at) {
+    if (!q->is_bfloat16) return v_load_some(inside, (const float *)q->weight + at);
+    return v_load_halves(inside, (const uint16_t *)q->weight + at);
 }
 
 static void quantize_weight_rows(const void *context, long piece) {
     const struct quantizing *q = context;
     for (long row = piece * PANEL; row < at_most(piece * PANEL + PANEL, q->n); row++) {
-        __m512 highest = _mm512_setzero_ps(), finite = _mm512_setzero_ps();
+        floats highest = v_zero(), finite = v_zero();
         for (long at = 0; at < q->k; at += LANES) {
-            __m512 value = load_weights(q, lanes(q->k - at), row * q->k + at);
-            highest = _mm512_max_ps(highest, _mm512_abs_ps(value));
-            finite = _mm512_add_ps(finite, _mm512_mul_ps(value, _mm512_setzero_ps()));
+            floats value = load_floats(q, lanes(q->k - at), row * q->k + at);
+            highest = v_max(highest, v_abs(value));
+            finite = v_add(finite, v_mul(value, v_zero()));
         }
-        float absmax = _mm512_reduce_max_ps(highest);
+        float absmax = v_highest(highest);
         float scale = (absmax > 1e-12f ? absmax : 1e-12f) / 127.0f;
-        __m512 divisor = _mm512_set1_ps(scale);
+        floats divisor = v_all(scale);
         for (long at = 0; at < q->k; at += LANES) {
-            __mmask16 inside = lanes(q->k - at);
-            __m512 value = load_weights(q, inside, row * q->k + at);
-            __m512i rounded = _mm512_cvtps_epi32(_mm512_div_ps(value, divisor));
-            _mm_mask_storeu_epi8(q->out + row * q->k + at, inside, _mm512_cvtepi32_epi8(rounded));
+            mask inside = lanes(q->k - at);
+            floats value = load_floats(q, inside, row * q->k + at);
+            v_store_bytes(q->out + row * q->k + at, v_round(v_div(value, divisor)), q->k - at);
         }
-        q->scale[row] = scale + _mm512_reduce_add_ps(finite); /* NaN for a broken row */
+        q->scale[row] = scale + v_sum(finite); /* NaN for a broken row */
     }
 }
 
@@ -99,32 +101,25 @@ void penstock_quantize_weight(const void *weight, int is_bfloat16, long n, long 
 }
 
 void quantize_row(const float *x, long k, const struct activations *out, long row) {
-    int8_t *to = out->values + row * out->stride;
-    __m512 highest = _mm512_setzero_ps(), finite = _mm512_setzero_ps();
+    factor *to = out->values + row * out->stride;
+    floats highest = v_zero(), finite = v_zero();
     for (long at = 0; at < k; at += LANES) {
-        __m512 value = _mm512_maskz_loadu_ps(lanes(k - at), x + at);
-        highest = _mm512_max_ps(highest, _mm512_abs_ps(value));
-        finite = _mm512_add_ps(finite, _mm512_mul_ps(value, _mm512_setzero_ps()));
+        floats value = v_load_some(lanes(k - at), x + at);
+        highest = v_max(highest, v_abs(value));
+        finite = v_add(finite, v_mul(value, v_zero()));
     }
-    float absmax = _mm512_reduce_max_ps(highest);
+    float absmax = v_highest(highest);
     float scale = (absmax > 1e-12f ? absmax : 1e-12f) / 127.0f;
-    __m512 divisor = _mm512_set1_ps(scale);
-    __m512i sum = _mm512_setzero_si512();
+    floats divisor = v_all(scale);
+    integers sum = v_no_integers();
     for (long at = 0; at < out->stride; at += LANES) {
-        __mmask16 inside = lanes(k - at);
-        __m512i rounded = _mm512_maskz_cvtps_epi32(inside, _mm512_div_ps(_mm512_maskz_loadu_ps(inside, x + at), divisor));
-        sum = _mm512_add_epi32(sum, rounded);
-        _mm_store_si128((__m128i *)(to + at), _mm512_cvtepi32_epi8(rounded));
+        integers rounded = v_round(v_div(v_load_some(lanes(k - at), x + at), divisor));
+        sum = v_add_integers(sum, rounded);
+        store_factors(to + at, rounded);
     }
     /* A row with NaN or infinity is NaN, as its products are. */
-    out->scale[row] = scale + _mm512_reduce_add_ps(finite);
-    out->sum[row] = _mm512_reduce_add_epi32(sum);
-}
-
-/* sums += four products of a weight's unsigned bytes and an activation's signed ones. As the intrinsic, GCC 12 copies every sum
- * to and fro, and stores it, at each step. */
-static inline __attribute__((always_inline)) void add_products(__m512i *sums, __m512i weights, __m512i activation) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sums) : "v"(weights), "v"(activation));
+    out->scale[row] = scale + v_sum(finite);
+    out->sum[row] = v_sum_integers(sum);
 }
 
 struct product {
@@ -147,24 +142,22 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
     const struct matrix *w = p->weight;
     long steps = steps_of(w->k), stride = p->x->stride;
     const uint8_t *weights = w->packed + panel * steps * PANEL * STEP;
-    const int8_t *x = p->x->values + row * stride;
-    __m512i sums[MOST_ROWS][VECTORS];
+    const factor *x = p->x->values + row * stride;
+    integers sums[SHARING_ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_si512();
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = v_no_integers();
     for (long s = 0; s < steps; s++) {
         for (int line = 0; line < ahead.lines; line++) _mm_prefetch((const char *)ahead.from + (s * ahead.lines + line) * 64, _MM_HINT_T1);
-        __m512i values[VECTORS];
+        weight_step values[VECTORS];
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; j++) values[j] = _mm512_load_si512(weights + s * PANEL * STEP + j * 64);
+        for (int j = 0; j < VECTORS; j++) values[j] = load_weights(weights + s * PANEL * STEP + j * 64);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            int32_t four;
-            memcpy(&four, x + i * stride + s * STEP, sizeof four);
-            __m512i activation = _mm512_set1_epi32(four);
+            activation_step four = load_activation(x + i * stride + s * STEP);
 #pragma GCC unroll 8
-            for (int j = 0; j < VECTORS; j++) add_products(&sums[i][j], values[j], activation);
+            for (int j = 0; j < VECTORS; j++) add_products(&sums[i][j], values[j], four);
         }
     }
     /* What is the same for all rows is loaded once: a store to y might change it, for all the compiler knows. */
@@ -173,18 +166,18 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; j++) {
         const long column = panel * PANEL + j * LANES;
-        const __mmask16 inside = lanes(n - column);
-        const __m512 scale = _mm512_maskz_loadu_ps(inside, w->scale + column);
-        const __m512 added = bias ? _mm512_maskz_loadu_ps(inside, bias + column) : _mm512_setzero_ps();
+        const mask inside = lanes(n - column);
+        const floats scale = v_load_some(inside, w->scale + column);
+        const floats added = bias ? v_load_some(inside, bias + column) : v_zero();
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             const long at = (row + i) * n + column;
-            __m512i offset = _mm512_set1_epi32((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
-            __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i][j], offset));
-            value = _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(p->x->scale[row + i]));
-            if (bias) value = _mm512_add_ps(value, added);
-            if (residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(inside, residual + at));
-            _mm512_mask_storeu_ps(p->y + at, inside, value);
+            integers offset = v_all_integers((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
+            floats value = v_to_floats(v_sub_integers(sums[i][j], offset));
+            value = v_mul(v_mul(value, scale), v_all(p->x->scale[row + i]));
+            if (bias) value = v_add(value, added);
+            if (residual) value = v_add(value, v_load_some(inside, residual + at));
+            v_store_some(inside, p->y + at, value);
         }
     }
 }
@@ -194,20 +187,22 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
 static void multiply_panel(const struct product *p, long panel, long row, long stop, int fetches_next) {
     const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP;
     const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
-    const long passes = (stop - row + MOST_ROWS - 1) / MOST_ROWS;
-    const int lines = passes > 4 ? 1 : passes > 2 ? 2 : 4;
+    const long passes = (stop - row + SHARING_ROWS - 1) / SHARING_ROWS;
+    const int lines = at_most(passes > 4 ? 1 : passes > 2 ? 2 : 4, PANEL_LINES);
     for (long pass = 0; row < stop; pass++) {
-        struct ahead ahead = {next + (pass - 1) * panel_bytes * lines / 4, 0};
-        if (fetches_next && pass > 0 && (pass - 1) * lines < 4) ahead.lines = lines;
+        struct ahead ahead = {next + (pass - 1) * panel_bytes * lines / PANEL_LINES, 0};
+        if (fetches_next && pass > 0 && (pass - 1) * lines < PANEL_LINES) ahead.lines = lines;
         /* Blocks of nearly equal size: 8 rows are 4 and 4, not 6 and 2. */
-        long blocks = (stop - row + MOST_ROWS - 1) / MOST_ROWS, m = (stop - row + blocks - 1) / blocks;
+        long blocks = (stop - row + SHARING_ROWS - 1) / SHARING_ROWS, m = (stop - row + blocks - 1) / blocks;
         switch (m) {
             case 1: multiply_rows(1, p, row, panel, ahead); break;
             case 2: multiply_rows(2, p, row, panel, ahead); break;
             case 3: multiply_rows(3, p, row, panel, ahead); break;
             case 4: multiply_rows(4, p, row, panel, ahead); break;
+#if SHARING_ROWS > 4
             case 5: multiply_rows(5, p, row, panel, ahead); break;
             case 6: multiply_rows(6, p, row, panel, ahead); break;
+#endif
         }
         row += m;
     }
@@ -240,15 +235,14 @@ static void quantize_piece(const void *context, long row) {
     quantize_row(rows->x + row * rows->k, rows->k, rows->out, row);
 }
 
-/* x [rows, k] float, bias [n] or null -> y [rows, n] float. `scratch`: rows times (k rounded up to 64, plus 8) bytes, aligned
- * to 64. */
-void penstock_int8_matmul(const float *x, long rows, const struct matrix *weight, const float *bias, float *y, int8_t *scratch,
+long penstock_product_scratch(long rows, long k) { return activation_bytes(rows, k); }
+
+/* x [rows, k] float, bias [n] or null -> y [rows, n] float. `scratch`: penstock_product_scratch bytes, aligned to 64. */
+void penstock_int8_matmul(const float *x, long rows, const struct matrix *weight, const float *bias, float *y, char *scratch,
                           int threads) {
     struct matrix with_bias = *weight;
     with_bias.bias = bias;
-    long stride = (weight->k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
-    float *scale = (float *)(scratch + rows * stride);
-    struct activations activations = {scratch, stride, scale, (int32_t *)(scale + rows)};
+    struct activations activations = activations_in(scratch, rows, weight->k);
     struct rows context = {x, weight->k, &activations};
     run_parallel(quantize_piece, &context, rows, rows * weight->k < 1 << 15 ? 1 : threads);
     multiply(&activations, rows, &with_bias, 0, y, threads);

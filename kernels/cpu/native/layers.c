@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "penstock.h"
-#include "vector.h"
 
 /* Rows whose gate and up are held at once, so that they stay in cache. */
 enum { MLP_ROWS = 256 };
@@ -45,25 +44,17 @@ struct step {
 
 enum { BEFORE_ATTENTION = 1, ATTENTION = 2, AFTER_ATTENTION = 4 };
 
-static long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 static long at_most(long value, long limit) { return value < limit ? value : limit; }
 static long most(long a, long b) { return a > b ? a : b; }
 
 /* Rows that are quantized at once, for every product but the first. */
 static long block_rows(long rows) { return at_most(rows, MLP_ROWS); }
 
-static long activation_bytes(long rows, long k) { return padded(rows * (padded(k) + sizeof(float) + sizeof(int32_t))); }
-
 long penstock_scratch(const struct stack *s, long rows) {
     long widest = most(most(s->hidden, s->heads * s->head_dim), s->intermediate);
     long later = block_rows(rows);
     return most(activation_bytes(rows, s->hidden),
                 activation_bytes(later, widest) + padded(later * 2 * s->intermediate * sizeof(float)));
-}
-
-static struct activations activations_in(char *scratch, long rows, long k) {
-    float *scale = (float *)(scratch + rows * padded(k));
-    return (struct activations){(int8_t *)scratch, padded(k), scale, (int32_t *)(scale + rows)};
 }
 
 struct rows {
@@ -76,16 +67,16 @@ struct rows {
 };
 
 static void normalize(const float *x, const float *weight, long width, float eps, float *out) {
-    __m512 squares = _mm512_setzero_ps();
+    floats squares = v_zero();
     for (long at = 0; at < width; at += LANES) {
-        __m512 value = _mm512_maskz_loadu_ps(lanes(width - at), x + at);
-        squares = _mm512_fmadd_ps(value, value, squares);
+        floats value = v_load_some(lanes(width - at), x + at);
+        squares = v_fma(value, value, squares);
     }
-    __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / width + eps));
+    floats factor = v_all(1.0f / sqrtf(v_sum(squares) / width + eps));
     for (long at = 0; at < width; at += LANES) {
-        __mmask16 inside = lanes(width - at);
-        __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + at), factor);
-        _mm512_mask_storeu_ps(out + at, inside, _mm512_mul_ps(value, _mm512_maskz_loadu_ps(inside, weight + at)));
+        mask inside = lanes(width - at);
+        floats value = v_mul(v_load_some(inside, x + at), factor);
+        v_store_some(inside, out + at, v_mul(value, v_load_some(inside, weight + at)));
     }
 }
 
@@ -106,19 +97,19 @@ static void gate_row(const void *context, long row) {
     const struct rows *r = context;
     const float *gate = r->x + row * 2 * r->width, *up = gate + r->width;
     float out[r->width];
-    __m512 one = _mm512_set1_ps(1.0f);
+    floats one = v_all(1.0f);
     for (long at = 0; at < r->width; at += LANES) {
-        __mmask16 inside = lanes(r->width - at);
-        __m512 g = _mm512_maskz_loadu_ps(inside, gate + at), activated;
+        mask inside = lanes(r->width - at);
+        floats g = v_load_some(inside, gate + at), activated;
         if (r->stack->activation == SILU) {
-            activated = _mm512_div_ps(g, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), g))));
+            activated = v_div(g, v_add(one, exponential(v_sub(v_zero(), g))));
         } else {
-            __m512 cube = _mm512_mul_ps(_mm512_mul_ps(g, g), g);
-            __m512 inner = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), g);
-            inner = hyperbolic_tangent(_mm512_mul_ps(inner, _mm512_set1_ps(0.7978845608f)));
-            activated = _mm512_mul_ps(_mm512_mul_ps(g, _mm512_set1_ps(0.5f)), _mm512_add_ps(one, inner));
+            floats cube = v_mul(v_mul(g, g), g);
+            floats inner = v_fma(cube, v_all(0.044715f), g);
+            inner = hyperbolic_tangent(v_mul(inner, v_all(0.7978845608f)));
+            activated = v_mul(v_mul(g, v_all(0.5f)), v_add(one, inner));
         }
-        _mm512_mask_storeu_ps(out + at, inside, _mm512_mul_ps(activated, _mm512_maskz_loadu_ps(inside, up + at)));
+        v_store_some(inside, out + at, v_mul(activated, v_load_some(inside, up + at)));
     }
     quantize_row(out, r->width, &r->out, row);
 }
@@ -127,14 +118,14 @@ static void gate_row(const void *context, long row) {
 static void rotate(float *x, const float *cos, const float *sin, long dim) {
     long half = dim / 2;
     for (long at = 0; at < half; at += LANES) {
-        __mmask16 inside = lanes(half - at);
-        __m512 low = _mm512_maskz_loadu_ps(inside, x + at), high = _mm512_maskz_loadu_ps(inside, x + half + at);
-        __m512 cos_low = _mm512_maskz_loadu_ps(inside, cos + at), cos_high = _mm512_maskz_loadu_ps(inside, cos + half + at);
-        __m512 sin_low = _mm512_maskz_loadu_ps(inside, sin + at), sin_high = _mm512_maskz_loadu_ps(inside, sin + half + at);
-        __m512 turned = _mm512_sub_ps(_mm512_mul_ps(low, cos_low), _mm512_mul_ps(high, sin_low));
-        _mm512_mask_storeu_ps(x + at, inside, turned);
-        turned = _mm512_add_ps(_mm512_mul_ps(high, cos_high), _mm512_mul_ps(low, sin_high));
-        _mm512_mask_storeu_ps(x + half + at, inside, turned);
+        mask inside = lanes(half - at);
+        floats low = v_load_some(inside, x + at), high = v_load_some(inside, x + half + at);
+        floats cos_low = v_load_some(inside, cos + at), cos_high = v_load_some(inside, cos + half + at);
+        floats sin_low = v_load_some(inside, sin + at), sin_high = v_load_some(inside, sin + half + at);
+        floats turned = v_sub(v_mul(low, cos_low), v_mul(high, sin_low));
+        v_store_some(inside, x + at, turned);
+        turned = v_add(v_mul(high, cos_high), v_mul(low, sin_high));
+        v_store_some(inside, x + half + at, turned);
     }
 }
 

@@ -4,17 +4,16 @@ import ctypes
 import functools
 import logging
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ....native_build import chip_has, compiled
+from ....native_build import KERNEL_CHIPS, chip_has, compiled
 
 log = logging.getLogger(__name__)
 
-CHIP = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-PANEL, STEP, ROW_ALIGNMENT = 64, 4, 64
 MOST_HEAD_DIM = 256
 
 
@@ -151,15 +150,19 @@ class Texts(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library, its functions declared; None where it cannot be had."""
-    if not chip_has(CHIP):
-        return None
+    chip = next(filter(chip_has, KERNEL_CHIPS.values()), None)
+    return None if chip is None else library_for(chip)
+
+
+def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
+    """The library as compiled for these features of a chip; None where that fails, or multiplies otherwise than torch."""
     try:
-        found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock", CHIP)))
+        found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock", chip)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("the CPU's C kernels are not compiled (%s); torch's operators serve instead", error)
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    signatures = {
+    functions: dict[str, tuple[type, ...]] = {
         "penstock_quantize_weight": (pointer, integer, long, long, pointer, pointer, integer),
         "penstock_pack": (pointer, long, long, pointer, integer),
         "penstock_int8_matmul": (pointer, long, pointer, pointer, pointer, pointer, integer),
@@ -179,12 +182,15 @@ def library() -> ctypes.CDLL | None:
             integer,
         ),
     }
-    for name, arguments in signatures.items():
+    sizes: dict[str, tuple[type, ...]] = {
+        "penstock_packed_bytes": (long, long),
+        "penstock_product_scratch": (long, long),
+        "penstock_scratch": (pointer, long),
+        "penstock_encoder_scratch": (pointer, pointer),
+    }
+    for name, arguments in (functions | sizes).items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, None
-    found.penstock_scratch.argtypes, found.penstock_scratch.restype = (pointer, long), long
-    found.penstock_encoder_scratch.argtypes = (pointer, pointer)
-    found.penstock_encoder_scratch.restype = long
+        function.argtypes, function.restype = arguments, long if name in sizes else None
     if not _is_exact(found):
         log.warning(
             "what the CPU's C kernels multiply is not what torch does; torch's operators serve instead"
@@ -241,7 +247,7 @@ class PackedWeight:
         n, k = plain.shape
         plain = plain.contiguous()
         self._library = found
-        self._packed = torch.empty(-(-n // PANEL) * PANEL * -(-k // STEP) * STEP, dtype=torch.uint8)
+        self._packed = torch.empty(found.penstock_packed_bytes(n, k), dtype=torch.uint8)
         self._scale = scale.contiguous()
         self.out_features, self.in_features = n, k
         self.matrix = Matrix(self._packed.data_ptr(), self._scale.data_ptr(), None, n, k)
@@ -249,8 +255,8 @@ class PackedWeight:
 
     def scratch(self, rows: int) -> Tensor:
         """What the library needs to quantize so many rows into."""
-        width = -(-self.in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
-        return torch.empty(rows * (width + 8), dtype=torch.int8)
+        needed = self._library.penstock_product_scratch(rows, self.in_features)
+        return torch.empty(needed, dtype=torch.uint8)
 
     def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] float32."""

@@ -4,11 +4,9 @@
 #ifndef PENSTOCK_H
 #define PENSTOCK_H
 
-#include <stdint.h>
+#include "int8_products.h"
 
-/* Columns of a weight that are multiplied together, and the bytes of a row that one instruction multiplies. */
-enum { PANEL = 64, STEP = 4 };
-/* Bytes to which rows of quantized activations are padded with zeros. */
+/* Integers to which rows of quantized activations are padded with zeros. */
 enum { ROW_ALIGNMENT = 64 };
 /* Keys that attention visits together, from positions that are multiples of it. */
 enum { KEY_TILE = 64 };
@@ -22,9 +20,9 @@ struct matrix {
     long n, k;
 };
 
-/* Quantized rows: [rows, stride] int8, what an integer stands for in each row, and the sum of its integers. */
+/* Quantized rows: [rows, stride], what an integer stands for in each row, and the sum of its integers. */
 struct activations {
-    int8_t *values;
+    factor *values;
     long stride;
     float *scale;
     int32_t *sum;
@@ -52,6 +50,12 @@ struct attention {
 
 /* task(context, i) for every i below `count`, on up to `threads` threads; returns when all are done. */
 void run_parallel(void (*task)(const void *context, long index), const void *context, long count, int threads);
+
+long padded(long k);
+
+/* What so many rows take, a multiple of 64 bytes, and how they lie there. */
+long activation_bytes(long rows, long k);
+struct activations activations_in(char *scratch, long rows, long k);
 
 void quantize_row(const float *x, long k, const struct activations *out, long row);
 

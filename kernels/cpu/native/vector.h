@@ -1,69 +1,52 @@
-/* Sixteen floats at a time. */
+/* Sixteen floats at a time, `floats`, and sixteen integers, `integers`: one register of AVX-512 or two of AVX2.
+ *
+ * Every operation gives the same bits on both, so that a row's result does not depend on the chip either.
+ */
 
 #ifndef VECTOR_H
 #define VECTOR_H
 
 #include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
 
 enum { LANES = 16 };
 
+/* Which of sixteen: bit i stands for lane i. */
+typedef uint16_t mask;
+
 /* The first `count` lanes, of at most 16. */
-static inline __mmask16 lanes(long count) {
-    return count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
-}
+static inline mask lanes(long count) { return count >= LANES ? 0xffff : count <= 0 ? 0 : (mask)((1u << count) - 1); }
+
+#ifdef __AVX512F__
+#include "vector_avx512.h"
+#else
+#include "vector_avx2.h"
+#endif
 
 /* e^x to about one unit in the last place; 0 below -104, NaN for NaN. Cody and Waite's reduction, then a polynomial of
  * degree 6 over half a binade either side (its coefficients are Taylor's, whose error there is 2e-7 at most). */
-static inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* in this order NaN stays */
-    x = _mm512_min_ps(_mm512_set1_ps(89.0f), x);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
+static inline floats exponential(floats x) {
+    x = v_max(v_all(-110.0f), x); /* in this order NaN stays */
+    x = v_min(v_all(89.0f), x);
+    floats n = v_nearest(v_mul(x, v_all(1.44269504f)));
+    floats r = v_less_product(n, v_all(0.693359375f), x);
+    r = v_less_product(n, v_all(-2.12194440e-4f), r);
+    floats p = v_all(1.0f / 720);
+    p = v_fma(p, r, v_all(1.0f / 120));
+    p = v_fma(p, r, v_all(1.0f / 24));
+    p = v_fma(p, r, v_all(1.0f / 6));
+    p = v_fma(p, r, v_all(0.5f));
+    p = v_fma(p, r, v_all(1.0f));
+    p = v_fma(p, r, v_all(1.0f));
+    return v_scale(p, n);
 }
 
 /* tanh by e^2x, which overflows to infinity and so to 1. */
-static inline __m512 hyperbolic_tangent(__m512 x) {
-    __m512 one = _mm512_set1_ps(1.0f);
-    __m512 e = exponential(_mm512_add_ps(x, x));
-    return _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(e, one)));
-}
-
-/* Sixteen rows of sixteen become columns. */
-static inline void transpose(__m512i r[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    }
+static inline floats hyperbolic_tangent(floats x) {
+    floats one = v_all(1.0f);
+    floats e = exponential(v_add(x, x));
+    return v_sub(one, v_div(v_all(2.0f), v_add(e, one)));
 }
 
 #endif

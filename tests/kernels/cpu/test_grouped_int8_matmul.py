@@ -17,7 +17,7 @@ def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "torch":
         monkeypatch.setattr(kernel, "library", lambda: None)
     elif kernel.library() is None:
-        pytest.skip("no compiler, or no AVX-512 VNNI")
+        pytest.skip("no compiler, or no AVX2")
 
 
 def choices_of(kind: str, num_tokens: int, num_experts: int, top_k: int) -> torch.Tensor:

@@ -11,7 +11,10 @@ from penstock.kernels.cpu.paged_attention import paged_attention, store_kv
 from penstock.kernels.reference.paged_attention import paged_attention_reference
 from penstock.kernels.span import Span
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX-512 VNNI")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2"),
+    pytest.mark.usefixtures("chip"),
+]
 EDGES = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 300]
 
 
