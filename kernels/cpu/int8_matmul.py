@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .int8_product import int8_product
 from .native import library as native
 from .native.library import PackedWeight, library
 
@@ -132,7 +133,7 @@ def int8_matmul_quantized(
     if packed is None or (quantized.shape[0] == 1 and plain is not None):
         assert plain is not None
         # (One multiplication of int32 by float32 would be a dispatch less, and not vectorised: 4 times slower on 512 rows.)
-        out = torch._int_mm(quantized, plain.t()).float().mul_(weight.weight_scale)
+        out = int8_product(quantized, plain).float().mul_(weight.weight_scale)
     else:
         # v + 128 as u8: flips the sign bit in place, without a conversion.
         unsigned = quantized.view(torch.uint8).bitwise_xor_(0x80)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .int8_product import int8_product
+
 GRANULE = 16
 RECENT_TOKENS = 128
 # Products are over whole key tiles of this many granules.
@@ -91,10 +93,7 @@ def select_granules(
     q_scale = query.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12).div_(127)
     q = torch.div(query, q_scale).round_().to(torch.int8)
     raw = torch.stack(
-        [
-            torch._int_mm(own, keys.t())
-            for own, keys in zip(q.unbind(), sketch.quantized.unbind(), strict=True)
-        ]
+        [int8_product(own, keys) for own, keys in zip(q.unbind(), sketch.quantized.unbind(), strict=True)]
     )
     scores = raw.float().mul_(q_scale).mul_(sketch.scale[:, None])  # [Hkv, G, N]
     if softcap is not None:

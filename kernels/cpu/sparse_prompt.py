@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..span import PROMPT_BLOCK
+from .int8_product import int8_product
 from .sparse_attention import GRANULE
 
 RECENT_BLOCKS = 2
@@ -52,7 +53,7 @@ def select_blocks(
     shares = query.new_empty(len(flat), block + 1)
     for first in range(0, len(flat), ROWS_AT_ONCE):
         some = slice(first, first + ROWS_AT_ONCE)
-        scores = torch._int_mm(q[some], quantized[:num_keys].t()).float()
+        scores = int8_product(q[some], quantized[:num_keys]).float()
         scores.mul_(q_scale[some]).mul_(scale[:num_keys])
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)

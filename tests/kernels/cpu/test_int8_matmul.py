@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from penstock.kernels.cpu import int8_matmul as kernel
+from penstock.kernels.cpu import int8_product
 from penstock.kernels.cpu.int8_matmul import (
     MAX_REDUCTION,
     SMALL_WEIGHT,
@@ -19,11 +20,12 @@ ROWS = [1, 2, 3, 4, 5, 7, 16, 17, 33, 64]
 LARGE = (1030, 1031)  # above SMALL_WEIGHT: the packed form, at odd sizes
 
 
-@pytest.fixture(params=["native", "torch"], autouse=True)
+@pytest.fixture(params=["native", "torch", "floats"], autouse=True)
 def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By our library where it can be had, and by torch's operators."""
-    if request.param == "torch":
+    """By our library where it can be had, by torch's operators, and in float32 where torch has none for bytes."""
+    if request.param != "native":
         monkeypatch.setattr(kernel, "library", lambda: None)
+        monkeypatch.setattr(int8_product, "_torch_multiplies_bytes", lambda: request.param == "torch")
     elif kernel.library() is None:
         pytest.skip("no compiler, or no AVX2")
     return request.param
