@@ -22,6 +22,8 @@ from penstock.kernels.gpu.variant import Variant
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux", allow_module_level=True)
 
+# All kernels for all chips: two minutes of two fast cores.
+pytestmark = pytest.mark.timeout(900)
 TABLE = Path(__file__).parents[3] / "kernels" / "RESOURCES.md"
 
 
