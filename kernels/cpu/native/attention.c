@@ -30,15 +30,8 @@ static long at_most(long value, long limit) { return value < limit ? value : lim
 /* `count` keys -> [key_dim, KEY_TILE]; columns past them are anything but what is not numbers. */
 static void load_keys(const float *const rows[KEY_TILE], long count, long dim, float *out) {
     for (long first = 0; first < count; first += LANES)
-        for (long at = 0; at < dim; at += LANES) {
-            integers block[16];
-            for (int i = 0; i < LANES; i++)
-                block[i] = first + i < count ? v_load_integers(lanes(dim - at), rows[first + i] + at)
-                                             : v_no_integers();
-            transpose(block);
-            for (int i = 0; i < at_most(dim - at, LANES); i++)
-                v_store_integers(out + (at + i) * KEY_TILE + first, block[i]);
-        }
+        for (long at = 0; at < dim; at += LANES)
+            load_columns(rows + first, count - first, at, dim - at, out + at * KEY_TILE + first, KEY_TILE);
 }
 
 /* Where the keys and values of a tile lie. */
@@ -80,62 +73,71 @@ static inline void fetch_row(const struct attention *a, struct tile *tile) {
 static inline __attribute__((always_inline)) void score_rows(const int m, const struct attention *a, const float *q,
                                                              const float *keys, float *out, struct tile *next) {
     const long dim = a->key_dim;
-    for (long first = 0; first < KEY_TILE; first += WIDE * LANES) {
-        floats sums[4][WIDE];
-#pragma GCC unroll 4
+    const int wide = SUMS_OF(m);
+    for (long first = 0; first < KEY_TILE; first += wide * LANES) {
+        floats sums[ROWS_AT_ONCE][VECTORS];
+#pragma GCC unroll 8
         for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) sums[i][j] = v_zero();
+            for (int j = 0; j < wide; j++) sums[i][j] = v_zero();
         for (long d = 0; d < dim; d++) {
             fetch_row(a, next);
-            floats key[WIDE];
+            floats key[VECTORS];
 #pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) key[j] = v_load(keys + d * KEY_TILE + first + j * LANES);
-#pragma GCC unroll 4
+            for (int j = 0; j < wide; j++) key[j] = v_load(keys + d * KEY_TILE + first + j * LANES);
+#pragma GCC unroll 8
             for (int i = 0; i < m; i++) {
                 floats value = v_all(q[i * dim + d]);
 #pragma GCC unroll 4
-                for (int j = 0; j < WIDE; j++) sums[i][j] = v_fma(value, key[j], sums[i][j]);
+                for (int j = 0; j < wide; j++) sums[i][j] = v_fma(value, key[j], sums[i][j]);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) v_store(out + i * KEY_TILE + first + j * LANES, sums[i][j]);
+            for (int j = 0; j < wide; j++) v_store(out + i * KEY_TILE + first + j * LANES, sums[i][j]);
     }
+}
+
+/* Of the columns from `at` on as many as `wide` vectors have, all there if `whole`, else the first of them: see `add_rows`. */
+static inline __attribute__((always_inline)) void add_columns(const int m, const int wide, const int whole, const float *weights,
+                                                              const float *factor, const float *const rows[KEY_TILE],
+                                                              long count, long dim, long at, float *out) {
+    mask inside[VECTORS];
+    floats sums[ROWS_AT_ONCE][VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < wide; j++) inside[j] = whole ? 0xffff : lanes(dim - at - j * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) {
+            floats before = v_load_some(inside[j], out + i * dim + at + j * LANES);
+            sums[i][j] = v_mul(before, v_all(factor[i]));
+        }
+    for (long key = 0; key < count; key++) {
+        floats value[VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) value[j] = v_load_some(inside[j], rows[key] + at + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+            floats weight = v_all(weights[i * KEY_TILE + key]);
+#pragma GCC unroll 4
+            for (int j = 0; j < wide; j++) sums[i][j] = v_fma(weight, value[j], sums[i][j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) v_store_some(inside[j], out + i * dim + at + j * LANES, sums[i][j]);
 }
 
 /* out[m, dim] = out * factor + weights[m, KEY_TILE] @ the first `count` of `rows` [count, dim]. */
 static inline __attribute__((always_inline)) void add_rows(
     const int m, const float *weights, const float *factor, const float *const rows[KEY_TILE], long count, long dim, float *out) {
-    for (long at = 0; at < dim; at += WIDE * LANES) {
-        mask inside[WIDE];
-        floats sums[4][WIDE];
-#pragma GCC unroll 4
-        for (int j = 0; j < WIDE; j++) inside[j] = lanes(dim - at - j * LANES);
-#pragma GCC unroll 4
-        for (int i = 0; i < m; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) {
-                floats before = v_load_some(inside[j], out + i * dim + at + j * LANES);
-                sums[i][j] = v_mul(before, v_all(factor[i]));
-            }
-        for (long key = 0; key < count; key++) {
-            floats value[WIDE];
-#pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) value[j] = v_load_some(inside[j], rows[key] + at + j * LANES);
-#pragma GCC unroll 4
-            for (int i = 0; i < m; i++) {
-                floats weight = v_all(weights[i * KEY_TILE + key]);
-#pragma GCC unroll 4
-                for (int j = 0; j < WIDE; j++) sums[i][j] = v_fma(weight, value[j], sums[i][j]);
-            }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < m; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++) v_store_some(inside[j], out + i * dim + at + j * LANES, sums[i][j]);
-    }
+    const int wide = SUMS_OF(m);
+    long at = 0;
+    for (; at + wide * LANES <= dim; at += wide * LANES) add_columns(m, wide, 1, weights, factor, rows, count, dim, at, out);
+    if (at < dim) add_columns(m, wide, 0, weights, factor, rows, count, dim, at, out);
 }
 
 /* Scores of one row and tile become weights against its highest score so far; returns what the sums so far shrink by.
@@ -204,21 +206,25 @@ static void attend_piece(const void *context, long index) {
         struct tile *done = tile;
         tile = next;
         next = done;
-        next->count = 0;
+        next->count = next->fetched = 0;
         if (start + KEY_TILE <= position[count - 1]) {
             find_tile(a, piece, start + KEY_TILE, next);
         } else if (index + work->threads < work->num_pieces) {
             find_tile(a, piece + work->threads, first_tile(a, piece + work->threads), next);
         }
         load_keys(tile->keys, tile->count, dim, keys);
-        for (long r = 0; r < count; r += 4) {
+        for (long r = 0; r < count; r += ROWS_AT_ONCE) {
             const float *q = queries + r * dim;
             float *out = scores + r * KEY_TILE;
-            switch (at_most(count - r, 4)) {
+            switch (at_most(count - r, ROWS_AT_ONCE)) {
                 case 1: score_rows(1, a, q, keys, out, next); break;
                 case 2: score_rows(2, a, q, keys, out, next); break;
                 case 3: score_rows(3, a, q, keys, out, next); break;
                 case 4: score_rows(4, a, q, keys, out, next); break;
+#if ROWS_AT_ONCE > 4
+                case 5: score_rows(5, a, q, keys, out, next); break;
+                case 6: score_rows(6, a, q, keys, out, next); break;
+#endif
             }
         }
         for (long r = 0; r < count; r++) {
@@ -226,8 +232,8 @@ static void attend_piece(const void *context, long index) {
             long from = a->window ? position[r] + 1 - a->window - start : 0;
             factor[r] = weigh(scores + r * KEY_TILE, from, seen[r], a->softcap, highest + r, sum + r);
         }
-        for (long r = 0; r < count; r += 4) {
-            long m = at_most(count - r, 4), most = seen[r + m - 1];
+        for (long r = 0; r < count; r += ROWS_AT_ONCE) {
+            const long m = at_most(count - r, ROWS_AT_ONCE), most = seen[r + m - 1];
             const float *weights = scores + r * KEY_TILE;
             float *out = sums + r * value_dim;
             switch (m) {
@@ -235,6 +241,10 @@ static void attend_piece(const void *context, long index) {
                 case 2: add_rows(2, weights, factor + r, tile->values, most, value_dim, out); break;
                 case 3: add_rows(3, weights, factor + r, tile->values, most, value_dim, out); break;
                 case 4: add_rows(4, weights, factor + r, tile->values, most, value_dim, out); break;
+#if ROWS_AT_ONCE > 4
+                case 5: add_rows(5, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 6: add_rows(6, weights, factor + r, tile->values, most, value_dim, out); break;
+#endif
             }
         }
     }

@@ -11,8 +11,9 @@
 
 /* Rows whose MLP is computed at once, so that what lies between its two products stays in cache. */
 enum { MLP_ROWS = 96 };
-/* Queries and keys that are multiplied together: with AVX-512 8 by 2 sums, 2 keys and a query are 19 of 32 registers. */
-enum { QUERIES = WIDE > 1 ? 8 : 4, KEY_VECTORS = WIDE > 1 ? 2 : 1, KEYS = KEY_VECTORS * LANES };
+/* Queries and keys that are multiplied together: 8 by 2 sums, 2 keys and a query are 19 of 32 registers; 4 by 1 of half the width
+ * are 11 of 16. */
+enum { QUERIES = HELD < 32 ? 4 : 8, KEY_VECTORS = HELD < 32 ? 1 : 2, KEYS = KEY_VECTORS * LANES };
 
 enum { MEAN, FIRST };
 
@@ -137,16 +138,12 @@ static void embed(const struct encoder *e, const struct texts *texts, float *x) 
 static void load_keys_and_values(const float *keys, const float *values, long rows, long dim, long stride,
                                  const struct room *room) {
     const long columns = rounded_up(rows, KEYS), width = rounded_up(dim, KEYS);
-    for (long first = 0; first < columns; first += LANES)
-        for (long at = 0; at < dim; at += LANES) {
-            integers block[LANES];
-            for (int i = 0; i < LANES; i++)
-                block[i] = first + i < rows ? v_load_integers(lanes(dim - at), keys + (first + i) * stride + at)
-                                            : v_no_integers();
-            transpose(block);
-            for (int i = 0; i < at_most(dim - at, LANES); i++)
-                v_store_integers(room->keys + (at + i) * columns + first, block[i]);
-        }
+    for (long first = 0; first < columns; first += LANES) {
+        const float *own[LANES];
+        for (long i = 0; i < LANES; i++) own[i] = keys + at_most(first + i, rows - 1) * stride;
+        for (long at = 0; at < dim; at += LANES)
+            load_columns(own, rows - first, at, dim - at, room->keys + at * columns + first, columns);
+    }
     for (long row = 0; row < rows; row++, values += stride)
         for (long at = 0; at < width; at += LANES)
             v_store(room->values + row * width + at, v_load_some(lanes(dim - at), values + at));

@@ -7,8 +7,12 @@ typedef struct {
     __m256i low, high;
 } integers;
 
-/* How many of them side by side the registers hold for several rows at once. */
-enum { WIDE = 1 };
+/* How many of them the registers hold. */
+enum { HELD = 8 };
+/* Rows that are multiplied at once, and how many sums side by side the registers then hold of each: 8 to 12 registers of them,
+ * for as many products are under way at a time. */
+#define ROWS_AT_ONCE 6
+#define SUMS_OF(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
 
 /* Eight lanes, each all ones where its bit is set. */
 static inline __m256i spread_mask(int bits) {
@@ -80,6 +84,7 @@ static inline floats v_scale(floats x, floats n) { return (floats){scale_half(x.
 
 /* Of `a` where `some`, else of `b`. */
 static inline floats v_choose(mask some, floats a, floats b) {
+    if (some == 0xffff) return a;
     const __m256 low = _mm256_castsi256_ps(spread_mask(some)), high = _mm256_castsi256_ps(spread_mask(some >> 8));
     return (floats){_mm256_blendv_ps(b.low, a.low, low), _mm256_blendv_ps(b.high, a.high, high)};
 }
@@ -189,4 +194,25 @@ static inline void transpose(integers r[16]) {
         r[i] = (integers){quarters[0][i], quarters[2][i]};
         r[8 + i] = (integers){quarters[1][i], quarters[3][i]};
     }
+}
+
+/* Of at most sixteen rows, `count` of them, the floats from `at` on, `width` of them, at most sixteen, as columns: each to a row of
+ * `out`, `stride` apart. The columns of rows that are missing are zeros. A quarter at a time, which the registers hold. */
+static inline void load_columns(const float *const rows[], long count, long at, long width, float *out, long stride) {
+    for (int row = 0; row < LANES; row += 8)
+        for (int column = 0; column < LANES && column < width; column += 8) {
+            __m256i quarter[8];
+            const __m256i inside = spread_mask(lanes(width - column));
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                const float *from = rows[row + i] + at + column;
+                quarter[i] = row + i >= count         ? _mm256_setzero_si256()
+                             : width - column >= 8 ? _mm256_loadu_si256((const __m256i *)from)
+                                                   : _mm256_maskload_epi32((const int *)from, inside);
+            }
+            transpose_quarter(quarter);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                if (column + i < width) _mm256_storeu_si256((__m256i *)(out + (column + i) * stride + row), quarter[i]);
+        }
 }

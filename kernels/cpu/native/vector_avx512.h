@@ -3,8 +3,11 @@
 typedef __m512 floats;
 typedef __m512i integers;
 
-/* How many of them side by side the registers hold for several rows at once. */
-enum { WIDE = 4 };
+/* How many of them the registers hold. */
+enum { HELD = 32 };
+/* Rows that are multiplied at once, and how many sums side by side the registers then hold of each. */
+#define ROWS_AT_ONCE 4
+#define SUMS_OF(rows) 4
 
 static inline floats v_zero(void) { return _mm512_setzero_ps(); }
 static inline floats v_all(float x) { return _mm512_set1_ps(x); }
@@ -97,4 +100,13 @@ static inline void transpose(integers r[16]) {
         r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
         r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
     }
+}
+
+/* Of at most sixteen rows, `count` of them, the floats from `at` on, `width` of them, at most sixteen, as columns: each to a row of
+ * `out`, `stride` apart. The columns of rows that are missing are zeros. */
+static inline void load_columns(const float *const rows[], long count, long at, long width, float *out, long stride) {
+    integers block[LANES];
+    for (int i = 0; i < LANES; i++) block[i] = i < count ? v_load_integers(lanes(width), rows[i] + at) : v_no_integers();
+    transpose(block);
+    for (int i = 0; i < LANES && i < width; i++) v_store_integers(out + i * stride, block[i]);
 }
