@@ -1,15 +1,20 @@
 """Attention in C agrees with float64, reads nobody's keys but its own, and gives a row the same bits in any company."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from penstock.kernels.cpu.attention_batch import attention_batch
+from penstock.kernels.cpu.native import library as native
 from penstock.kernels.cpu.native.library import library
 from penstock.kernels.cpu.paged_attention import paged_attention, store_kv
 from penstock.kernels.reference.paged_attention import paged_attention_reference
 from penstock.kernels.span import Span
+from penstock.native_build import FLAGS, KERNEL_CHIPS
 
 pytestmark = [
     pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2"),
@@ -186,3 +191,38 @@ def test_queries_of_any_layout():
     metadata = attention_batch([Span(pool.tables[0], 0, 50)], 32, native=True)
     out = paged_attention(every_other, pool.keys, pool.values, metadata, scaling=0.125)
     assert_close(out, reference(pool, every_other, 0, 0, 50, scaling=0.125))
+
+
+ATTEND = """
+import sys, torch
+from pathlib import Path
+from penstock.kernels.cpu.attention_batch import attention_batch
+from penstock.kernels.cpu.native import library as native
+from penstock.kernels.cpu.paged_attention import paged_attention
+from penstock.kernels.span import Span
+
+if len(sys.argv) > 1:
+    native.compiled = lambda *_: Path(sys.argv[1])
+torch.manual_seed(0)
+keys, values = torch.randn(2, 2, 256, 18)
+for first, rows in ((0, 1), (10, 1), (0, 70), (150, 3)):
+    query = torch.randn(4, rows, 18)
+    batch = attention_batch([Span(list(range(8)), first, rows)], 32, native=True)
+    print(paged_attention(query, keys, values, batch, scaling=0.2).double().sum().item().hex())
+"""
+
+
+def test_what_was_not_initialised_is_not_read(chip: str, tmp_path: Path):
+    """A compiler that fills it with a pattern changes nothing."""
+    made = tmp_path / "patterned.so"
+    features = [f"-m{flag.replace('_', '')}" for flag in KERNEL_CHIPS[chip]]
+    sources = sorted(Path(native.__file__).parent.glob("*.c"))
+    command = ["cc", *FLAGS, "-ftrivial-auto-var-init=pattern", *features, "-o", made, *sources]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this compiler cannot fill what is not initialised")
+    found = [
+        subprocess.run([sys.executable, "-c", ATTEND, *which], capture_output=True, text=True, check=False)
+        for which in ([], [str(made)])
+    ]
+    assert [done.returncode for done in found] == [0, 0], found[1].stderr[-2000:]
+    assert found[0].stdout == found[1].stdout
