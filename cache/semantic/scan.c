@@ -14,7 +14,7 @@ enum { BLOCK = 2048, BATCH = 64 };
 typedef __m512i word_in_all;
 static inline word_in_all in_all(uint64_t word) { return _mm512_set1_epi64((long long)word); }
 
-/* Of `present` words, 8 at most, those within `radius` of `wanted`: their slots, from `slot` on, go to `out`; returns how many. */
+/* Of `present` words, 8 at most, those within `radius` of `wanted`: their slots, from `slot` on, go to `out`. How many. */
 static inline long near_words(const uint64_t *words, long present, word_in_all wanted, long radius, long slot, int32_t *out)
 {
     const __mmask8 some = present >= 8 ? 0xff : (__mmask8)((1u << present) - 1);
@@ -33,14 +33,15 @@ static inline word_in_all in_all(uint64_t word) { return _mm256_set1_epi64x((lon
 /* The bits of each of four words: of each half of a byte by a table, then the bytes of a word together. */
 static inline __m256i count_bits(__m256i words)
 {
-    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, /* and again */
+                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
     const __m256i half = _mm256_set1_epi8(15);
     const __m256i low = _mm256_shuffle_epi8(bits, _mm256_and_si256(words, half));
     const __m256i high = _mm256_shuffle_epi8(bits, _mm256_and_si256(_mm256_srli_epi16(words, 4), half));
     return _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256());
 }
 
-/* Of `present` words, 8 at most, those within `radius` of `wanted`: their slots, from `slot` on, go to `out`; returns how many. */
+/* Of `present` words, 8 at most, those within `radius` of `wanted`: their slots, from `slot` on, go to `out`. How many. */
 static inline long near_words(const uint64_t *words, long present, word_in_all wanted, long radius, long slot, int32_t *out)
 {
     uint64_t few[8] = {0};

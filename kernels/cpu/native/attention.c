@@ -100,9 +100,10 @@ static inline __attribute__((always_inline)) void score_rows(const int m, const 
 }
 
 /* Of the columns from `at` on as many as `wide` vectors have, all there if `whole`, else the first of them: see `add_rows`. */
-static inline __attribute__((always_inline)) void add_columns(const int m, const int wide, const int whole, const float *weights,
-                                                              const float *factor, const float *const rows[KEY_TILE],
-                                                              long count, long dim, long at, float *out) {
+static inline __attribute__((always_inline)) void add_columns(const int m, const int wide, const int whole,
+                                                              const float *weights, const float *factor,
+                                                              const float *const rows[KEY_TILE], long count, long dim,
+                                                              long at, float *out) {
     mask inside[VECTORS];
     floats sums[ROWS_AT_ONCE][VECTORS];
 #pragma GCC unroll 4
@@ -136,7 +137,8 @@ static inline __attribute__((always_inline)) void add_rows(
     const int m, const float *weights, const float *factor, const float *const rows[KEY_TILE], long count, long dim, float *out) {
     const int wide = SUMS_OF(m);
     long at = 0;
-    for (; at + wide * LANES <= dim; at += wide * LANES) add_columns(m, wide, 1, weights, factor, rows, count, dim, at, out);
+    for (; at + wide * LANES <= dim; at += wide * LANES)
+        add_columns(m, wide, 1, weights, factor, rows, count, dim, at, out);
     if (at < dim) add_columns(m, wide, 0, weights, factor, rows, count, dim, at, out);
 }
 

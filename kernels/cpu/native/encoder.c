@@ -11,8 +11,8 @@
 
 /* Rows whose MLP is computed at once, so that what lies between its two products stays in cache. */
 enum { MLP_ROWS = 96 };
-/* Queries and keys that are multiplied together: 8 by 2 sums, 2 keys and a query are 19 of 32 registers; 4 by 1 of half the width
- * are 11 of 16. */
+/* Queries and keys that are multiplied together: 8 by 2 sums, 2 keys and a query are 19 of 32 registers; 4 by 1, of two
+ * registers each, 11 of 16. */
 enum { QUERIES = HELD < 32 ? 4 : 8, KEY_VECTORS = HELD < 32 ? 1 : 2, KEYS = KEY_VECTORS * LANES };
 
 enum { MEAN, FIRST };

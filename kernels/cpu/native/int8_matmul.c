@@ -12,7 +12,9 @@ enum { PIECE_ROWS = 96, MOST_PIECE_PANELS = 8 };
 
 long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
-long activation_bytes(long rows, long k) { return padded(rows * (padded(k) * sizeof(factor) + sizeof(float) + sizeof(int32_t))); }
+long activation_bytes(long rows, long k) {
+    return padded(rows * (padded(k) * sizeof(factor) + sizeof(float) + sizeof(int32_t)));
+}
 
 struct activations activations_in(char *scratch, long rows, long k) {
     factor *values = (factor *)scratch;

@@ -40,9 +40,9 @@ static inline __attribute__((always_inline)) void add_products(integers *sums, w
 
 #else
 
-/* Pairs of sixteen-bit integers are multiplied and added without loss, which pairs of bytes are not: two products of 255 and 127
- * saturate. So activations are stored wide, and weights widened as they are loaded: the bytes of a step stand in the order 0, 2,
- * 1, 3, and the even ones and the odd ones of a register are the two pairs of each column. */
+/* Pairs of sixteen-bit integers are multiplied and added without loss, which pairs of bytes are not: two products of 255 and
+ * 127 saturate. So activations are stored wide, and weights widened as they are loaded: the bytes of a step stand in the order
+ * 0, 2, 1, 3, and the even ones and the odd ones of a register are the two pairs of each column. */
 typedef int16_t factor;
 typedef int32_t __attribute__((may_alias)) pair;
 

@@ -196,8 +196,8 @@ static inline void transpose(integers r[16]) {
     }
 }
 
-/* Of at most sixteen rows, `count` of them, the floats from `at` on, `width` of them, at most sixteen, as columns: each to a row of
- * `out`, `stride` apart. The columns of rows that are missing are zeros. A quarter at a time, which the registers hold. */
+/* Of the first `count` of sixteen rows the floats from `at` on, the first `width` of sixteen, as columns: each to a row of `out`,
+ * `stride` apart. The columns of rows that are missing are zeros. A quarter at a time, which the registers hold. */
 static inline void load_columns(const float *const rows[], long count, long at, long width, float *out, long stride) {
     for (int row = 0; row < LANES; row += 8)
         for (int column = 0; column < LANES && column < width; column += 8) {

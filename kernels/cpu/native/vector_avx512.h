@@ -102,8 +102,8 @@ static inline void transpose(integers r[16]) {
     }
 }
 
-/* Of at most sixteen rows, `count` of them, the floats from `at` on, `width` of them, at most sixteen, as columns: each to a row of
- * `out`, `stride` apart. The columns of rows that are missing are zeros. */
+/* Of the first `count` of sixteen rows the floats from `at` on, the first `width` of sixteen, as columns: each to a row of `out`,
+ * `stride` apart. The columns of rows that are missing are zeros. */
 static inline void load_columns(const float *const rows[], long count, long at, long width, float *out, long stride) {
     integers block[LANES];
     for (int i = 0; i < LANES; i++) block[i] = i < count ? v_load_integers(lanes(width), rows[i] + at) : v_no_integers();
