@@ -1,7 +1,7 @@
 """Who waits for whom when there is too much to do: tenants, a long prompt beside streams, and three times what fits.
 
     python bench/overload.py tenants               two tenants, one with ten times the requests of the other
-    python bench/overload.py neighbour             8 streams, then the same beside a prompt of 8,000 tokens (0.5B shape)
+    python bench/overload.py neighbour             8 streams beside a prompt of 8,000 tokens, then the same without (0.5B shape)
     python bench/overload.py flood                 10,000 requests at three times the capacity
 
 Each measures its own reference in the same run, and prints ratios and one JSON line. The engine is a child process, as
@@ -24,6 +24,8 @@ from penstock import AsyncEngine, EngineConfig, OverloadedError, SamplingParams
 
 BENCH = Path(__file__).parent
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
+# Of a stream, before it is measured.
+SETTLED_TOKENS = 16
 
 
 class Load:
@@ -49,6 +51,10 @@ class Load:
             times += [time.perf_counter() - start] * len(chunk.token_ids)
         del self._times[asyncio.current_task()]
         return times
+
+    def num_tokens(self, task: asyncio.Task) -> int:
+        """How many a request of `one` has had so far."""
+        return len(self._times.get(task, ()))
 
     def forget(self) -> None:
         """The current task's request was refused."""
@@ -97,31 +103,43 @@ async def tenants(load: Load, seconds: float, clients: int) -> dict[str, float]:
 
 
 async def neighbour(load: Load, streams: int, prompt_tokens: int) -> dict[str, float]:
-    async def gaps(beside: bool) -> tuple[list[float], float]:
-        """Between the streams' tokens while the long prompt is computed, or for 8 seconds without one; and its TTFT."""
-        start = time.perf_counter()
-        running = [asyncio.ensure_future(load.one(num_output=1500)) for _ in range(streams)]
-        while load.engine.stats.num_running < streams:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(1.0)
-        begun, first = time.perf_counter(), 0.0
-        if beside:
-            first = (await load.one("neighbour", prompt_tokens, 1))[0]
-        else:
-            await asyncio.sleep(8.0)
-        ended = time.perf_counter()
-        assert not any(task.done() for task in running), "the streams ended too early"
-        seen = [await load.stop(task) for task in running]
-        return [
-            later - earlier
-            for times in seen
-            for earlier, later in itertools.pairwise(times)
-            if begun <= start + later <= ended
-        ], first
+    async def gaps(measured: range | None) -> tuple[list[float], range, float]:
+        """Between the streams' tokens: of those `measured` without anything beside, or of those that come while the long
+        prompt is computed; which these are, and its TTFT.
 
-    await gaps(False)
-    alone, _ = await gaps(False)
-    beside, first = await gaps(True)
+        The same tokens both times: a stream's steps take longer as it grows, which is no neighbour's doing.
+        """
+        running = [asyncio.ensure_future(load.one(num_output=1500)) for _ in range(streams)]
+
+        def fewest() -> int:
+            return min(load.num_tokens(task) for task in running)
+
+        async def have(count: int) -> None:
+            while fewest() < count:
+                assert not any(task.done() for task in running), "the streams ended too early"
+                await asyncio.sleep(0.01)
+
+        first = 0.0
+        await have(SETTLED_TOKENS)
+        if measured is None:
+            begin = fewest()
+            first = (await load.one("neighbour", prompt_tokens, 1))[0]
+            measured = range(begin, fewest() + 1)  # with the token that comes with its own
+        await have(measured.stop)
+        seen = [await load.stop(task) for task in running]
+        return (
+            [
+                later - earlier
+                for times in seen
+                for earlier, later in itertools.pairwise(times[measured.start - 1 : measured.stop])
+            ],
+            measured,
+            first,
+        )
+
+    await gaps(range(SETTLED_TOKENS, 4 * SETTLED_TOKENS))
+    beside, measured, first = await gaps(None)
+    alone, _, _ = await gaps(measured)
     return {
         "alone_itl_p99_ms": 1e3 * percentile(alone, 0.99),
         "beside_itl_p99_ms": 1e3 * percentile(beside, 0.99),
@@ -129,6 +147,7 @@ async def neighbour(load: Load, streams: int, prompt_tokens: int) -> dict[str, f
         "alone_itl_p50_ms": 1e3 * percentile(alone, 0.5),
         "beside_itl_p50_ms": 1e3 * percentile(beside, 0.5),
         "long_prompt_ttft_s": first,
+        "streams_tokens": len(measured),
     }
 
 

@@ -32,7 +32,6 @@ GIB = 1 << 30
 LEAST_FILES = 4096
 LEAST_KEY = 16
 ASK_SECONDS = 5.0
-# What native_build compiles for; without it torch's operators serve.
 # LMDB maps its file into memory and locks by shared memory: neither works over a network.
 REMOTE = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
 _TORCH = (

@@ -19,7 +19,7 @@ static inline long near_words(const uint64_t *words, long present, word_in_all w
 {
     const __mmask8 some = present >= 8 ? 0xff : (__mmask8)((1u << present) - 1);
     const __m512i apart = _mm512_popcnt_epi64(_mm512_xor_si512(_mm512_maskz_loadu_epi64(some, words), wanted));
-    const __mmask8 hits = _mm512_mask_cmple_epu64_mask(some, apart, _mm512_set1_epi64(radius));
+    const __mmask8 hits = _mm512_mask_cmple_epi64_mask(some, apart, _mm512_set1_epi64(radius));
     const __m256i slots = _mm256_add_epi32(_mm256_set1_epi32((int)slot), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     _mm256_storeu_si256((__m256i *)out, _mm256_maskz_compress_epi32(hits, slots));
     return __builtin_popcount(hits);

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,17 @@ def scan_in_numpy(
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled scan; None where it cannot be had or does not agree with numpy."""
-    chip = next(filter(chip_has, CHIPS), None)
-    if chip is None:
-        return None
+    """The compiled scan, for the best chip that this one is; None where it cannot be had or does not agree with numpy."""
+    chips = filter(chip_has, CHIPS)
+    return next((found for chip in chips if (found := library_for(chip)) is not None), None)
+
+
+def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
+    """The scan as compiled for these features of a chip; None where that fails, or it does not agree with numpy."""
     try:
         found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock-scan", chip)))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("the semantic index's scan is not compiled (%s); numpy serves instead", error)
+        log.info("the semantic index's scan is not compiled for %s: %s", chip, error)
         return None
     pointer, long = ctypes.c_void_p, ctypes.c_long
     found.penstock_scan.argtypes = (
@@ -79,7 +83,7 @@ def library() -> ctypes.CDLL | None:
     )
     found.penstock_scan.restype = long
     if not _agrees(found):
-        log.warning("the compiled scan of the semantic index does not agree with numpy, which serves instead")
+        log.warning("the compiled scan of the semantic index does not agree with numpy: it does not serve")
         return None
     return found
 

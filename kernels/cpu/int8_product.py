@@ -40,8 +40,10 @@ def product_in_floats(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def _torch_multiplies_bytes() -> bool:
-    """Tried once: which of two exact products is faster is no matter of the result."""
-    x, weight = torch.ones(16, 512, dtype=torch.int8), torch.ones(512, 512, dtype=torch.int8)
+    """Whether it does so exactly (without VNNI sums of 16 bits might saturate) and faster than in floats. Tried once."""
+    x, weight = torch.full((16, 512), 127, dtype=torch.int8), torch.full((512, 512), -128, dtype=torch.int8)
+    if not torch.equal(torch._int_mm(x, weight.t()), product_in_floats(x, weight)):
+        return False
     by_torch = _seconds(lambda: torch._int_mm(x, weight.t()))
     return by_torch < _seconds(lambda: product_in_floats(x, weight))
 

@@ -53,10 +53,12 @@ def test_numpy_finds_what_the_definition_says(count: int, radius: int):
 
 
 @compiled
+@pytest.mark.parametrize("chip", [chip for chip in scanning.CHIPS if native_build.chip_has(chip)], ids=str)
 @pytest.mark.parametrize("keep", [1, 13, 32])
 @pytest.mark.parametrize("radius", [0, 10, 20, 64])
 @pytest.mark.parametrize("count", SIZES)
-def test_c_equals_numpy(count: int, radius: int, keep: int):
+def test_c_equals_numpy(count: int, radius: int, keep: int, chip: tuple[str, ...], monkeypatch):
+    monkeypatch.setattr(scanning, "library", lambda: scanning.library_for(chip))
     arguments = case(count)
     expected = scan_in_numpy(*arguments, radius=radius, keep=keep)
     found = scan(*arguments, radius=radius, keep=keep)

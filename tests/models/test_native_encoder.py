@@ -38,6 +38,7 @@ def both(weights: EncoderWeights, texts: list[list[int]]) -> tuple[Tensor, Tenso
 
 
 @compiled
+@pytest.mark.usefixtures("chip")
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize(
     ("hidden", "heads", "intermediate"),

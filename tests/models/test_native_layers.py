@@ -15,7 +15,10 @@ from penstock.models.cpu_kv_cache import CpuKVCache
 from penstock.models.loading import LoadedModel, load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2"),
+    pytest.mark.usefixtures("chip"),
+]
 WINDOW = 24
 COMMON: dict[str, Any] = {
     "vocab_size": 320,

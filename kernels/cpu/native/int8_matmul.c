@@ -32,7 +32,7 @@ struct packing {
     long n, k;
 };
 
-/* One panel: the bytes 4s to 4s + 3 of its 64 rows stand side by side, for each step s in turn. */
+/* One panel: of its rows the bytes of a step stand side by side, for each step in turn. */
 static void pack_panel(const void *context, long panel) {
     const struct packing *p = context;
     long steps = steps_of(p->k);

@@ -46,7 +46,7 @@ static inline __attribute__((always_inline)) void add_products(integers *sums, w
 typedef int16_t factor;
 typedef int32_t __attribute__((may_alias)) pair;
 
-/* 4 by 2 registers of sums, 4 of weights, 2 of an activation are 14 of 16. */
+/* 4 by 2 registers of sums, 4 of weights, 2 of an activation and one of products are 15 of 16. */
 enum { PANEL = 16 };
 #define SHARING_ROWS 4
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....native_build import KERNEL_CHIPS, chip_has, compiled
+from ..int8_product import product_in_floats
 
 log = logging.getLogger(__name__)
 
@@ -149,17 +150,17 @@ class Texts(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library, its functions declared; None where it cannot be had."""
-    chip = next(filter(chip_has, KERNEL_CHIPS.values()), None)
-    return None if chip is None else library_for(chip)
+    """The library, its functions declared, for the best chip that this one is; None where it cannot be had."""
+    chips = filter(chip_has, KERNEL_CHIPS.values())
+    return next((found for chip in chips if (found := library_for(chip)) is not None), None)
 
 
 def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
-    """The library as compiled for these features of a chip; None where that fails, or multiplies otherwise than torch."""
+    """The library as compiled for these features of a chip; None where that fails, or multiplies wrongly."""
     try:
         found = ctypes.CDLL(str(compiled(Path(__file__).parent, "penstock", chip)))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("the CPU's C kernels are not compiled (%s); torch's operators serve instead", error)
+        log.info("the CPU's C kernels are not compiled for %s: %s", chip, error)
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     functions: dict[str, tuple[type, ...]] = {
@@ -192,9 +193,7 @@ def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, long if name in sizes else None
     if not _is_exact(found):
-        log.warning(
-            "what the CPU's C kernels multiply is not what torch does; torch's operators serve instead"
-        )
+        log.warning("the CPU's C kernels multiply wrongly as compiled here; they do not serve")
         return None
     return found
 
@@ -282,6 +281,6 @@ def _is_exact(found: ctypes.CDLL) -> bool:
     plain = torch.randint(-128, 128, (70, 201), generator=generator, dtype=torch.int8)
     x, scale, bias = (torch.randn(size, generator=generator) for size in ((7, 201), (70,), (70,)))
     act_scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12).div_(127)
-    sums = torch._int_mm(torch.div(x, act_scale).round_().to(torch.int8), plain.t())
+    sums = product_in_floats(torch.div(x, act_scale).round_().to(torch.int8), plain)
     expected = sums.float().mul_(scale).mul_(act_scale).add_(bias)
     return torch.equal(PackedWeight(found, plain, scale).matmul(x, bias), expected)

@@ -1,6 +1,6 @@
 /* Sixteen floats at a time, `floats`, and sixteen integers, `integers`: one register of AVX-512 or two of AVX2.
  *
- * Every operation gives the same bits on both, so that a row's result does not depend on the chip either.
+ * Of numbers every operation gives the same bits on both, so that a row's result does not depend on the chip either.
  */
 
 #ifndef VECTOR_H

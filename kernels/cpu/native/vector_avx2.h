@@ -72,8 +72,8 @@ static inline floats v_nearest(floats x) {
     return (floats){_mm256_round_ps(x.low, NEAREST), _mm256_round_ps(x.high, NEAREST)};
 }
 
-/* x * 2^n, for whole n from -252 to 254: in two steps, of which the first is exact, so that the result is rounded once where it
- * is denormal. */
+/* x * 2^n, for x near 1 and whole n from -250 to 254: in two steps, of which the first is exact, so that the result is rounded
+ * once where it is denormal. */
 static inline __m256 scale_half(__m256 x, __m256 n) {
     const __m256i bias = _mm256_set1_epi32(127);
     __m256i whole = _mm256_cvtps_epi32(n), first = _mm256_srai_epi32(whole, 1), second = _mm256_sub_epi32(whole, first);

@@ -11,6 +11,7 @@ from penstock.kernels.cpu.int8_matmul import quantize_activation, quantize_weigh
 from penstock.kernels.cpu.native import library as native
 from penstock.kernels.cpu.native.library import PackedWeight, argmax, library
 from penstock.kernels.reference.int8_matmul import int8_matmul_reference
+from penstock.native_build import KERNEL_CHIPS, chip_has
 
 compiled = pytest.mark.skipif(library() is None, reason="no compiler, or no AVX2")
 SIZES = [(1, 2), (5, 63), (8, 64), (64, 65), (65, 16), (129, 4), (300, 1000), (640, 129), (2000, 200)]
@@ -157,6 +158,14 @@ def test_it_is_compiled_once_for_a_user(monkeypatch: pytest.MonkeyPatch, tmp_pat
     before = made.stat().st_mtime_ns
     library.cache_clear()
     assert library() is not None and made.stat().st_mtime_ns == before
+
+
+@compiled
+def test_the_next_chip_serves_where_the_first_does_not_compile(monkeypatch: pytest.MonkeyPatch, fresh: None):
+    own = next(filter(chip_has, KERNEL_CHIPS.values()))
+    monkeypatch.setattr(native, "KERNEL_CHIPS", {"another": ("unheard_of",), "own": own})
+    monkeypatch.setattr(native, "chip_has", lambda flags: True)
+    assert library() is not None
 
 
 def test_another_chip_is_left_alone(monkeypatch: pytest.MonkeyPatch, fresh: None):

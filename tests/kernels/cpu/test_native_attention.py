@@ -201,8 +201,9 @@ from penstock.kernels.cpu.native import library as native
 from penstock.kernels.cpu.paged_attention import paged_attention
 from penstock.kernels.span import Span
 
-if len(sys.argv) > 1:
-    native.compiled = lambda *_: Path(sys.argv[1])
+native.KERNEL_CHIPS = {sys.argv[1]: native.KERNEL_CHIPS[sys.argv[1]]}
+if len(sys.argv) > 2:
+    native.compiled = lambda *_: Path(sys.argv[2])
 torch.manual_seed(0)
 keys, values = torch.randn(2, 2, 256, 18)
 for first, rows in ((0, 1), (10, 1), (0, 70), (150, 3)):
@@ -221,8 +222,10 @@ def test_what_was_not_initialised_is_not_read(chip: str, tmp_path: Path):
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this compiler cannot fill what is not initialised")
     found = [
-        subprocess.run([sys.executable, "-c", ATTEND, *which], capture_output=True, text=True, check=False)
+        subprocess.run(
+            [sys.executable, "-c", ATTEND, chip, *which], capture_output=True, text=True, check=False
+        )
         for which in ([], [str(made)])
     ]
-    assert [done.returncode for done in found] == [0, 0], found[1].stderr[-2000:]
+    assert [done.returncode for done in found] == [0, 0], [done.stderr[-2000:] for done in found]
     assert found[0].stdout == found[1].stdout

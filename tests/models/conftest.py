@@ -1,0 +1,5 @@
+"""Fixtures of these tests."""
+
+from chips import chip
+
+__all__ = ["chip"]
