@@ -177,7 +177,7 @@ def processor(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "processor",
             "warn",
-            f"{chip}, but no C compiler: torch's operators serve, many times slower without VNNI",
+            f"{chip}, but no C compiler: torch's operators serve, several times slower",
             "install gcc or clang as 'cc'; it is needed once, at the first start",
         )
 
