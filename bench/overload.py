@@ -1,7 +1,7 @@
 """Who waits for whom when there is too much to do: tenants, a long prompt beside streams, and three times what fits.
 
     python bench/overload.py tenants               two tenants, one with ten times the requests of the other
-    python bench/overload.py neighbour             8 streams beside a prompt of 8,000 tokens, then the same without (0.5B shape)
+    python bench/overload.py neighbour             8 streams beside a prompt of 8,000 tokens, and without (0.5B shape)
     python bench/overload.py flood                 10,000 requests at three times the capacity
 
 Each measures its own reference in the same run, and prints ratios and one JSON line. The engine is a child process, as

@@ -1,7 +1,7 @@
 """Exact products of INT8 matrices by torch: its own where the chip multiplies bytes, in float32 elsewhere.
 
-Without VNNI `torch._int_mm` is a plain loop: on a Zen 3 products in floats, with the conversion of the weight, are 1.2 to 2.6
-times faster for one row, 12 to 29 for 64. They are as exact, in whatever order, as long as no partial sum exceeds 2^24.
+Without VNNI `torch._int_mm` is a plain loop: on a Zen 3 products in floats, with the conversion of the weight, are 1.2 to
+2.6 times faster for one row, 12 to 29 for 64. They are as exact, in whatever order, as long as no partial sum exceeds 2^24.
 """
 
 import functools
