@@ -31,9 +31,11 @@ async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pag
         yield page
 
 
-@pytest.fixture
-def page(browser: Page, monkeypatch: pytest.MonkeyPatch) -> Page:
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(browser: Page, monkeypatch: pytest.MonkeyPatch) -> Page:
     monkeypatch.setattr("penstock.proxy.dashboard.lookout.SAVINGS_SECONDS", 0.5)
+    # The page before may not yet have been told that its server is gone, and would say so in this test.
+    await browser.open("about:blank")
     browser.said.clear()
     return browser
 
