@@ -63,6 +63,7 @@ def write_compressed_tensors(
                 shapes = f"{list(own.values.shape)}, the layer {list(linears[name].weight.shape)}"
                 raise ValueError(f"{name}: the quantized matrix is {shapes}.")
             label = own.scheme if own.group is None else f"{own.scheme}_group_{own.group}"
+            label += "" if own.zero is None else "_zero_points"
             groups.setdefault(label, (own, []))[1].append(name)
             yield from _stored(name, own)
 
@@ -111,6 +112,8 @@ def _stored(name: str, own: QuantizedTensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.weight_packed", pack(own.values, BITS[own.scheme])
         yield f"{name}.weight_scale", own.scale.bfloat16()
         yield f"{name}.weight_shape", torch.tensor(own.values.shape)
+        if own.zero is not None:
+            yield f"{name}.weight_zero_point", pack(own.zero.t(), BITS[own.scheme]).t()
 
 
 def _group(own: QuantizedTensor, targets: list[str]) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def _group(own: QuantizedTensor, targets: list[str]) -> dict[str, Any]:
     weights = {
         "num_bits": BITS[own.scheme],
         "type": "int",
-        "symmetric": True,
+        "symmetric": own.zero is None,
         "strategy": "channel" if own.group is None else "group",
         "group_size": own.group,
         "dynamic": False,

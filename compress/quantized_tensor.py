@@ -21,13 +21,14 @@ BITS: dict[Scheme, int] = {"w8a8": 8, "w8a16": 8, "w4a16": 4}
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A matrix whose element [n, k] is `values[n, k] * scale[n, k // group]`, or `scale[n, 0]` where there are no groups.
+    """A matrix whose element [n, k] is `(values[n, k] - zero[n, g]) * scale[n, g]`, with g = k // group, 0 without groups.
 
     Attributes:
         values: [N, K] int8; of W4A16 from -8 to 7.
         scale: [N, K / group] float32, [N, 1] without groups. Of W8A16 and W4A16 they are bf16 numbers, which is how they
             are stored and multiplied with.
         group: elements of a row that share a scale, one of GROUPS, a divisor of K; W4A16 only, which has nothing else.
+        zero: the integers that stand for zero, [N, K / group] int8 from -8 to 7; of W4A16 only. None: 0 everywhere.
 
     Raises ValueError naming what does not fit.
     """
@@ -36,6 +37,7 @@ class QuantizedTensor:
     scale: Tensor
     group: int | None
     scheme: Scheme
+    zero: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.scheme not in BITS:
@@ -64,6 +66,14 @@ class QuantizedTensor:
             )
         if self.scheme == "w4a16" and bool(((self.values < -8) | (self.values > 7)).any()):
             raise ValueError("values of w4a16 have to be from -8 to 7.")
+        if self.zero is None:
+            return
+        if self.scheme != "w4a16":
+            raise ValueError(f"{self.scheme} with zero points: only w4a16 has them.")
+        if self.zero.shape != self.scale.shape or self.zero.dtype is not torch.int8:
+            raise ValueError(f"zero is {_described(self.zero)}; it has to be [{rows}, {groups}] int8.")
+        if bool(((self.zero < -8) | (self.zero > 7)).any()):
+            raise ValueError("zero points of w4a16 have to be from -8 to 7.")
 
     @classmethod
     def nearest(cls, weight: Tensor, scheme: Scheme, group: int | None = None) -> "QuantizedTensor":
@@ -79,8 +89,10 @@ class QuantizedTensor:
     def dequantized(self) -> Tensor:
         """[N, K] float32, what the integers stand for."""
         rows, columns = self.values.shape
-        grouped = self.values.view(rows, self.scale.shape[1], -1).float() * self.scale[..., None]
-        return grouped.view(rows, columns)
+        grouped = self.values.view(rows, self.scale.shape[1], -1).float()
+        if self.zero is not None:
+            grouped -= self.zero[..., None]
+        return (grouped * self.scale[..., None]).view(rows, columns)
 
 
 def _described(tensor: Tensor) -> str:

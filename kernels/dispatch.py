@@ -54,9 +54,12 @@ class QuantizedWeight(Protocol):
         """From a float matrix [N, K], on its device."""
 
     @classmethod
-    def from_integers(cls, values: Tensor, scales: Tensor) -> Self:
+    def from_integers(cls, values: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Self:
         """From [N, K] int8, in 4 bits from -8 to 7, and the float32 scales of whole groups: [N, 1], in 4 bits [N, K / 32],
-        [N, K / 64] or [N, K / 128]. All are on their device. What is multiplied with are these very numbers."""
+        [N, K / 64] or [N, K / 128]. All are on their device. What is multiplied with are these very numbers.
+
+        `zeros`: of 4 bits, where zero is not stored as 0 but as these, int8 from -8 to 7 for each group.
+        """
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] -> [M, N] in x's dtype."""

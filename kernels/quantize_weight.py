@@ -6,6 +6,7 @@ takes bf16 scales multiplies with exactly the ones the integers were rounded by.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Elements of one output channel that may share a scale in 4 bits.
 GROUPS = (32, 64, 128)
@@ -28,7 +29,7 @@ def quantize_weight(weight: Tensor, bits: int, group: int | None) -> tuple[Tenso
     scales = torch.empty(out_features, width // size, device=weight.device)
     rows = max(1, SLICE_ELEMENTS // width)
     for start in range(0, out_features, rows):
-        part = torch.nn.functional.pad(weight[start : start + rows].float(), (0, width - in_features))
+        part = pad(weight[start : start + rows].float(), (0, width - in_features))
         grouped = part.view(part.shape[0], -1, size)
         scale = (grouped.abs().amax(dim=2).clamp_min_(1e-30) / most).bfloat16().float()
         rounded = torch.div(grouped, scale[..., None]).round_().clamp_(-most, most)
@@ -37,13 +38,18 @@ def quantize_weight(weight: Tensor, bits: int, group: int | None) -> tuple[Tenso
     return quantized, scales
 
 
-def whole_groups(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, K] int8 with [N, G] scales of K / G elements each -> [N, K'] and [N, G'], as `quantize_weight` makes them."""
+def whole_groups(
+    values: Tensor, scales: Tensor, zeros: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[N, K] int8 with [N, G] scales and zero points of K / G elements each -> [N, K'] and [N, G'], as `quantize_weight`
+    makes them. What is added is multiplied with zeros."""
     width, groups = values.shape[1], scales.shape[1]
     beyond = -width % GROUP
-    values = torch.nn.functional.pad(values, (0, beyond))
-    # One scale for all of a row goes for its zeros too.
-    return values, scales if groups == 1 else torch.nn.functional.pad(scales, (0, beyond * groups // width))
+    values = pad(values, (0, beyond))
+    if groups == 1:  # one scale for all of a row goes for its zeros too
+        return values, scales, zeros
+    more = (0, beyond * groups // width)
+    return values, pad(scales, more), None if zeros is None else pad(zeros, more)
 
 
 def pack_int4(quantized: Tensor, group: int = GROUP) -> Tensor:

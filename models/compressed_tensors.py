@@ -55,6 +55,7 @@ class StoredLinear(nn.Module):
     Attributes:
         weight or weight_packed: [N, K] int8, or [N, K * bits / 32] int32.
         weight_scale: [N, K / group] float32, [N, 1] without groups.
+        weight_zero_point: [N * bits / 32, K / group] int32, of schemes that have them.
         bias: [N], or None.
     """
 
@@ -73,20 +74,31 @@ class StoredLinear(nn.Module):
         scale = Part(torch.float32, SCALES, (rows, columns // group if group else 1))
         if not self.is_packed:
             return {"weight": Part(torch.int8, ("I8",), (rows, columns)), "weight_scale": scale}
-        words = -(-columns * self.scheme.bits // 32)
-        return {
-            "weight_packed": Part(torch.int32, ("I32",), (rows, words)),
+        parts = {
+            "weight_packed": Part(torch.int32, ("I32",), (rows, self._words(columns))),
             "weight_scale": scale,
             "weight_shape": Part(torch.int64, ("I64", "I32"), (2,)),
         }
+        if self.scheme.has_zeros:
+            parts["weight_zero_point"] = Part(torch.int32, ("I32",), (self._words(rows), scale.shape[1]))
+        return parts
 
-    def integers(self) -> tuple[Tensor, Tensor]:
-        """[N, K] int8 and [N, K / group] float32, [N, 1] without groups."""
+    def integers(self) -> tuple[Tensor, ...]:
+        """[N, K] int8 and [N, K / group] float32, [N, 1] without groups; where there are zero points, as many int8."""
         stored: Any = self
         scale: Tensor = stored.weight_scale.detach()
         if not self.is_packed:
             return stored.weight.detach(), scale
-        return unpack(stored.weight_packed.detach(), self.scheme.bits, self.in_features), scale
+        values = unpack(stored.weight_packed.detach(), self.scheme.bits, self.in_features)
+        if not self.scheme.has_zeros:
+            return values, scale
+        # Packed along the rows, so that those of several matrices can be put one below the other.
+        zeros = unpack(stored.weight_zero_point.detach().t(), self.scheme.bits, self.out_features)
+        return values, scale, zeros.t().contiguous()
+
+    def _words(self, elements: int) -> int:
+        """Of 32 bits."""
+        return -(-elements * self.scheme.bits // 32)
 
 
 def stored_linears(module: nn.Module) -> dict[str, StoredLinear]:

@@ -27,10 +27,12 @@ Precision = Literal["w8a8", "w8a16", "w4a16"]
 
 @dataclass(frozen=True, slots=True)
 class StoredScheme:
-    """`precision` as `dispatch.WEIGHTS` has it; `group`: elements of a row that share a scale, None for all of them."""
+    """`precision` as `dispatch.WEIGHTS` has it; `group`: elements of a row that share a scale, None for all of them;
+    `has_zeros`: each group has an integer of its own that stands for zero."""
 
     precision: Precision
     group: int | None
+    has_zeros: bool = False
 
     @property
     def bits(self) -> int:
@@ -197,10 +199,11 @@ def _scheme(group: _Group, folder: Path) -> StoredScheme | None:
         raise ModelLoadError(
             f"{folder} stores {', '.join(group.targets[:3])} with {why}, which Penstock does not serve; it serves INT8 "
             "weights per channel with activations as they are or in INT8 per token, and INT4 weights in groups of "
-            f"{', '.join(map(str, GROUPS))}, all symmetric. Quantize the original model anew with `penstock quantize`."
+            f"{', '.join(map(str, GROUPS))}, those alone with zero points. Quantize the original model anew with "
+            "`penstock quantize`."
         )
     if weights.num_bits == 4:
-        return StoredScheme("w4a16", weights.group_size)
+        return StoredScheme("w4a16", weights.group_size, has_zeros=not weights.symmetric)
     return StoredScheme("w8a16" if inputs is None else "w8a8", None)
 
 
@@ -209,8 +212,8 @@ def _misfit(weights: _Arguments, inputs: _Arguments | None) -> str | None:
     strategy = weights.strategy or {None: "tensor", -1: "channel"}.get(weights.group_size, "group")
     if weights.type != "int" or weights.num_bits not in (4, 8):
         return f"{weights.type} {bits}"
-    if not weights.symmetric:
-        return "asymmetric weights (zero points)"
+    if not weights.symmetric and weights.num_bits != 4:
+        return f"asymmetric {bits} (zero points)"
     if weights.dynamic:
         return "weights rounded as they come"
     if weights.actorder in ("group", "dynamic", True):

@@ -191,9 +191,8 @@ def _weight(linears: Sequence[nn.Module], backend: Backend, scheme: StoredScheme
     kind = weight_class(backend, _precision(scheme))
     stored = [linear.integers() for linear in linears if isinstance(linear, StoredLinear)]
     if stored:
-        values, scales = zip(*stored, strict=True)
         # `cat` copies a single one, too: its own memory is let go.
-        return kind.from_integers(torch.cat(values).to(backend.device), torch.cat(scales).to(backend.device))
+        return kind.from_integers(*(torch.cat(part).to(backend.device) for part in zip(*stored, strict=True)))
     floats = [_matrix(linear).to(backend.device) for linear in linears]
     return kind.quantize(floats[0] if len(floats) == 1 else torch.cat(floats))
 

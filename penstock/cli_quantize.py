@@ -47,6 +47,12 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser)
     gate = parser.add_argument_group("gate, on texts that are held back")
     gate.add_argument(
+        "--judge",
+        type=Path,
+        metavar="FILE",
+        help="JSONL like --data: all of its texts, instead of a part of those calibrated on",
+    )
+    gate.add_argument(
         "--max-kl",
         type=float,
         default=0.05,
@@ -74,9 +80,11 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .compress.machine import use_threads
     from .compress.quantize.report import summary
     from .compress.quantize.run import quantize
+    from .compress.texts import read_examples
 
     check_target(arguments["output"], force=arguments["force"], sources=[arguments["source"]])
     texts = texts_of(settings, arguments)
+    judges = None if arguments["judge"] is None else read_examples(arguments["judge"])
     job = _job(settings, arguments, texts)
     use_threads(settings.threads)
     try:
@@ -86,6 +94,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
                 job,
                 texts.examples,
                 progress=progress,
+                judges=judges,
                 measure_speed=None if arguments["no_speed"] else measure,
             )
     except KeyboardInterrupt:

@@ -1,18 +1,20 @@
 """Quantizes the linear layers of one block, or the head: moves scales where that helps, rounds, says how well it went."""
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import CompressError
 from ..quantized_tensor import QuantizedTensor
-from .gptq import gptq
+from .drift import Streams
+from .gptq import gptq, made_up
 from .inputs import Inputs, linears, weights_of
 from .layer import BlockResult, LayerRecord
 from .migration import migrate, site_of
 from .precision import Precision
-from .rounding import dequantized, round_activation, round_to_nearest, scales_of
+from .rounding import Grid, dequantized, grid_of, round_activation, round_to_nearest
 
 
 def quantize_block(
@@ -22,6 +24,7 @@ def quantize_block(
     added: Callable[[], Tensor],
     dtype: torch.dtype,
     where: str,
+    streams: Streams | None = None,
 ) -> BlockResult:
     """`block`, in float32, which may be changed.
 
@@ -31,6 +34,7 @@ def quantize_block(
         added: what the block adds to its input, the same input each time.
         dtype: what its other parameters are stored in.
         where: its name, for the report.
+        streams: what enters it, where the blocks before it are rounded and it is to make up for that; None: they are not.
 
     Raises CompressError where activations are not numbers.
     """
@@ -57,14 +61,19 @@ def quantize_block(
             migration = migrate(block, site, inputs, precision, dtype)
             if migration is not None:
                 moved |= dict.fromkeys(inputs.names, str(migration))
+    done: dict[str, Tensor] = {}
     for inputs, precision in rounds:
         if precision is None:
             continue
+        if streams is not None and precision.makes_up:
+            inputs = streams.drifted(inputs, done)
         rounded = _round_group(weights_of(block, inputs.names), inputs, precision)
         for name, (tensor, record) in zip(inputs.names, rounded, strict=True):
             record.name, record.migration = name, moved.get(name, "")
             layers[name] = tensor
             records.append(record)
+            if streams is not None:
+                done[name] = tensor.dequantized()
     for name, data in before.items():
         own = block.get_parameter(name).data
         if not torch.equal(own, data):
@@ -78,19 +87,18 @@ def _round_group(
     """Matrices that read the same rows, as one: rows of a matrix are rounded each for itself."""
     weight = torch.cat(weights)
     sizes = [len(own) for own in weights]
-    scales = scales_of(weight, precision)
-    nearest = round_to_nearest(weight, scales, precision), scales
-    calibrated = gptq(weight, inputs.hessian, precision) or nearest
+    grid = grid_of(weight, precision)
+    nearest = round_to_nearest(weight, grid), grid
+    target = weight if inputs.drift is None else made_up(weight, inputs.hessian, inputs.drift)
+    calibrated = gptq(target, inputs.hessian, precision) or nearest
     sample = round_activation(inputs.sample) if precision.rounds_activations else inputs.sample
+    right = inputs.sample if inputs.right_sample is None else inputs.right_sample
     found = []
     for own, near, best in zip(weights, _split(nearest, sizes), _split(calibrated, sizes), strict=True):
-        wanted = inputs.sample @ own.t()
+        wanted = right @ own.t()
         errors = [_relative(sample @ dequantized(*pair).t(), wanted) for pair in (near, best)]
         is_calibrated = errors[1] < errors[0]
-        values, scale = best if is_calibrated else near
-        tensor = QuantizedTensor(
-            values.to(torch.int8).contiguous(), scale.contiguous(), precision.group, precision.scheme
-        )
+        tensor = _as_integers(*(best if is_calibrated else near), precision)
         record = LayerRecord(
             "",
             str(precision),
@@ -104,8 +112,24 @@ def _round_group(
     return found
 
 
-def _split(pair: tuple[Tensor, Tensor], sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(pair[0], sizes), torch.split(pair[1], sizes), strict=True))
+def _as_integers(multiples: Tensor, grid: Grid, precision: Precision) -> QuantizedTensor:
+    """The lowest multiple of each group is the lowest integer."""
+    zeros = -precision.most - 1 - grid.lowest
+    values = (multiples.view(*grid.scales.shape, -1) + zeros[..., None]).view_as(multiples)
+    return QuantizedTensor(
+        values.to(torch.int8),
+        grid.scales.contiguous(),
+        precision.group,
+        precision.scheme,
+        zeros.to(torch.int8) if precision.has_zeros else None,
+    )
+
+
+def _split(pair: tuple[Tensor, Grid], sizes: list[int]) -> list[tuple[Tensor, Grid]]:
+    multiples, grid = pair
+    ends = list(accumulate(sizes))
+    rows = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return [(multiples[own], grid.of(own)) for own in rows]
 
 
 def _relative(wrong: Tensor, right: Tensor) -> float:

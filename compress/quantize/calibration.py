@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import CompressError
 from ..own_texts import up_to
@@ -58,3 +58,19 @@ def divide(others: Sequence[Tokens], held_back: Sequence[Tokens]) -> Texts:
         up_to(others[:chosen_by], SELECTION_TOKENS),
         held_back[:HELD_BACK_TEXTS],
     )
+
+
+def judged_by(texts: Texts, others: Sequence[Tokens]) -> Texts:
+    """`others` in the place of what was held back, but for those that the model is rounded by.
+
+    Raises CompressError where fewer than two are left.
+    """
+    used = {tuple(text.ids) for text in (*texts.calibration, *texts.selection)}
+    left = [text for text in others if tuple(text.ids) not in used]
+    if len(left) < 2:
+        raise CompressError(
+            f"Of the {len(others)} texts to judge by, {len(others) - len(left)} are among those that the model is rounded "
+            "by; give at least two others.",
+            param="judge",
+        )
+    return replace(texts, held_back=left)

@@ -21,12 +21,16 @@ class Inputs:
         names: of the linears, in the order they are called; source: of the norm that wrote the tensor, if one did.
         hessian: [K, K], the sum of x x^T over all rows (half the Hessian of the squared error of an output).
         sample: [S, K], rows from all over the texts.
+        right_sample, drift: where the layers before are rounded, the same rows [S, K] in the model as it is, r, and
+            [K, K], the sum of (r - x) x^T; None where x are the right ones.
     """
 
     names: list[str]
     source: str | None
     hessian: Tensor
     sample: Tensor
+    right_sample: Tensor | None = None
+    drift: Tensor | None = None
 
 
 def linears(block: nn.Module) -> dict[str, nn.Linear]:

@@ -94,6 +94,8 @@ def save(result: BlockResult, file: Path) -> None:
     layers: dict[str, Any] = {}
     for name, tensor in result.quantized.items():
         tensors[f"values {name}"], tensors[f"scale {name}"] = tensor.values, tensor.scale
+        if tensor.zero is not None:
+            tensors[f"zero {name}"] = tensor.zero
         layers[name] = [tensor.scheme, tensor.group]
     tensors |= {f"changed {name}": data for name, data in result.changed.items()}
     described = {"layers": layers, "records": [asdict(record) for record in result.records]}
@@ -137,6 +139,6 @@ def load(file: Path) -> BlockResult:
 
 def _tensor(opened: Any, name: str, how: tuple[Scheme, int | None]) -> QuantizedTensor:
     scheme, group = how
-    return QuantizedTensor(
-        opened.get_tensor(f"values {name}"), opened.get_tensor(f"scale {name}"), group, scheme
-    )
+    values, scale = (opened.get_tensor(f"{part} {name}") for part in ("values", "scale"))
+    zero = opened.get_tensor(f"zero {name}") if f"zero {name}" in opened.keys() else None  # noqa: SIM118
+    return QuantizedTensor(values, scale, group, scheme, zero)

@@ -26,9 +26,9 @@ from ..kept_texts import fingerprint_of, kept_dataset
 from ..own_texts import dataset_of
 from ..plain_model import PlainModel, load_plain
 from ..quantized_tensor import Scheme
-from ..texts import Example, Tokens
+from ..texts import Example, Tokens, tokenize
 from .budget import within
-from .calibration import HELD_BACK_SHARE, divide
+from .calibration import HELD_BACK_SHARE, divide, judged_by
 from .int8_kv import scorer_with_int8_kv
 from .job import Done, QuantizeJob
 from .layer import LayerRecord
@@ -44,7 +44,7 @@ SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
 FLOAT32_PARAMETERS = 1 << 28
 REPORT = "quantization.json"
 # What each pass over a model counts as the same work. To be raised whenever other integers come out of the same input.
-METHOD = 2
+METHOD = 3
 
 # From folders by name, to their speeds.
 MeasureSpeed = Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]
@@ -55,12 +55,14 @@ def quantize(
     examples: Sequence[Example] | None,
     *,
     progress: Progress,
+    judges: Sequence[Example] | None = None,
     measure_speed: MeasureSpeed | None = None,
 ) -> Done:
     """Writes the folder. An interrupted job goes on where it was when it is run again with the same texts, or cache.
 
     Args:
         examples: what to calibrate on and to judge by; None: what the model writes by itself.
+        judges: what to judge by in the place of a part of them.
 
     Raises PenstockError naming what is wrong, among it a result that fails its gate, of which nothing is written unless
     forced.
@@ -74,6 +76,8 @@ def quantize(
         if job.cache is not None:
             job = replace(job, source=f"{dataset.examples} {job.source}")
         texts = divide(dataset.train, dataset.held_out)
+        if judges is not None:
+            texts = judged_by(texts, tokenize(model.tokenizer, judges, job.context))
         quantizer = Quantizer(model, texts, work.path, progress)
         costs: Sequence[Cost] = ()
         if job.scheme == "auto":

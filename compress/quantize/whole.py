@@ -4,7 +4,7 @@ What is done is kept in a folder as it is done: the same model, texts and precis
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..plain_model import PlainModel, blocks
 from ..quantized_tensor import QuantizedTensor, Scheme
 from .block import quantize_block
 from .calibration import Texts
+from .drift import Streams
 from .inputs import linears, observe
 from .layer import BlockResult, KeptLayers, LayerRecord, load, save, through_installed
 from .precision import AS_STORED, Precision, fitting
@@ -73,20 +74,26 @@ class Quantizer:
         self.linears = linears_of(model.module)
 
     def uniform(self, scheme: Scheme, group: int) -> dict[str, Precision | None]:
-        """One scheme for all, as far as each takes it."""
-        return {
-            name: head_precision(scheme)
-            if name == self.head_name
-            else fitting(scheme, group, linear.weight.shape[1])
+        """One scheme for all, as far as each takes it; in 4 bits with zero points where all in the blocks are of one kind,
+        as transformers reads zero points from no other folder."""
+        inside = {
+            name: fitting(scheme, group, linear.weight.shape[1])
             for name, linear in self.linears.items()
+            if name != self.head_name
         }
+        kinds = set(inside.values())
+        if len(kinds) == 1 and (only := kinds.pop()).group is not None:
+            inside = dict.fromkeys(inside, replace(only, has_zeros=True))
+        return {name: inside.get(name, head_precision(scheme)) for name in self.linears}
 
     @torch.no_grad()
     def quantize(
         self, precisions: Mapping[str, Precision | None], asked: Precision | None = None
     ) -> Quantized:
         """Every linear to its precision, None as stored. `asked`: what was wanted of all of them, for the report."""
-        calibration, selection, parent = self.calibration.start, self.selection.start, self.selection.start
+        calibration, straight = self.calibration.start, self.calibration.start
+        selection, parent = self.selection.start, self.selection.start
+        makes_up = any(precision is not None and precision.makes_up for precision in precisions.values())
         done = Quantized(KeptLayers(), {}, [])
         done.saved_bytes = sum(
             linear.weight.nbytes - precision.bytes_of(*linear.weight.shape)
@@ -99,9 +106,12 @@ class Quantizer:
             self.progress("quantize", index, steps)
             prefix = f"{self.calibration.name}.{index}."
             own = self._own(index, precisions)
-            result = _kept(file, partial(self._block, index, own, calibration))
+            streams = Streams(self.calibration, index, straight, calibration)
+            result = _kept(file, partial(self._block, own, streams))
             with in_float32(list(block.parameters())):
                 parent = self.selection.through(index, parent)
+                if makes_up:
+                    straight = self.calibration.through(index, straight)
             calibration = through_installed(self.calibration, index, calibration, result)
             selection = through_installed(self.selection, index, selection, result)
             _add(done, prefix, result, file)
@@ -124,7 +134,7 @@ class Quantizer:
         files = []
         for index in range(len(self.calibration.blocks)):
             own = self._own(index, precisions)
-            so_far.update(repr([(name, str(precision)) for name, precision in own.items()]).encode())
+            so_far.update(repr(list(own.items())).encode())
             files.append(self.work / f"block-{index}-{so_far.hexdigest()}.safetensors")
         return files
 
@@ -132,9 +142,8 @@ class Quantizer:
         prefix = f"{self.calibration.name}.{index}."
         return {name: precisions.get(prefix + name) for name in linears(self.calibration.blocks[index])}
 
-    def _block(
-        self, index: int, precisions: Mapping[str, Precision | None], entering: list[Tensor]
-    ) -> BlockResult:
+    def _block(self, precisions: Mapping[str, Precision | None], streams: Streams) -> BlockResult:
+        index, entering = streams.index, streams.rounded
         block: Any = self.calibration.blocks[index]
         parameters = list(block.parameters())
         dtype = parameters[0].dtype
@@ -151,6 +160,7 @@ class Quantizer:
                 lambda: self.calibration.step(index, 0, entering[0]) - entering[0],
                 dtype,
                 f"{self.calibration.name}.{index}",
+                streams,
             )
 
     def _head_record(self, precision: Precision, tensor: QuantizedTensor) -> LayerRecord:

@@ -1,12 +1,13 @@
 """W8A16 and W4A16 on a CPU: bf16 activations, weights in 8 or 4 bits, for models that INT8 activations hurt.
 
-    y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) bf16(x[m, k]) * wq[n, k]  (+ bias[n])
+    y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) bf16(x[m, k]) * (wq[n, k] - zero[n, g])  (+ bias[n])
 
 by the products that torch brings, which sum every row in the same order however many there are. They read fewer bytes than
 W8A8 does at 4 bits, but multiply in bf16: prompts take longer than in W8A8.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ class Int8WeightOnly:
     @classmethod
     def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8WeightOnly":
         """From [N, K] int8 and [N, 1] float32."""
-        return cls._of(*whole_groups(values, scales), *values.shape)
+        whole, whole_scales, _ = whole_groups(values, scales)
+        return cls._of(whole, whole_scales, *values.shape)
 
     @classmethod
     def _of(cls, values: Tensor, scales: Tensor, out_features: int, in_features: int) -> "Int8WeightOnly":
@@ -57,10 +59,12 @@ class Int8WeightOnly:
 
 @dataclass(slots=True)
 class Int4Weight:
-    """torch's blocks of [N', K'] in 4 bits, and [K' / group, N', 2] bf16 scales and zeros of each group.
+    """torch's blocks of [N', K'] in 4 bits, and [K' / group, N', 2] bf16: by what a group is multiplied, and what
+    is added then.
 
     Attributes:
-        scales_and_zeros: one for scales that are bf16 numbers; others are the sum of several, and so is the product.
+        scales_and_zeros: one where scales, and zeros times scales, are bf16 numbers; others are the sum of several, and so
+            is the product.
         group: 32, 64 or 128.
     """
 
@@ -74,20 +78,26 @@ class Int4Weight:
     @classmethod
     def quantize(cls, weight: Tensor) -> "Int4Weight":
         """From a float matrix [N, K]."""
-        return cls._of(*quantize_weight(weight, 4, GROUP), *weight.shape)
+        return cls._of(*quantize_weight(weight, 4, GROUP), None, *weight.shape)
 
     @classmethod
-    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int4Weight":
-        """From [N, K] int8 in -8 .. 7 and [N, K / group] float32."""
-        return cls._of(*whole_groups(values, scales), *values.shape)
+    def from_integers(cls, values: Tensor, scales: Tensor, zeros: Tensor | None = None) -> "Int4Weight":
+        """From [N, K] int8 in -8 .. 7, [N, K / group] float32 and, where zero is not 0, as many int8 in -8 .. 7."""
+        return cls._of(*whole_groups(values, scales, zeros), *values.shape)
 
     @classmethod
-    def _of(cls, values: Tensor, scales: Tensor, out_features: int, in_features: int) -> "Int4Weight":
+    def _of(
+        cls, values: Tensor, scales: Tensor, zeros: Tensor | None, out_features: int, in_features: int
+    ) -> "Int4Weight":
         width = values.shape[1]
         whole = (_whole_channels(values) + 8).int()
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
-        terms = [_whole_channels(term).t() for term in _as_bf16_sum(scales)]
-        pairs = [torch.stack([term, torch.zeros_like(term)], dim=-1).contiguous() for term in terms]
+        added = [] if zeros is None else _as_bf16_sum(-zeros * scales)
+        nothing = torch.zeros_like(scales, dtype=torch.bfloat16)
+        pairs = [
+            torch.stack([_whole_channels(term).t() for term in pair], dim=-1).contiguous()
+            for pair in zip_longest(_as_bf16_sum(scales), added, fillvalue=nothing)
+        ]
         return cls(packed, pairs, width // scales.shape[1], width, out_features, in_features)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,8 +1,10 @@
 """W8A16 and W4A16: float activations, weights in 8 or 4 bits, for models that INT8 activations hurt.
 
-    y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) x[m, k] * wq[n, k]  (+ bias[n]) (+ residual[m, n])
+    y[m, n] = sum over groups g of scale[n, g] * sum_(k in g) x[m, k] * (wq[n, k] - zero[n, g])
+        (+ bias[n]) (+ residual[m, n])
 
-W8A16 has one group for each output channel, W4A16 one for each 32, 64 or 128 of its elements.
+W8A16 has one group for each output channel and no zero points, W4A16 a group for each 32, 64 or 128 of its elements, with or
+without them. Differences of two such integers are exact in every float type of x.
 
 The product is computed as W x^T: the weights, made floats in registers, are the operand that a matrix instruction may take
 from there, and a few tokens cost no more rows of it than they are.
@@ -60,7 +62,8 @@ class Int8WeightOnly:
     @classmethod
     def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8WeightOnly":
         """From [N, K] int8 and [N, 1] float32."""
-        return cls(*whole_groups(values, scales), *values.shape)
+        whole, whole_scales, _ = whole_groups(values, scales)
+        return cls(whole, whole_scales, *values.shape)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
@@ -69,10 +72,12 @@ class Int8WeightOnly:
 
 @dataclass(slots=True)
 class Int4Weight:
-    """[N, K' / 2] uint8 as `pack_int4` makes it, and the scales of groups of 32, 64 or 128, [N, K' / group] float32."""
+    """[N, K' / 2] uint8 as `pack_int4` makes it, and of groups of 32, 64 or 128 scales, [N, K' / group] float32, and zero
+    points, as many int8, or None where all are 0."""
 
     packed: Tensor
     scales: Tensor
+    zeros: Tensor | None
     out_features: int
     in_features: int
 
@@ -80,18 +85,18 @@ class Int4Weight:
     def quantize(cls, weight: Tensor) -> "Int4Weight":
         """From a float matrix [N, K]."""
         quantized, scales = quantize_weight(weight, 4, GROUP)
-        return cls(pack_int4(quantized), scales, *weight.shape)
+        return cls(pack_int4(quantized), scales, None, *weight.shape)
 
     @classmethod
-    def from_integers(cls, values: Tensor, scales: Tensor) -> "Int4Weight":
-        """From [N, K] int8 in -8 .. 7 and [N, K / group] float32."""
-        whole, whole_scales = whole_groups(values, scales)
+    def from_integers(cls, values: Tensor, scales: Tensor, zeros: Tensor | None = None) -> "Int4Weight":
+        """From [N, K] int8 in -8 .. 7, [N, K / group] float32 and, where zero is not 0, as many int8 in -8 .. 7."""
+        whole, whole_scales, whole_zeros = whole_groups(values, scales, zeros)
         packed = pack_int4(whole, whole.shape[1] // whole_scales.shape[1])
-        return cls(packed, whole_scales, *values.shape)
+        return cls(packed, whole_scales, whole_zeros, *values.shape)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
-        return weight_only_matmul(x, self.packed, self.scales, bias)
+        return weight_only_matmul(x, self.packed, self.scales, bias, zeros=self.zeros)
 
 
 def weight_only_matmul(
@@ -100,6 +105,8 @@ def weight_only_matmul(
     scales: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    *,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """The product above.
 
@@ -107,6 +114,7 @@ def weight_only_matmul(
         x: [M, K] float.
         weight: [N, K'] int8 with scales [N, 1], or [N, K' / 2] uint8 with scales [N, K' / group]; K' is K rounded up to 128.
         bias: [N] float32; residual: [M, N] float.
+        zeros: [N, K' / group] int8 from -8 to 7, of 4 bits; None: all are 0.
 
     Returns [M, N] in x's dtype. Raises ValueError naming an argument that does not fit.
     """
@@ -118,6 +126,8 @@ def weight_only_matmul(
     step = STEP if bits == 8 else _group_of(width, scales)
     steps = width // step
     require("scales", scales, (n, steps if bits == 4 else 1), ("float32",), x)
+    if zeros is not None:
+        require("zeros", zeros, (n, steps if bits == 4 else 0), ("int8",), x)
     if bias is not None:
         require("bias", bias, (n,), ("float32",), x)
     if residual is not None:
@@ -141,6 +151,7 @@ def weight_only_matmul(
         x,
         weight,
         scales,
+        zeros,
         bias,
         residual,
         out,
@@ -192,6 +203,7 @@ def _part(
     x,
     weight,
     scales,
+    zeros,
     channels,
     tokens,
     part,
@@ -224,12 +236,15 @@ def _part(
             acc = tl.dot(wq.to(x0.dtype), x0, acc, input_precision="ieee")
         else:
             x1 = _activations(row + HALF + k[:, None], HALF + k, K, EVEN_K)
-            low = ((wq & 15).to(tl.int8) - 8).to(x0.dtype)
-            high = ((wq >> 4).to(tl.int8) - 8).to(x0.dtype)
+            at = (channels % N).to(tl.int64) * steps + step
+            zero = tl.full((BLOCK_N,), 8, tl.int8)
+            if zeros is not None:
+                zero += tl.load(zeros + at)
+            low = ((wq & 15).to(tl.int8) - zero[:, None]).to(x0.dtype)
+            high = ((wq >> 4).to(tl.int8) - zero[:, None]).to(x0.dtype)
             group = tl.dot(low, x0, input_precision="ieee")
             group = tl.dot(high, x1, group, input_precision="ieee")
-            scale = tl.load(scales + (channels % N).to(tl.int64) * steps + step)
-            acc += group * scale[:, None]
+            acc += group * tl.load(scales + at)[:, None]
         w += BYTES
     return acc
 
@@ -255,6 +270,7 @@ def _kernel(
     x,
     weight,
     scales,
+    zeros,
     bias,
     residual,
     out,
@@ -285,6 +301,7 @@ def _kernel(
                 x,
                 weight,
                 scales,
+                zeros,
                 channels,
                 tokens,
                 part,
@@ -307,6 +324,7 @@ def _kernel(
             x,
             weight,
             scales,
+            zeros,
             channels,
             tokens,
             part,
@@ -342,21 +360,29 @@ def variants(arch: str) -> Iterator[Variant]:
         "out": "*bf16",
     }
     sizes = dict.fromkeys(("M", "N", "K", "steps", "stride_x", "stride_residual"), "i32")
-    for bits, weight, step in ((8, "*i8", STEP), *((4, "*u8", group) for group in reversed(GROUPS))):
+    kinds = [(8, STEP, False), *((4, group, False) for group in reversed(GROUPS)), (4, min(GROUPS), True)]
+    for bits, step, has_zeros in kinds:
         cases = [(f"prefill_{bits}", _prefill(arch, bits), 2)]
         cases += [(f"decode_{bits}_{tokens}", config, 4) for tokens, config in DECODE.items()]
         for case, default, parts in cases:
             config = choose("weight_only_matmul", case, default, None)
             is_shared = case.startswith("decode")
-            workspace = {"sums": "*fp32", "arrived": "*i32"} if is_shared else {}
-            missing = {} if is_shared else {"sums": None, "arrived": None}
+            sometimes = {
+                "sums": "*fp32" if is_shared else None,
+                "arrived": "*i32" if is_shared else None,
+                "zeros": "*i8" if has_zeros else None,
+            }
+            given = {name: kind for name, kind in sometimes.items() if kind is not None}
+            missing = {name: None for name, kind in sometimes.items() if kind is None}
             for even in (True, False):
                 tile = "x".join(str(config.tiles[f"BLOCK_{axis}"]) for axis in "NM")
                 group = "" if step == STEP else f" group {step}"
+                zeros = " zero points" if has_zeros else ""
+                ragged = "" if even else " ragged K"
                 yield Variant(
-                    f"weight_only_matmul W{bits}A16{group} {case.split('_')[0]} {tile}{'' if even else ' ragged K'}",
+                    f"weight_only_matmul W{bits}A16{group}{zeros} {case.split('_')[0]} {tile}{ragged}",
                     _kernel,
-                    {**tensors, "weight": weight, **workspace, **sizes},
+                    {**tensors, "weight": "*i8" if bits == 8 else "*u8", **given, **sizes},
                     {**config.tiles, **missing, "BITS": bits, "PARTS": parts, "EVEN_K": even, "STEP": step},
                     config.num_warps,
                     config.num_stages,

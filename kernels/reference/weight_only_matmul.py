@@ -4,9 +4,12 @@ from torch import Tensor
 
 
 def weight_only_matmul_reference(
-    x: Tensor, quantized: Tensor, scales: Tensor, bias: Tensor | None = None
+    x: Tensor, quantized: Tensor, scales: Tensor, bias: Tensor | None = None, zeros: Tensor | None = None
 ) -> Tensor:
-    """x [M, K], quantized [N, K'] integers, scales [N, G], bias [N] -> [M, N] float64. K' is K with zeros behind."""
-    groups = quantized.double().view(*scales.shape, -1) * scales.double()[..., None]
-    out = x.double() @ groups.flatten(1)[:, : x.shape[1]].t()
+    """x [M, K], quantized [N, K'] integers, scales and zeros [N, G], bias [N] -> [M, N] float64. K' is K or more."""
+    groups = quantized.double().view(*scales.shape, -1)
+    if zeros is not None:
+        groups = groups - zeros[..., None]
+    weight = (groups * scales.double()[..., None]).flatten(1)
+    out = x.double() @ weight[:, : x.shape[1]].t()
     return out if bias is None else out + bias.double()

@@ -71,6 +71,19 @@ def test_it_writes_a_folder_and_says_what_it_is_worth(
     }
 
 
+def test_it_is_judged_by_the_texts_that_are_named(
+    tiny_llama: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = tmp_path / "judges.jsonl"
+    arguments = quantize(tiny_llama, tmp_path / "small", "--scheme", "w4a16", "--data", str(texts))
+    arguments += ["--judge", str(judges)]
+    assert "judges.jsonl cannot be read" in failed(capsys, arguments)
+    others = [json.dumps({"text": f"{number} of seven files in a folder"}) for number in range(7)]
+    judges.write_text("\n".join(others))
+    assert main(arguments) == 0
+    assert "on 7 texts it was not calibrated on" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("lonely", [False, True])
 def test_it_times_both_and_says_which_is_faster(
     lonely: bool,

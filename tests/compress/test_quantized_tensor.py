@@ -31,6 +31,13 @@ def test_rounding_moves_no_element_by_more_than_half_a_step(scheme, group, step)
         ({"scale": torch.full((4, 2), torch.inf)}, "not finite"),
         ({"scale": torch.full((4, 2), 1 / 3)}, "bf16 numbers"),
         ({"values": torch.zeros(4, 80, dtype=torch.int8)}, "no whole groups"),
+        ({"zero": torch.zeros(4, 2)}, r"zero is \[4, 2\] float32; it has to be \[4, 2\] int8"),
+        ({"zero": torch.zeros(4, 1, dtype=torch.int8)}, r"has to be \[4, 2\] int8"),
+        ({"zero": torch.full((4, 2), 8, dtype=torch.int8)}, "zero points of w4a16 have to be from -8 to 7"),
+        (
+            {"scheme": "w8a8", "group": None, "scale": torch.ones(4, 1), "zero": torch.zeros(4, 1).char()},
+            "only w4a16 has them",
+        ),
     ],
 )
 def test_what_no_scheme_has_is_refused(changes, told):

@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "w8a8": {"all": {"targets": ["Linear"], "weights": WEIGHTS_W8, "input_activations": PER_TOKEN}},
     "w8a16": {"all": {"targets": ["Linear"], "weights": WEIGHTS_W8}},
     "w4a16": {"all": {"targets": ["Linear"], "weights": WEIGHTS_W4}},
+    "w4a16 zeros": {"all": {"targets": ["Linear"], "weights": WEIGHTS_W4 | {"symmetric": False}}},
     "mixed": {
         "attention": {"targets": ["re:.*self_attn.*"], "weights": WEIGHTS_W8, "input_activations": PER_TOKEN},
         "mlp": {"targets": ["re:.*(gate|up)_proj$"], "weights": WEIGHTS_W4},
@@ -79,6 +80,8 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
         ("w8a16", torch.float32, 0.02),
         ("w4a16", torch.float32, 0.02),
         ("w4a16", torch.float16, 0.02),
+        ("w4a16 zeros", torch.float32, 0.02),
+        ("w4a16 zeros", torch.float16, 0.02),
         ("mixed", torch.float32, 0.03),
     ],
     ids=str,
@@ -89,7 +92,7 @@ def test_what_the_library_writes_is_served_as_it_computes_it(kind, dtype, error,
 
 
 def test_a_gpu_serves_it_too(artefacts):
-    for kind in ("mixed", "w4a16"):
+    for kind in ("mixed", "w4a16", "w4a16 zeros"):
         folder = artefacts(kind)
         assert relative(ours(folder, device="interpreter"), theirs(folder)) < 1e-4
 
@@ -152,7 +155,7 @@ REFUSED = {
     "shiny": (1, "unknown field `shiny`"),
     "config_groups/group_0/weights/type": ("float", "float 8-bit weights"),
     "config_groups/group_0/weights/num_bits": (3, "int 3-bit weights"),
-    "config_groups/group_0/weights/symmetric": (False, "asymmetric weights"),
+    "config_groups/group_0/weights/symmetric": (False, "asymmetric 8-bit weights"),
     "config_groups/group_0/weights/actorder": ("group", "g_idx"),
     "config_groups/group_0/weights/strategy": ("tensor", "8-bit weights per tensor"),
     "config_groups/group_0/weights/colour": ("blue", r"unknown field `colour` - at `\$.config_groups"),
@@ -216,6 +219,16 @@ BROKEN: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = [
     ("w8a8", _with("weight", torch.ones(64, 128)), r"weight is \[64, 128\] F32; .* \[64, 128\] I8"),
     ("w4a16", _with("weight_packed", torch.ones(64, 4, dtype=torch.int32)), r"must be \[64, 16\] I32"),
     ("w4a16", _with("weight_shape", torch.tensor([64, 96])), r"weight_shape is \[64, 96\]; .* \[64, 128\]"),
+    (
+        "w4a16 zeros",
+        _without("weight_zero_point"),
+        f"lacks {LAYER}.weight_zero_point, which w4a16 layers have",
+    ),
+    (
+        "w4a16",
+        _with("weight_zero_point", torch.zeros(8, 4, dtype=torch.int32)),
+        "holds .*weight_zero_point.*no layer takes it",
+    ),
     ("w4a16", _with("weight_g_idx", torch.arange(128)), "holds .*weight_g_idx.*no layer takes it"),
     ("w8a8", _with("weight_scale", torch.full((64, 1), torch.nan)), "weight_scale is not finite"),
     (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 
 def write_as_the_library_does(
@@ -19,16 +19,24 @@ def write_as_the_library_does(
     ignore: Sequence[str] = ("lm_head",),
 ) -> Path:
     """`groups`: of `QuantizationConfig`, a preset's name and targets or a whole scheme. The largest value of each group (or
-    row) becomes the largest integer and a half, as the library's own observers have it."""
+    row) becomes the largest integer and a half, as the library's own observers have it; with zero points, the least value
+    becomes the least integer."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     config = QuantizationConfig(config_groups=dict(groups), ignore=list(ignore), quantization_status="frozen")
     apply_quantization_config(model, config, show_progress=False)
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is not None:
-            largest = module.weight.float().view(*module.weight_scale.shape, -1).abs().amax(dim=-1)
-            half_range = (2**scheme.weights.num_bits - 1) / 2
-            module.weight_scale.data = (largest / half_range).to(module.weight_scale.dtype)
+            parts = module.weight.float().view(*module.weight_scale.shape, -1)
+            steps = 2**scheme.weights.num_bits - 1
+            if scheme.weights.symmetric:
+                scale = parts.abs().amax(dim=-1) / (steps / 2)
+            else:
+                least, largest = parts.amin(dim=-1).clamp_max(0), parts.amax(dim=-1).clamp_min(0)
+                scale = (largest - least) / steps
+                zero = (-least / scale).round() - (steps + 1) / 2
+                module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
+            module.weight_scale.data = scale.to(module.weight_scale.dtype)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(target)
@@ -39,7 +47,14 @@ def write_as_the_library_does(
 def read_by_the_library(folder: Path, *, own_activations: bool = False) -> Any:
     """A transformers model. Activations are rounded by the library to steps of the largest one / 127.5, or, with
     `own_activations`, to steps of it / 127, which is how vLLM and Penstock do."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    # The way that it has by default fails on zero points, those that it wrote itself, too.
+    how = (
+        {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+        if '"symmetric": false' in config
+        else {}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, **how)
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         if own_activations and scheme is not None and scheme.input_activations is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.compress.quantize.calibration import CALIBRATION_TOKENS, HELD_BACK_TEXTS, divide
+from penstock.compress.quantize.calibration import CALIBRATION_TOKENS, HELD_BACK_TEXTS, divide, judged_by
 from penstock.compress.texts import Tokens
 from penstock.errors import CompressError
 
@@ -30,6 +30,17 @@ def test_many_texts_are_bounded() -> None:
     found = divide(given[750:], given[:750])
     assert sum(len(text.ids) for text in found.calibration) <= CALIBRATION_TOKENS
     assert len(found.held_back) == HELD_BACK_TEXTS
+
+
+def test_texts_to_judge_by_are_none_that_the_model_is_rounded_by() -> None:
+    given = texts(80, 50)
+    found = divide(given[20:], given[:20])
+    others = [Tokens([500 + number, 1, 2], [True] * 3) for number in range(5)]
+    judged = judged_by(found, [*found.calibration[:3], *found.selection[:2], *others])
+    assert judged.held_back == others
+    assert (judged.calibration, judged.selection) == (found.calibration, found.selection)
+    with pytest.raises(CompressError, match=r"^Of the 4 texts to judge by, 3 are among those"):
+        judged_by(found, [*found.calibration[:3], others[0]])
 
 
 def test_too_few_texts_are_refused_with_how_many_are_needed() -> None:

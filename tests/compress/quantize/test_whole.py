@@ -142,7 +142,7 @@ def test_what_was_done_is_found_again_to_the_bit(
         )
     rounded = []
     original = whole.quantize_block
-    monkeypatch.setattr(whole, "quantize_block", lambda *args: rounded.append(args[-1]) or original(*args))
+    monkeypatch.setattr(whole, "quantize_block", lambda *args: rounded.append(args[5]) or original(*args))
     found = Quantizer(model, texts, tmp_path / "cut", no_progress).quantize(
         uninterrupted.uniform("w4a16", 32)
     )
@@ -255,3 +255,31 @@ def test_a_layer_that_takes_another_precision_than_asked_says_why(texts: Texts, 
     assert found["q_proj"] == ("w4a16 group 64", asked, "64 columns are no whole groups of 128")
     assert found["down_proj"] == ("w8a16", asked, "72 columns are no whole groups of 128")
     assert found["lm_head"] == ("w8a16", asked, "the output layer keeps 8 bits")
+
+
+def test_zero_points_are_of_folders_with_layers_of_one_kind(quantizer: Quantizer, texts: Texts) -> None:
+    """transformers reads them from no other."""
+    found = quantizer.uniform("w4a16", 32)
+    head = found.pop("lm_head")
+    assert head == Precision("w8a16")
+    assert set(found.values()) == {Precision("w4a16", 32, has_zeros=True)}
+    of_two_kinds = quantizer.uniform("w4a16", 128)  # 64 columns, and 128
+    assert {str(precision) for precision in of_two_kinds.values() if precision} > {"w4a16 group 64"}
+    assert not any(precision.has_zeros for precision in of_two_kinds.values() if precision)
+
+
+def test_layers_in_four_bits_make_up_for_those_before(
+    model: PlainModel, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_model = PlainScorer(copy.deepcopy(model.module).float(), "whole")
+
+    def kl(folder: str) -> float:
+        quantizer = Quantizer(model, texts, tmp_path / folder, no_progress)
+        quantizer.work.mkdir()
+        quantized = quantizer.quantize(quantizer.uniform("w4a16", 32))
+        scorer = PlainScorer(rounded_module(model, quantized), "rounded")
+        return compare(scorer, whole_model, texts.calibration).kl.value
+
+    making_up = kl("with")
+    monkeypatch.setattr(Precision, "makes_up", False)
+    assert making_up < 0.95 * kl("without")

@@ -38,6 +38,33 @@ def test_stored_integers_and_scales_are_multiplied_with_as_they_are(group, scale
     assert ((found - expected).abs() <= 2.0**-8 * expected.abs()).all()
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("group", "columns"), [(32, 96), (64, 384), (128, 384)])
+def test_zero_points_are_multiplied_with_as_they_are(group, columns, scale_dtype):
+    torch.manual_seed(0)
+    values = torch.randint(-8, 8, (70, columns), dtype=torch.int8)
+    zeros = torch.randint(-8, 8, (70, columns // group), dtype=torch.int8)
+    scales = torch.rand(70, columns // group).to(scale_dtype).float()
+    weight = Int4Weight.from_integers(values, scales, zeros)
+    x = torch.eye(columns)
+    expected = weight_only_matmul_reference(x, values, scales, zeros=zeros)
+    found = weight.matmul(x).double()
+    # Beside what torch rounds to bf16, of each product that it adds up: two, or three, of up to 8 or 15 times the scale.
+    spread = 2.0**-8 * 8 * scales.double().repeat_interleave(group, dim=1).t()
+    assert (
+        (found - expected).abs() <= 2.0**-8 * expected.abs() + spread * (len(weight.scales_and_zeros) > 1)
+    ).all()
+    whole = weight.matmul(torch.randn(40, columns))
+    assert torch.equal(weight.matmul(x)[3:5], weight.matmul(x[3:5])) and bool(whole.isfinite().all())
+
+
+def test_zero_points_of_few_bits_cost_one_product():
+    values, zeros = torch.zeros(64, 128, dtype=torch.int8), torch.full((64, 4), -7, dtype=torch.int8)
+    scales = torch.full((64, 4), 31 / 32)
+    assert len(Int4Weight.from_integers(values, scales, zeros).scales_and_zeros) == 1
+    assert len(Int4Weight.from_integers(values, scales * 255 / 248, zeros).scales_and_zeros) == 2
+
+
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_other_groups_are_near_float64_in_any_batch(group):
     torch.manual_seed(0)

@@ -45,16 +45,18 @@ def test_is_near_float64(size, bits, device):
     )
 
 
+@pytest.mark.parametrize("has_zeros", [False, True])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(("m", "n", "groups"), [(3, 65, 3), (17, 40, 5), (70, 66, 7)])
-def test_groups_of_every_size_are_near_float64(m, n, groups, group, device):
+def test_groups_of_every_size_are_near_float64(m, n, groups, group, has_zeros, device):
     k = groups * group
     values = torch.randint(-8, 8, (n, k), dtype=torch.int8, device=device)
     scales = torch.rand(n, groups, device=device)
-    weight = gpu.Int4Weight.from_integers(values, scales)
+    zeros = torch.randint(-8, 8, (n, groups), dtype=torch.int8, device=device) if has_zeros else None
+    weight = gpu.Int4Weight.from_integers(values, scales, zeros)
     x = torch.randn(m, k, device=device)
     whole = weight.matmul(x)
-    assert relative(whole, weight_only_matmul_reference(x, values, scales)) < 1e-5
+    assert relative(whole, weight_only_matmul_reference(x, values, scales, zeros=zeros)) < 1e-5
     assert torch.equal(weight.matmul(x[1:2]), whole[1:2])
 
 
@@ -116,3 +118,11 @@ def test_arguments_that_do_not_fit_are_named(position, value, message, device):
     args[position] = value.to(device)
     with pytest.raises(ValueError, match=message):
         weight_only_matmul(*args)
+
+
+def test_eight_bits_have_no_zero_points(device):
+    _, weight, scales = operands(8, 5, 8, device)
+    with pytest.raises(ValueError, match="zeros has shape"):
+        weight_only_matmul(
+            torch.zeros(4, 8, device=device), weight, scales, zeros=torch.zeros(5, 1, dtype=torch.int8)
+        )
