@@ -62,9 +62,9 @@ def theirs(folder: Path) -> torch.Tensor:
     return logits.float()
 
 
-def ours(folder: Path, **settings: Any) -> torch.Tensor:
+def ours(folder: Path, ids: list[int] = IDS, **settings: Any) -> torch.Tensor:
     scorer = ServedScorer(load_model(str(folder), **settings), "ours")
-    return torch.cat([part.clone() for part in scorer.logits(IDS, 64)])
+    return torch.cat([part.clone() for part in scorer.logits(ids, 64)])
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -94,7 +94,7 @@ def test_what_the_library_writes_is_served_as_it_computes_it(kind, dtype, error,
 def test_a_gpu_serves_it_too(artefacts):
     for kind in ("mixed", "w4a16", "w4a16 zeros"):
         folder = artefacts(kind)
-        assert relative(ours(folder, device="interpreter"), theirs(folder)) < 1e-4
+        assert relative(ours(folder, IDS[:12], device="interpreter"), theirs(folder)[:12]) < 1e-4
 
 
 @pytest.mark.parametrize(("bits", "columns"), [(4, 64), (4, 61), (8, 64), (8, 30)])

@@ -167,18 +167,19 @@ async def test_batches_and_completions_are_kept_too(server: RunningServer) -> No
     assert second["choices"] == first["choices"]
 
 
-async def test_hits_survive_a_restart_and_take_under_a_millisecond(
+async def test_hits_survive_a_restart_and_take_a_part_of_the_time(
     engine_address: str, model: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "completions"
     async with running_server(engine_address, model, cache_path=path) as before:
         body = ends_by_itself(before, "survive")
-        _, first, _ = await post(before, body)
+        _, first, computed = await post(before, body)
     async with running_server(engine_address, model, cache_path=path) as after:
         replies = [await post(after, body) for _ in range(50)]
     assert {outcome for outcome, _, _ in replies} == {"hit"}
     assert all(reply["choices"] == first["choices"] for _, reply, _ in replies)
-    assert statistics.median(spent for _, _, spent in replies) < 1.0
+    hits = statistics.median(spent for _, _, spent in replies)
+    assert hits < computed / 2
 
 
 async def test_what_the_operator_excludes_is_neither_kept_nor_found(
