@@ -73,7 +73,7 @@ def page(job: QuantizeJob, done: Done) -> Iterator[str]:
     for failure in failures(job, done):
         yield f"**Below the gate, and written by force: {failure}.**"
     yield ""
-    yield f"| on {done.texts} texts held back | value | 95 % interval |"
+    yield f"| on {done.texts} texts it was not calibrated on | value | 95 % interval |"
     yield "|---|---|---|"
     for name, estimate, form in (
         ("KL divergence from the model as stored, nats per token", comparison.kl, ".5f"),

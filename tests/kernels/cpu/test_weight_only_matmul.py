@@ -54,8 +54,8 @@ def test_zero_points_are_multiplied_with_as_they_are(group, columns, scale_dtype
     assert (
         (found - expected).abs() <= 2.0**-8 * expected.abs() + spread * (len(weight.scales_and_zeros) > 1)
     ).all()
-    whole = weight.matmul(torch.randn(40, columns))
-    assert torch.equal(weight.matmul(x)[3:5], weight.matmul(x[3:5])) and bool(whole.isfinite().all())
+    rows = torch.randn(40, columns)
+    assert torch.equal(weight.matmul(rows)[3:5], weight.matmul(rows[3:5]))
 
 
 def test_zero_points_of_few_bits_cost_one_product():
