@@ -10,18 +10,17 @@ and is not timed when it is wrong. Inputs are random and rotate through more mem
 """
 
 import argparse
-import gc
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +65,9 @@ def main() -> int:
     parser.add_argument("--sections", default="tests,kernels,engine")
     parser.add_argument("--test-seconds", type=int, default=240)
     parser.add_argument("--layers", type=int, default=32, help="of the engine's model")
+    parser.add_argument(
+        "--ways", nargs="+", default=[], help="of serving it; default: all of bench/gpu_engine.py"
+    )
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / ".types"))
     if args.tiny:
@@ -90,8 +92,11 @@ def main() -> int:
             keep("kernels", rows)
         failed |= any(row["failure"] or not row["error"] <= TOLERANCE for row in rows)
     if "engine" in args.sections:
-        for name, figures in engine(args.tiny, args.layers):
+        from gpu_engine import engine
+
+        for name, figures in engine(args.tiny, args.layers, args.ways):
             keep(f"engine {name}", figures)
+            failed |= "failure" in figures
     show(report)
     return int(failed)
 
@@ -122,16 +127,18 @@ def machine() -> dict[str, object]:
 
 def run_tests(tiny: bool, limit: int) -> dict[str, object]:
     """The kernels' tests on this device; of the tiny run one file, since `make test` runs them all."""
-    files = ("test_gpu_kernels.py", "test_cuda.py", "test_decode_graphs.py")
+    files = ("test_gpu_kernels.py", "test_cuda.py", "test_decode_graphs.py", "test_prompt_graphs.py")
     where = ["tests/kernels/gpu", *(f"tests/scheduler/{name}" for name in files)]
     if tiny:
         where = ["tests/kernels/gpu/test_quantize_activation.py"]
     skip = ["--ignore=tests/kernels/gpu/test_ahead_of_time.py", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".types")}
+    beside = ["-n", "8"] if not tiny and find_spec("xdist") else []
+    paths = [str(ROOT / ".types"), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(
             # -P: the checkout's own `penstock` folder would hide the package.
-            [sys.executable, "-P", "-m", "pytest", *skip, *where],
+            [sys.executable, "-P", "-m", "pytest", *beside, *skip, *where],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -685,71 +692,6 @@ def seconds(run: Callable[[int], object], copies: int) -> float:
     return do_bench(graph.replay, return_mode="median") * 1e-3 / copies
 
 
-def engine(tiny: bool, layers: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Tokens per second of the engine on the shape of Llama 3 8B (tiny: of a toy) with random weights; then without replayed
-    decodes, and without steps scheduled beside another."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from penstock import Engine, EngineConfig, SamplingParams
-
-    size = {
-        "hidden_size": 64 if tiny else 4096,
-        "intermediate_size": 128 if tiny else 14336,
-        "num_hidden_layers": 1 if tiny else layers,
-        "num_attention_heads": 4 if tiny else 32,
-        "num_key_value_heads": 2 if tiny else 8,
-        "vocab_size": 320 if tiny else 128256,
-        "max_position_embeddings": 512 if tiny else 8192,
-    }
-    config = LlamaConfig(**size, bos_token_id=None, eos_token_id=None)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        with torch.device("cpu" if tiny else "cuda"):
-            model = LlamaForCausalLM(config).to(torch.float32 if tiny else torch.bfloat16)
-        model.save_pretrained(folder)
-        del model
-        whole = {"decode_graphs": "on", "overlap": "on"}
-        ways = {"auto KV": whole, "int8 KV": whole | {"kv_cache_dtype": "int8"}}
-        if not tiny:
-            ways |= {f"auto KV, no {name}": whole | {name: "off"} for name in whole}
-        for name, settings in ways.items():
-            started = time.perf_counter()
-            served = Engine(
-                EngineConfig(
-                    model=folder,
-                    quantize="w8a8",
-                    speculation="off",  # random weights repeat themselves
-                    device="interpreter" if tiny else "cuda",
-                    **settings,
-                    max_num_batched_tokens=64 if tiny else 8192,
-                    kv_cache_tokens=1024 if tiny else 262_144,
-                )
-            )
-            figures = {} if tiny else {"layers": layers, "load seconds": time.perf_counter() - started}
-            for batch in (1, 2) if tiny else (1, 16, 64):
-                prompt, output = (20, 3) if tiny else (1024, 64)
-                for turn in ("warm", "timed"):
-                    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
-                    for index in range(batch):
-                        ids = torch.randint(3, 300, (prompt,)).tolist()
-                        served.add_request(f"{turn} {batch} {index}", ids, params)
-                    begun, first, count = time.perf_counter(), 0.0, 0
-                    while served.has_work():
-                        count += len(served.step())
-                        if count >= batch and not first:
-                            first = time.perf_counter() - begun
-                    took = time.perf_counter() - begun
-                if tiny:  # how fast the interpreter is says nothing
-                    figures[f"tokens at {batch}"] = count
-                    continue
-                figures[f"prefill tokens/s at {batch}"] = batch * prompt / first
-                figures[f"decode tokens/s at {batch}"] = (count - batch) / (took - first)
-            yield name, figures
-            del served
-            gc.collect()  # before the next one takes its memory
-
-
 def show(report: dict[str, object]) -> None:
     print(json.dumps(report["machine"]))
     for row in report.get("kernels", ()):
@@ -763,7 +705,7 @@ def show(report: dict[str, object]) -> None:
         print(f"{row['name']:44} error {error}  {took}  {against}")
     for name, figures in report.items():
         if name.startswith("engine"):
-            print(name, {key: round(value, 1) for key, value in figures.items()})
+            print(name, {key: round(value, 2) for key, value in figures.items() if isinstance(value, float)})
     if isinstance(tests := report.get("tests"), dict):
         print("tests:", (str(tests["tail"]).strip().splitlines() or ["nothing"])[-1])
 

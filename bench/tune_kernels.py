@@ -2,6 +2,8 @@
 
     python bench/tune_kernels.py --seconds 420              on a GPU
     python bench/tune_kernels.py --only rms_norm            one operation, or one case: "int8_matmul decode_16"
+    python bench/tune_kernels.py --processes 14 --unchecked   compiles beforehand in so many processes, and leaves the
+                                                            ahead-of-time check of what wins to `make test`
     python bench/tune_kernels.py --tiny --out FOLDER        anywhere: the same code in Triton's interpreter, tiny, untimed
 
 Goes through `tuning_candidates.json`, case by case. A candidate must give what the default gives: the same bits where the
@@ -18,6 +20,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import gpu_suite
@@ -44,6 +48,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=420)
     parser.add_argument("--out", type=Path, help="folder of the file; default: kernels/tuned")
     parser.add_argument("--only", nargs="+", default=[""], metavar="OPERATION")
+    parser.add_argument("--processes", type=int, default=0)
+    parser.add_argument("--unchecked", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.tiny and args.out is None:
@@ -53,7 +59,51 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / ".types"))
     if args.tiny:
         os.environ["TRITON_INTERPRET"] = "1"
-    return Tuner(args.tiny, args.out, time.monotonic() + args.seconds).run(args.only)
+    deadline = time.monotonic() + args.seconds
+    tuner = Tuner(args.tiny, args.out, deadline, checked=not args.unchecked)
+    if args.processes:
+        compile_beforehand(tuner.asked_for(args.only), args, deadline)
+    return tuner.run(args.only)
+
+
+def compile_beforehand(cases: dict, args: argparse.Namespace, deadline: float) -> None:
+    """Has every candidate launched once, which fills Triton's cache on disk."""
+    started = time.monotonic()
+    tasks = [(*key, candidate) for key, candidates in cases.items() for candidate in [None, *candidates]]
+    settings = (args.tiny, args.out, deadline)
+    with ProcessPoolExecutor(
+        args.processes, get_context("spawn"), initializer=_become_compiler, initargs=settings
+    ) as pool:
+        for _ in pool.map(_compile, tasks):
+            pass
+    print(f"{len(tasks)} launches compiled in {time.monotonic() - started:.0f} s", flush=True)
+
+
+_compiler: list["Tuner"] = []
+
+
+def _become_compiler(tiny: bool, out: Path | None, deadline: float) -> None:
+    sys.path.insert(0, str(ROOT / ".types"))
+    _compiler[:] = [Tuner(tiny, out, deadline)]
+
+
+def _compile(task: tuple[str, str, object]) -> None:
+    """`task`: operation, case and candidate, None for the default."""
+    import torch
+
+    from penstock.kernels.gpu import config
+
+    (tuner,), (operation, case, candidate) = _compiler, task
+    if time.monotonic() > tuner.deadline:
+        return
+    config.use({} if candidate is None else {(operation, case): candidate}, tuner.device)
+    try:
+        for workload in tuner.workloads(operation, case):
+            workload.run(0)
+        torch.cuda.synchronize()
+    except Exception:  # it will fail again, and say so, when it is to be timed
+        pass
+    torch.cuda.empty_cache()
 
 
 class Refused(Exception):
@@ -63,7 +113,7 @@ class Refused(Exception):
 class Tuner:
     """One run; `deadline` on the monotonic clock, after which nothing new is tried."""
 
-    def __init__(self, tiny: bool, out: Path | None, deadline: float) -> None:
+    def __init__(self, tiny: bool, out: Path | None, deadline: float, *, checked: bool = True) -> None:
         import torch
 
         from penstock.kernels.gpu import config
@@ -72,7 +122,7 @@ class Tuner:
             raise SystemExit(
                 "There is no CUDA device to measure; --tiny runs the same code in the interpreter."
             )
-        self.tiny, self.deadline = tiny, deadline
+        self.tiny, self.deadline, self.checked = tiny, deadline, checked
         self.device = torch.device("cpu") if tiny else torch.device("cuda", torch.cuda.current_device())
         gpu = "interpreter" if tiny else torch.cuda.get_device_name(self.device)
         self.path = (out or config.TUNED_FOLDER) / config.path_of(gpu).name
@@ -85,7 +135,8 @@ class Tuner:
             "configurations": {},
         }
 
-    def run(self, only: list[str]) -> int:
+    def asked_for(self, only: list[str]) -> dict[tuple[str, str], list]:
+        """The candidates of the cases that `only` names, by operation and case."""
         from tuning_candidates import written
 
         listed = written()
@@ -95,11 +146,17 @@ class Tuner:
                 raise SystemExit(
                     f"--only {name!r} is no operation, and no case of one; there are {operations}."
                 )
+        return {
+            key: candidates
+            for key, candidates in listed.items()
+            if any(" ".join(key).startswith(name) for name in only)
+        }
+
+    def run(self, only: list[str]) -> int:
         self.resume()
         failed = 0
-        for (operation, case), candidates in listed.items():
-            asked = any(f"{operation} {case}".startswith(name) for name in only)
-            if not asked or case in self.report["configurations"].get(operation, {}):
+        for (operation, case), candidates in self.asked_for(only).items():
+            if case in self.report["configurations"].get(operation, {}):
                 continue
             if time.monotonic() > self.deadline:
                 print(f"{operation} {case}: no time left; start again to go on")
@@ -186,6 +243,8 @@ class Tuner:
 
     def compiles(self, operation: str, case: str, candidate: object) -> bool:
         """Whether the ahead-of-time check, which everybody's tests run, would let it pass."""
+        if not self.checked:
+            return True
         from penstock.kernels.gpu.ahead_of_time import compile_rounds
 
         (found,) = compile_rounds(operation, self.report["chip"], [{case: candidate}])

@@ -122,7 +122,9 @@ class GpuKVCache:
         sliding_window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        out: Tensor | None = None,
     ) -> Tensor:
+        """As `KVCache.attend`; `out` [T, Hq, D]: where the result goes, new memory without it."""
         pages, scales, summaries = self.pages[layer], self.scales[layer], self.summaries[layer]
         formula = KEYS if self._formula is None else self._formula
         store_kv(
@@ -148,6 +150,7 @@ class GpuKVCache:
             softcap=softcap,
             sinks=sinks,
             leave_sparse=may_be_sparse,
+            out=out,
         ).out
         if may_be_sparse and batch.masses is not None:
             sparse_attention(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import ModelLoadError
 from ..kernels.cpu.native.library import use_threads
+from ..kernels.dispatch import Backend
 from ..kernels.span import Span
 from ..models.attention_hook import StepContext
 from ..models.kv_cache import KVCache
@@ -15,6 +16,7 @@ from .engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from .decode_graphs import DecodeGraphs
+    from .prompt_graphs import PromptGraphs
 
 # Products of a small model and a few rows are over before a second thread has woken up; one thread is then as fast on an
 # idle machine, several times faster on a busy one, and leaves a core to the proxy. Long prompts are worth every core.
@@ -32,16 +34,18 @@ class Forward:
         self._model = model
         self._kv_cache = kv_cache
         self._graphs = _decode_graphs(model, kv_cache, config)
+        self._prompt_graphs = _prompt_graphs(model, kv_cache, config)
         self._threads = torch.get_num_threads()
         self._few_threads = 1 if model.num_parameters <= SMALL_MODEL_PARAMETERS else self._threads
 
     def logits(self, input_ids: Tensor, positions: Tensor, kept_rows: Tensor, spans: list[Span]) -> Tensor:
         """[S, V] of the S `kept_rows` (int64) among the T of `input_ids` and `positions` (both [1, T]), which are those of
         `spans` in order. Valid until the next call."""
-        if self._graphs is not None:
-            replayed = self._graphs.logits(input_ids, positions, kept_rows, spans)
-            if replayed is not None:
-                return replayed
+        for graphs in (self._graphs, self._prompt_graphs):
+            if graphs is not None:
+                replayed = graphs.logits(input_ids, positions, kept_rows, spans)
+                if replayed is not None:
+                    return replayed
         return self._compute(input_ids, positions, kept_rows, spans)[0]
 
     def logits_and_states(
@@ -77,18 +81,34 @@ class Forward:
 
 
 def _decode_graphs(model: LoadedModel, kv_cache: Any, config: EngineConfig) -> "DecodeGraphs | None":
-    backend, asked = model.backend, config.decode_graphs
-    if asked == "off" or (asked == "auto" and (backend.kind == "cpu" or backend.is_interpreted)):
+    if not _has_graphs(model.backend, "decode_graphs", config.decode_graphs):
         return None
-    if backend.kind == "cpu":
-        raise ModelLoadError(
-            "decode_graphs is 'on', which is for GPUs; on a CPU leave it at 'auto'.", param="decode_graphs"
-        )
     from .decode_graphs import DecodeGraphs, record_nothing
 
     record = record_nothing
-    if not backend.is_interpreted:
+    if not model.backend.is_interpreted:
         from .cuda_graph import CudaGraphs
 
-        record = CudaGraphs(backend.device).record
+        record = CudaGraphs(model.backend.device).record
     return DecodeGraphs(model, kv_cache, record, most_rows=1 << (config.max_num_seqs - 1).bit_length())
+
+
+def _prompt_graphs(model: LoadedModel, kv_cache: Any, config: EngineConfig) -> "PromptGraphs | None":
+    if not _has_graphs(model.backend, "prompt_graphs", config.prompt_graphs):
+        return None
+    from .prompt_graphs import PromptGraphs, record_no_pieces
+
+    record = record_no_pieces
+    if not model.backend.is_interpreted:
+        from .cuda_graph import CudaGraphs
+
+        record = CudaGraphs(model.backend.device).record_pieces
+    graphs = PromptGraphs(model, kv_cache, record, most_tokens=config.max_num_batched_tokens)
+    graphs.record_all(config.max_num_seqs)
+    return graphs
+
+
+def _has_graphs(backend: Backend, name: str, asked: str) -> bool:
+    if asked == "on" and backend.kind == "cpu":
+        raise ModelLoadError(f"{name} is 'on', which is for GPUs; on a CPU leave it at 'auto'.", param=name)
+    return asked == "on" or (asked == "auto" and backend.kind != "cpu" and not backend.is_interpreted)

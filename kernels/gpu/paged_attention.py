@@ -80,6 +80,7 @@ def paged_attention(
     sinks: Tensor | None = None,
     with_lse: bool = False,
     leave_sparse: bool = False,
+    out: Tensor | None = None,
 ) -> AttentionResult:
     """Attention of every row over its own sequence's keys, which must be stored already.
 
@@ -92,6 +93,7 @@ def paged_attention(
         sinks: [Hq] logits that take part in the softmax and then are dropped.
         leave_sparse: the rows that `sparse_attention` and `sparse_prompt` will write are left as they are; otherwise a batch
             with sparse prompts is refused.
+        out: [T, Hq, D] contiguous, where the result goes; new memory without it.
 
     Raises ValueError naming an argument that does not fit.
     """
@@ -112,7 +114,12 @@ def paged_attention(
         )
     if sinks is not None:
         require("sinks", sinks, (num_heads,), FLOATS, query)
-    out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    if out is None:
+        out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    else:
+        require(
+            "out", out, (num_tokens, num_heads, head_dim), (str(query.dtype).removeprefix("torch."),), query
+        )
     lse = torch.empty(num_tokens, num_heads, device=query.device) if with_lse else None
     common = (
         query,

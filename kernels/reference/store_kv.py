@@ -16,7 +16,8 @@ def store_kv_reference(
             if scales is None:
                 pages[page, :, side, place] = x.to(pages.dtype)
                 continue
-            scale = x.abs().amax(dim=-1).clamp_min(1e-12) / 127
+            # By a tensor: by a number torch multiplies with its inverse on a GPU, which rounds otherwise.
+            scale = x.abs().amax(dim=-1).clamp_min(1e-12) / torch.tensor(127.0, device=x.device)
             pages[page, :, side, place] = torch.round(x / scale[:, None]).to(torch.int8)
             scales[page, :, side, place] = scale
 
