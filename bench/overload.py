@@ -26,6 +26,8 @@ BENCH = Path(__file__).parent
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
 # Of a stream, before it is measured.
 SETTLED_TOKENS = 16
+# Beside a long prompt: more than there are steps until its first token, at two of its tokens a step.
+STREAM_TOKENS = 4000
 
 
 class Load:
@@ -109,7 +111,7 @@ async def neighbour(load: Load, streams: int, prompt_tokens: int) -> dict[str, f
 
         The same tokens both times: a stream's steps take longer as it grows, which is no neighbour's doing.
         """
-        running = [asyncio.ensure_future(load.one(num_output=1500)) for _ in range(streams)]
+        running = [asyncio.ensure_future(load.one(num_output=STREAM_TOKENS)) for _ in range(streams)]
 
         def fewest() -> int:
             return min(load.num_tokens(task) for task in running)
@@ -204,7 +206,7 @@ async def run(args: argparse.Namespace, model: str) -> None:
         quantize="w8a8",
         max_waiting=args.max_waiting,
         max_model_len=10_000 if args.what == "neighbour" else None,
-        kv_cache_tokens=24_000 if args.what == "neighbour" else None,
+        kv_cache_tokens=8 * STREAM_TOKENS + 10_000 if args.what == "neighbour" else None,
     )
     engine = AsyncEngine(config)
     await engine.start()

@@ -89,6 +89,7 @@ class Engine:
             self.runner.num_blocks, self.runner.block_size, prefix_caching=config.prefix_caching
         )
         self.step_times = StepTimes()
+        self.decode_times = StepTimes()
         self._overlaps = _overlaps(config, self.runner.backend)
         self.draft_model: DraftModel | None = None
         planner = None
@@ -113,6 +114,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             times=self.step_times,
+            decode_times=self.decode_times,
             shares=TenantShares(config.tenant_weights),
             speculator=self.speculator,
             trust_max_tokens=config.trust_max_tokens,
@@ -407,7 +409,10 @@ class Engine:
         planner = self.speculator.planner
         if planner is None or not planner.has_cooled:
             # A step begins when it is launched and the one before is over.
-            self.step_times.record(step.num_tokens, now - max(step.launched, self._last_end), step.num_keys)
+            took = now - max(step.launched, self._last_end)
+            self.step_times.record(step.num_tokens, took, step.num_keys)
+            if step.scheduled[-1].num_new_tokens == 1:  # decodes come first
+                self.decode_times.record(step.num_tokens, took, step.num_keys)
         self._last_end = now
         deltas = [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
         if planner is not None:

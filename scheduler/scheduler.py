@@ -18,10 +18,17 @@ from .waiting_queue import WaitingQueue
 # How much longer a step may take for the sake of prompts than for its decodes alone. 2 is promised, and expectations err:
 # asked for 1.7, steps took 2.0 times as long (measured, 0.5B shape, 8 streams); asked for 1.5, 1.45.
 PROMPT_STRETCH = 1.5
-# Tokens of prompts that any step takes on, whatever streams notice. Over a long context a chunk costs the reading of its
-# keys at any size: beside a prompt of 8,000 tokens (0.5B shape, 8 streams) 8 gave 2.0 times the p99 between tokens and
-# 30 s to its first, 6 2.2 times and 40 s.
+# Tokens of prompts that a step takes on even if it takes longer. Over a long context a chunk costs the reading of its keys
+# at any size: beside a prompt of 8,000 tokens (0.5B shape, 8 streams) 8 gave 2.0 times the p99 between tokens and 30 s to
+# its first, 6 2.2 times and 40 s.
 LEAST_PROMPT_ROOM = 8
+# Where these would take longer than so many times, as on chips without an instruction for products of bytes, a step takes
+# on as many as do not, and a few in any case: a prompt gets on.
+MOST_STRETCH = 1.7
+FEWEST = 2
+# After so many steps beside prompts that hold back for streams, these have one alone: their contexts grow, and what a step
+# without prompts takes must stay known.
+MOST_STEPS_BESIDE = 48
 
 
 @dataclass(slots=True)
@@ -99,6 +106,8 @@ class Scheduler:
 
     Args:
         times: what steps have taken; None where nothing is measured, and prompts get all of the budget.
+        decode_times: of those without prompts. A step of few tokens more, which read the keys of a long prompt, is of the
+            same size, and what streams may be slowed down by must not be measured by what slows them down. None: as `times`.
         shares: what tenants have had.
         speculator: None where nobody guesses.
         trust_max_tokens: who would not fit beside the others, all at the length they may reach, waits instead of being
@@ -112,6 +121,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         times: StepTimes | None = None,
+        decode_times: StepTimes | None = None,
         shares: TenantShares | None = None,
         speculator: Speculator | None = None,
         trust_max_tokens: bool = False,
@@ -121,8 +131,10 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.block_manager = block_manager
         self._times = times or StepTimes()
+        self._decode_times = decode_times or self._times
         self._shares = shares or TenantShares()
         self._speculator = speculator
+        self._steps_beside = 0
         self._trusts_max_tokens = trust_max_tokens
         self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
@@ -171,7 +183,11 @@ class Scheduler:
         if num_prompts := len(prompts) + len(self.waiting):
             context = max((seq.num_computed_tokens for seq in prompts), default=0)
             room = self.prompt_room(decodes, num_prompts, context)
-            self._compute_prompts(step, min(step.budget, room))
+            self._steps_beside = self._steps_beside + 1 if room < step.budget else 0
+            if self._steps_beside <= MOST_STEPS_BESIDE:
+                self._compute_prompts(step, min(step.budget, room))
+        if len(step.chosen) == len(decodes):
+            self._steps_beside = 0
         for seq, num_new in step.chosen.items():
             self._shares.charge(seq.tenant, num_new, is_output=seq.num_output_tokens > 0)
         drafting = add_drafts(step, self.block_manager, self._speculator) if self._speculator else []
@@ -187,22 +203,32 @@ class Scheduler:
     def prompt_room(self, decodes: list[Sequence], num_prompts: int, context: int) -> int:
         """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.
 
-        Streams notice a step that takes PROMPT_STRETCH times as long as without prompts; where more sequences wait for
-        their first token than for their next one, it may take that many times longer.
+        Streams notice a step that takes PROMPT_STRETCH times as long as without prompts, or MOST_STRETCH times for
+        LEAST_PROMPT_ROOM tokens; where more sequences wait for their first token than for their next one, it may take that
+        many times longer.
         """
         num_decodes, num_keys = len(decodes), sum(seq.num_tokens for seq in decodes)
         most = self.max_num_batched_tokens - num_decodes
-        alone = self._times.seconds(num_decodes, num_keys) if num_decodes else None
+        alone = None
+        if num_decodes:
+            known = self._decode_times.seconds(num_decodes, num_keys)
+            alone = self._times.seconds(num_decodes, num_keys) if known is None else known
         if alone is None or most <= LEAST_PROMPT_ROOM:
             return most
-        allowed = alone * PROMPT_STRETCH * max(1.0, num_prompts / num_decodes)
+        allowed = alone * max(1.0, num_prompts / num_decodes)
 
         def keys_of(num_tokens: int) -> int:
             of_prompt = num_tokens - num_decodes
             return num_keys + of_prompt * (context + of_prompt)
 
-        least = num_decodes + LEAST_PROMPT_ROOM
-        return self._times.most_tokens(allowed, least, num_decodes + most, keys_of) - num_decodes
+        def room(stretch: float, least: int, most: int) -> int:
+            tokens = self._times.most_tokens(
+                allowed * stretch, num_decodes + least, num_decodes + most, keys_of
+            )
+            return tokens - num_decodes
+
+        found = room(PROMPT_STRETCH, FEWEST, most)
+        return found if found >= LEAST_PROMPT_ROOM else room(MOST_STRETCH, FEWEST, LEAST_PROMPT_ROOM)
 
     def _compute_prompts(self, step: Step, room: int) -> None:
         """Go on with running prompts, and move waiting sequences to running while tokens, places and blocks last."""

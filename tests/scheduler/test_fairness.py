@@ -8,7 +8,7 @@ from played_scheduler import Machine
 
 from penstock import Engine, EngineConfig, InvalidRequestError, OverloadedError, SamplingParams
 from penstock.errors import ConfigError
-from penstock.scheduler.scheduler import LEAST_PROMPT_ROOM
+from penstock.scheduler.scheduler import FEWEST, LEAST_PROMPT_ROOM, MOST_STEPS_BESIDE
 from penstock.scheduler.sequence import Status
 from penstock.scheduler.step_times import StepTimes
 from penstock.scheduler.tenant_shares import MAX_IDLE, TenantShares
@@ -153,6 +153,50 @@ def test_a_long_prompt_lets_streams_go_on():
     num_tokens = [machine.step().num_tokens for _ in range(40)]
     longest = max(times.seconds(num) or 0.0 for num in num_tokens)
     assert min(num_tokens) >= 8 + LEAST_PROMPT_ROOM and alone < longest <= 2 * alone
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_token", "tokens"),
+    [(0.0009, 11), (0.0017, 8), (0.0035, 4), (0.02, 2)],
+    ids=["half as long again", "8 take less than promised", "8 would take more", "any would"],
+)
+def test_a_prompt_takes_on_fewer_tokens_where_each_takes_long(seconds_per_token, tokens):
+    # Eight streams alone take 20 ms.
+    times = linear_times(0.020 - 8 * seconds_per_token, seconds_per_token)
+    machine = Machine(4000, 4, 16, 512, times=times)
+    for number in range(8):
+        machine.add([number], 300)
+    machine.step()
+    machine.add([99] * 400, 1)
+    assert machine.step().num_tokens == 8 + tokens
+
+
+def test_what_streams_take_alone_is_not_measured_by_steps_with_prompts():
+    """Eight tokens and ten are one size: a long prompt's steps must not pass for the streams' own."""
+    times, decodes = linear_times(0.011, 0.001), linear_times(0.011, 0.001)
+    for _ in range(50):
+        times.record(10, 0.060)
+        times.record(16, 0.070)
+    tokens = []
+    for own in (None, decodes):
+        machine = Machine(4000, 4, 16, 512, times=times, decode_times=own)
+        for number in range(8):
+            machine.add([number], 300)
+        machine.step()
+        machine.add([99] * 400, 1)
+        tokens.append(machine.step().num_tokens - 8)
+    assert tokens[0] >= LEAST_PROMPT_ROOM and tokens[1] == FEWEST
+
+
+def test_streams_have_a_step_alone_now_and_then():
+    machine = Machine(4000, 4, 16, 512, times=linear_times(0.020, 0.001))
+    for number in range(8):
+        machine.add([number], 300)
+    machine.step()
+    machine.add([99] * 4000, 1)
+    tokens = [machine.step().num_tokens for _ in range(2 * MOST_STEPS_BESIDE + 2)]
+    alone = [number for number, count in enumerate(tokens) if count == 8]
+    assert alone == [MOST_STEPS_BESIDE, 2 * MOST_STEPS_BESIDE + 1]
 
 
 def test_many_that_wait_are_not_kept_waiting_for_few_that_run():

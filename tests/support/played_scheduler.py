@@ -36,6 +36,7 @@ class Machine:
     budget: int
     prefix_caching: bool = True
     times: StepTimes = field(default_factory=StepTimes)
+    decode_times: StepTimes | None = None
     weights: dict[str, float] = field(default_factory=dict)
     trust_max_tokens: bool = False
     draft_rights: list[bool] | None = None
@@ -56,6 +57,7 @@ class Machine:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.budget,
             times=self.times,
+            decode_times=self.decode_times,
             shares=self.shares,
             speculator=self.speculator,
             trust_max_tokens=self.trust_max_tokens,
