@@ -51,6 +51,10 @@ def ways(tiny: bool) -> dict[str, dict[str, object]]:
 def engine(tiny: bool, layers: int, only: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
     """Name and figures, one way of serving after the other; of all, or `only` of those named."""
     load = TINY if tiny else FULL
+    known = ["transformers", *ways(tiny)]
+    for way in only:
+        if way not in known:
+            raise SystemExit(f"--ways {way!r} is no way of serving; there are {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder, tiny, layers)
@@ -163,13 +167,12 @@ def peer(folder: Path, load: Load, tiny: bool) -> dict[str, object]:
     settings = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64) if tiny else None
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
     model = model.to("cpu" if tiny else "cuda").eval()
-    sized_for = 0
+    sized_for = (0, 0)
 
     def run(prompts: list[list[int]], output: int) -> Stamps:
         nonlocal sized_for
-        if sized_for != (
-            size := (len(prompts), len(prompts[0]))
-        ):  # its pool is made for the first batch it sees
+        size = len(prompts), len(prompts[0])
+        if sized_for != size:  # its pool is made for the first batch it sees
             model.destroy_cached_continuous_batching_manager()
             sized_for = size
         asked = GenerationConfig(max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0)

@@ -15,6 +15,7 @@ from ..models.loading import LoadedModel
 from .engine_config import EngineConfig
 
 if TYPE_CHECKING:
+    from .cuda_graph import CudaGraphs
     from .decode_graphs import DecodeGraphs
     from .prompt_graphs import PromptGraphs
 
@@ -85,11 +86,8 @@ def _decode_graphs(model: LoadedModel, kv_cache: Any, config: EngineConfig) -> "
         return None
     from .decode_graphs import DecodeGraphs, record_nothing
 
-    record = record_nothing
-    if not model.backend.is_interpreted:
-        from .cuda_graph import CudaGraphs
-
-        record = CudaGraphs(model.backend.device).record
+    graphs = _cuda_graphs(model.backend)
+    record = record_nothing if graphs is None else graphs.record
     return DecodeGraphs(model, kv_cache, record, most_rows=1 << (config.max_num_seqs - 1).bit_length())
 
 
@@ -98,17 +96,23 @@ def _prompt_graphs(model: LoadedModel, kv_cache: Any, config: EngineConfig) -> "
         return None
     from .prompt_graphs import PromptGraphs, record_no_pieces
 
-    record = record_no_pieces
-    if not model.backend.is_interpreted:
-        from .cuda_graph import CudaGraphs
-
-        record = CudaGraphs(model.backend.device).record_pieces
-    graphs = PromptGraphs(model, kv_cache, record, most_tokens=config.max_num_batched_tokens)
-    graphs.record_all(config.max_num_seqs)
-    return graphs
+    graphs = _cuda_graphs(model.backend)
+    record = record_no_pieces if graphs is None else graphs.record_pieces
+    found = PromptGraphs(model, kv_cache, record, most_tokens=config.max_num_batched_tokens)
+    found.record_all(config.max_num_seqs)
+    return found
 
 
 def _has_graphs(backend: Backend, name: str, asked: str) -> bool:
     if asked == "on" and backend.kind == "cpu":
-        raise ModelLoadError(f"{name} is 'on', which is for GPUs; on a CPU leave it at 'auto'.", param=name)
+        raise ModelLoadError(f"{name} is 'on', which is for GPUs; on a CPU leave it out.", param=name)
     return asked == "on" or (asked == "auto" and backend.kind != "cpu" and not backend.is_interpreted)
+
+
+def _cuda_graphs(backend: Backend) -> "CudaGraphs | None":
+    """None for the interpreter, which has none."""
+    if backend.is_interpreted:
+        return None
+    from .cuda_graph import CudaGraphs
+
+    return CudaGraphs(backend.device)

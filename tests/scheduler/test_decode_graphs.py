@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_answers import answers, params
 from tiny_adapter import write_adapter
 
 from penstock.errors import ModelLoadError
@@ -56,25 +57,6 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(graphs, "logits", count)
     return counts
-
-
-def answers(engine: Engine, requests: list[tuple[list[int], SamplingParams]]):
-    for number, (prompt, params) in enumerate(requests):
-        engine.add_request(str(number), prompt, params)
-    found: dict[str, tuple[list, list]] = {}
-    while engine.has_work():
-        for delta in engine.step():
-            tokens, logprobs = found.setdefault(delta.request_id, ([], []))
-            tokens += delta.token_ids
-            logprobs += delta.logprobs or []
-        engine.check()
-    return found
-
-
-def params(max_tokens: int, **changes) -> SamplingParams:
-    return SamplingParams(
-        **{"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 1, **changes}
-    )
 
 
 # Five sequences end one after the other, so that steps have 5, 4, 3, 2 and 1 rows; one guesses what repeats.

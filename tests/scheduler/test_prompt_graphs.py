@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_answers import answers, params
 
 from penstock.config import SparseAttention
 from penstock.errors import ModelLoadError
-from penstock.scheduler import Engine, EngineConfig, SamplingParams
+from penstock.scheduler import Engine, EngineConfig
 from penstock.scheduler.prompt_graphs import PromptGraphs, padded_kept, padded_tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "interpreter"
@@ -43,25 +44,6 @@ def graphs_of(engine: Engine) -> PromptGraphs:
     found = engine.runner._forward._prompt_graphs
     assert found is not None
     return found
-
-
-def answers(engine: Engine, requests: list):
-    for number, (prompt, params) in enumerate(requests):
-        engine.add_request(str(number), prompt, params)
-    found: dict[str, tuple[list, list]] = {}
-    while engine.has_work():
-        for delta in engine.step():
-            tokens, logprobs = found.setdefault(delta.request_id, ([], []))
-            tokens += delta.token_ids
-            logprobs += delta.logprobs or []
-        engine.check()
-    return found
-
-
-def params(max_tokens: int, **changes) -> SamplingParams:
-    return SamplingParams(
-        **{"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 1, **changes}
-    )
 
 
 def launched(engine: Engine, requests: list):
