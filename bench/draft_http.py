@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 from load_client import LoadPlan, SyntheticPrompts, fit_words
-from near_hits import own_server
+
+from penstock.tune.own_server import own_server
 
 TOKENS = 64
 WARM_UP = 3
@@ -60,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=100, help="questions")
     args = parser.parse_args()
-    with own_server() as url:
+    with own_server(["--model", "builtin", "--no-cache"]) as url:
         alone, drafted = (
             TOKENS / statistics.median(taken) for taken in asyncio.run(measure(url, args.count))
         )

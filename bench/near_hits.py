@@ -12,15 +12,13 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
 from near_pairs import Pair, near_pairs
+
+from penstock.tune.own_server import own_server
 
 UNDISTURBED, SEARCHED = "no-cache, no-store", "no-store"
 
@@ -102,34 +100,6 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def own_server(model: str, embedding_model: str) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "penstock",
-            "serve",
-            "--port",
-            "0",
-            "--model",
-            model,
-            "--served-model-name",
-            "builtin",
-            "--embedding-model",
-            embedding_model,
-            "--cache-path",
-            f"{folder}/cache",
-        ]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                address = process.stdout.readline().split(" at ")[-1].strip()
-                yield address
-            finally:
-                process.terminate()
-
-
 async def wait_for_embedder(url: str, *, by_model: bool) -> None:
     """Near hits begin once the embedding model is loaded, or the served one has embedded some questions."""
     async with aiohttp.ClientSession() as session:
@@ -161,7 +131,12 @@ def main() -> None:
     if args.url:
         rows = asyncio.run(run(args.url))
     else:
-        with own_server(args.model, args.embedding_model) as url:
+        flags = ["--model", args.model, "--served-model-name", "builtin"]
+        flags += ["--embedding-model", args.embedding_model]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            own_server([*flags, "--cache-path", f"{folder}/cache"]) as url,
+        ):
             rows = asyncio.run(run(url))
     print(table(rows))
     if args.out:

@@ -507,6 +507,8 @@ def _add_argument(section: argparse._ActionsContainer, entry: _Entry) -> None:
 def _placeholder(entry: _Entry) -> str:
     if entry.name in _TARGETS:
         return f"NAME={_TARGETS[entry.name]},..."
+    if entry.name.endswith("_patterns"):
+        return "REGEX,..."
     type_ = entry.type
     text = str(type_)
     placeholders = (
@@ -518,7 +520,9 @@ def _placeholder(entry: _Entry) -> str:
     for word, shown in placeholders:
         if word in text or type_ is {"int": int}.get(word):
             return shown
-    return "SECONDS" if "float" in text else "TEXT"
+    if "float" in text:
+        return "SECONDS" if entry.name.endswith(("_timeout", "_ttl")) else "NUMBER"
+    return "TEXT"
 
 
 def _from_file(file: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ MARGIN = 1.1
 def draft_length(times: StepTimes, acceptance: float, limit: int, num_tokens: int, num_seqs: int) -> int:
     """The draft length that gains most tokens over what the same time would yield without it; 0 where none gains.
 
+    What a right guess saves is a step of decodes, also where it is verified beside a prompt.
+
     Args:
         times: of steps.
         acceptance: the chance that a guess is right where those before it were.
@@ -36,7 +38,7 @@ def draft_length(times: StepTimes, acceptance: float, limit: int, num_tokens: in
     for tried in LENGTHS:
         if tried > limit:
             break
-        loss = MARGIN * num_seqs * rows_cost(times, num_tokens, tried)
+        loss = MARGIN * num_seqs * rows_cost(times, num_tokens, tried, max(1, num_seqs))
         if hoped - loss <= best_gain:
             break  # and longer ones lose more
         gain = expected_tokens(acceptance, tried) - loss
@@ -60,9 +62,7 @@ def draft_lengths(
 ) -> list[int]:
     """The lengths that gain most, one per chance, where a guess for all of them together costs a run of the draft model.
 
-    `run_times`: of those runs, by how many sequences are guessed for. The rest as in `draft_length`. What a right guess
-    saves is a step of decodes, also where it is made in a step of prompts: counted as one of those, answers of 20 tokens
-    took 6 % longer.
+    `run_times`: of those runs, by how many sequences are guessed for. The rest as in `draft_length`.
     """
     unit = max(1, num_seqs)
     none = [0] * len(chances)
@@ -95,9 +95,9 @@ def draft_lengths(
     return best
 
 
-def rows_cost(times: StepTimes, num_tokens: int, more: int, unit: int | None = None) -> float:
-    """By how much `more` rows make a step of `num_tokens` longer, in steps of `unit` tokens, or of that one."""
-    step, one = times.seconds(num_tokens), times.seconds(unit or num_tokens)
+def rows_cost(times: StepTimes, num_tokens: int, more: int, unit: int) -> float:
+    """By how much `more` rows make a step of `num_tokens` longer, in steps of `unit` tokens."""
+    step, one = times.seconds(num_tokens), times.seconds(unit)
     if not step or not one:
         return more * ROW_COST
     return max((times.seconds(num_tokens + more) or step) - step, 0.0) / one

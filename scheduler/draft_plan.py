@@ -192,7 +192,7 @@ class DraftPlanner:
         cost = beside * (self._run_cost(candidate.num_behind, beside) - self._run_cost(1, beside))
         left = min(candidate.num_left, self._answer_tokens)
         for length in LENGTHS:
-            lost = length * run + rows_cost(self._times, beside, beside * length)
+            lost = length * run + rows_cost(self._times, beside, beside * length, beside)
             expected = expected_tokens(acceptance, length)
             gain = expected - MARGIN * lost
             if gain <= 0:
@@ -210,7 +210,7 @@ class DraftPlanner:
         num_guesses = min(TRIAL_GUESSES, candidate.limit)
         cost = self._run_cost(candidate.num_behind, num_tokens)
         cost += (num_guesses - 1) * self._run_cost(1, num_tokens)
-        cost += rows_cost(self._times, num_tokens, num_guesses)
+        cost += rows_cost(self._times, num_tokens, num_guesses, num_tokens)
         # All that it takes must be there before anything is spent: a guess that is never reached tells nothing.
         if cost > self._credit:
             return []

@@ -19,8 +19,9 @@ PRIORS: dict[DrafterName, tuple[float, float]] = {
     "ngram": (2.0, 0.5),
 }
 # A completion that has been right so far may end to be so. Where an answer goes another way, and now and then says again
-# what it said before, twelve more drafts were verified in vain, of 40 ms instead of 9 (0.5B shape): three now.
-FADING_WHEN_LOST: dict[DrafterName, float] = {"draft": 0.2}
+# what it said before, twelve more drafts were verified in vain, of 40 ms instead of 9 (0.5B shape): three now. With its
+# first wrong guess it begins anew: what is found of it behind is another claim, for which 48 rows are too much.
+FADING_WHEN_LOST = 0.2
 # Where no draft pays, guesses are still compared with what came, once in so many tokens: drafters may get better.
 SHADOW_EVERY = 4
 
@@ -37,7 +38,9 @@ class Guesser:
     def __post_init__(self) -> None:
         weight, share = PRIORS[self.drafter.name]
         self.record = TrackRecord(weight * share, weight)
-        self.record.fading_when_lost = FADING_WHEN_LOST.get(self.drafter.name, self.record.fading)
+        if self.drafter.name == "draft":
+            self.record.renewal = weight, weight * share
+            self.record.fading_when_lost = FADING_WHEN_LOST
 
     @property
     def name(self) -> DrafterName:

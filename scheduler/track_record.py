@@ -14,12 +14,15 @@ class TrackRecord:
         right, guessed: so many, faded.
         fading: what older guesses keep of their weight with every draft that is verified.
         fading_when_lost: the same with one of which nothing was right.
+        renewal: what the record begins with again once a guess was wrong, if it is better than that: so many guesses and
+            right ones, and the wrong one; None to keep it.
     """
 
     right: float
     guessed: float
     fading: float = 0.85
     fading_when_lost: float = 0.85
+    renewal: tuple[float, float] | None = None
 
     @property
     def acceptance(self) -> float:
@@ -32,6 +35,10 @@ class TrackRecord:
         fading = self.fading if num_right else self.fading_when_lost
         self.right = fading * self.right + num_right
         self.guessed = fading * self.guessed + trials
+        if self.renewal is not None and num_right < num_guessed:
+            guessed, right = self.renewal
+            if self.right * (guessed + 1) > right * self.guessed:
+                self.right, self.guessed = right, guessed + 1
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
