@@ -41,11 +41,11 @@ class Penstock:
     ) -> None:
         import gc
 
-        from penstock.models.light_import import without_compiler
+        from penstock.models.light_import import light_import
 
         # As the engine's own process loads it (scheduler/engine_server.py).
         gc.disable()
-        with without_compiler():
+        with light_import():
             from penstock.scheduler.engine import Engine
             from penstock.scheduler.engine_config import EngineConfig
 

@@ -24,6 +24,8 @@ from penstock import AsyncEngine, EngineConfig, OverloadedError, SamplingParams
 
 BENCH = Path(__file__).parent
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
+# Of the load at whose peak a flood is measured.
+SETTLING_SECONDS, PEAK_SECONDS = 5.0, 10.0
 # Of a stream, before it is measured.
 SETTLED_TOKENS = 16
 # Beside a long prompt: more than there are steps until its first token, at two of its tokens a step.
@@ -37,6 +39,7 @@ class Load:
         self.engine = engine
         self._rng = random.Random(seed)
         self._times: dict[asyncio.Task | None, list[float]] = {}  # of those that `stop` may end
+        self.num_answered = 0
 
     def prompt(self, num_tokens: int) -> list[int]:
         return [self._rng.randrange(10, 4000) for _ in range(num_tokens)]
@@ -52,6 +55,7 @@ class Load:
         async for chunk in self.engine.generate(self.prompt(num_prompt), params, tenant=tenant):
             times += [time.perf_counter() - start] * len(chunk.token_ids)
         del self._times[asyncio.current_task()]
+        self.num_answered += 1
         return times
 
     def num_tokens(self, task: asyncio.Task) -> int:
@@ -154,21 +158,23 @@ async def neighbour(load: Load, streams: int, prompt_tokens: int) -> dict[str, f
 
 
 async def flood(load: Load, requests: int, factor: float) -> dict[str, float]:
-    await load.closed("default", 64, 2.0)
-    started = time.perf_counter()
-    done = await load.closed("default", 96, 8.0)
-    peak = len(done) / (time.perf_counter() - started)
+    # Counted while all 96 are at it: not from their common beginning, nor to the end of the last.
+    clients = asyncio.ensure_future(load.closed("default", 96, SETTLING_SECONDS + PEAK_SECONDS))
+    await asyncio.sleep(SETTLING_SECONDS)
+    answered_before, began = load.num_answered, time.perf_counter()
+    await asyncio.sleep(PEAK_SECONDS)
+    peak = (load.num_answered - answered_before) / (time.perf_counter() - began)
+    await clients
     child = psutil.Process(load.engine._host.pid)  # type: ignore[union-attr]
     own = psutil.Process()
     before = (child.memory_info().rss, own.memory_info().rss)
-    finished, refused = [0], []
+    answered_before, refused = load.num_answered, []
     rng = random.Random(1)
 
     async def one() -> None:
         start = time.perf_counter()
         try:
             await load.one()
-            finished[0] += 1
         except OverloadedError:
             load.forget()
             refused.append(time.perf_counter() - start)
@@ -183,7 +189,7 @@ async def flood(load: Load, requests: int, factor: float) -> dict[str, float]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     lasted = time.perf_counter() - begun
-    in_time = finished[0]
+    in_time = load.num_answered - answered_before
     await asyncio.gather(*tasks)
     after = (child.memory_info().rss, own.memory_info().rss)
     return {
@@ -191,7 +197,7 @@ async def flood(load: Load, requests: int, factor: float) -> dict[str, float]:
         "offered_per_s": requests / lasted,
         "goodput_per_s": in_time / lasted,
         "goodput_over_peak": in_time / lasted / peak,
-        "answered": finished[0],
+        "answered": load.num_answered - answered_before,
         "refused": len(refused),
         "refusal_p50_ms": 1e3 * percentile(refused, 0.5),
         "refusal_p99_ms": 1e3 * percentile(refused, 0.99),

@@ -13,9 +13,18 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from .import_structure import kept_import_structure
+
 COMPILER = "torch._dynamo"
 # What transformers imports from inside the compiler by name.
 TRACE_HELPERS = f"{COMPILER}._trace_wrapped_higher_order_op"
+
+
+@contextlib.contextmanager
+def light_import() -> Iterator[None]:
+    """While it lasts, transformers is imported without the compiler and without reading what it was read for before."""
+    with without_compiler(), kept_import_structure():
+        yield
 
 
 @contextlib.contextmanager

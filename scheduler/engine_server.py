@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import ModelLoadError, PenstockError
-from ..models.light_import import without_compiler
+from ..models.light_import import light_import
 from .engine_config import EngineConfig
 from .host import inherited, remove_address, report_failure
 from .outputs import Delta
@@ -278,7 +278,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     config, lifeline, listener = inherited(EngineConfig)
-    status = serve_engine(config, listener, lifeline, loading=without_compiler())
+    status = serve_engine(config, listener, lifeline, loading=light_import())
     if status == 0:
         remove_address(listener)  # the owner is gone, or has us stop
     return status
