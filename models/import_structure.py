@@ -11,7 +11,6 @@ import functools
 import importlib.machinery
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -112,11 +111,12 @@ def _load(file: Path) -> Structure | None:
 def _store(file: Path, structure: Structure) -> None:
     """Whole or not at all, in the place of the oldest of others'."""
     rows = [(sorted(needs), modules) for needs, modules in structure.items()]
+    new = file.with_suffix(f".{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-            new.write(msgspec.json.encode(rows))
-        os.replace(new.name, file)
+        new.write_bytes(msgspec.json.encode(rows))
+        new.replace(file)
         for old in sorted(file.parent.glob("*.json"), key=os.path.getmtime)[:-MOST_KEPT]:
             old.unlink(missing_ok=True)
-    except OSError:
-        pass  # a cache
+    except OSError:  # as of a full disk; it is a cache
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
