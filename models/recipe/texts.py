@@ -4,6 +4,7 @@ train.jsonl         conversations of the training mixture
 pages.jsonl         questions and answers of pages that are never trained on: held-out pages
 page_tasks.jsonl    the same, to be answered: right is a command that does what the page's does
 page_wordings.jsonl all questions about held-out pages, each in several wordings, which share a "topic"
+page_texts.jsonl    such questions with their answers: ten times the tokens of pages.jsonl
 tasks.jsonl         questions written by hand, in wordings that are never trained on: held-out phrasings
 workload.jsonl      both, as an app's users would ask them: few topics often, most seldom, each in several wordings
 """
@@ -32,6 +33,12 @@ def messages(conversation: Conversation) -> dict[str, Any]:
         found.append({"role": "user", "content": pair.question})
         found.append({"role": "assistant", "content": pair.answer})
     return {"messages": found}
+
+
+def answered(question: str, row: Row, corpus: Corpus) -> dict[str, Any]:
+    """A question about a page, and the page's answer."""
+    answer = answer_for(row, corpus.verbs)
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def task(question: Question) -> dict[str, Any]:
@@ -77,18 +84,7 @@ def main() -> None:
     every = [row for row in corpus.held_out if row.source == "tldr"]
     rows = rng.sample(every, min(args.pages, len(every)))
     asked = [(ask(rng, row.description.replace("`", ""), row.tool), row) for row in rows]
-    write(
-        args.out / "pages.jsonl",
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": q},
-                    {"role": "assistant", "content": answer_for(row, corpus.verbs)},
-                ]
-            }
-            for q, row in asked
-        ),
-    )
+    write(args.out / "pages.jsonl", (answered(q, row, corpus) for q, row in asked))
     write(
         args.out / "page_tasks.jsonl",
         ({"question": q, "accept": [row.command], "match": "command"} for q, row in asked),
@@ -103,6 +99,10 @@ def main() -> None:
         args.out / "page_wordings.jsonl",
         (question for row in every for question in worded(rng, row, WORDINGS)),
     )
+    rng = random.Random(SEED)
+    texts = [answered(each["question"], row, corpus) for row in every for each in worded(rng, row, WORDINGS)]
+    rng.shuffle(texts)
+    write(args.out / "page_texts.jsonl", texts)
 
 
 if __name__ == "__main__":
