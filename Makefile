@@ -3,10 +3,12 @@
 #   make serve ARGS="--port 9000"      further arguments for `penstock serve`
 #   make test ARGS="tests/cache -x"    further arguments for pytest
 #   VENV=.venv   the environment to make and use        PYTHON=python3   what makes it: 3.11 or later
+#   WORKERS=2    processes that run tests at once
 
 SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -19,13 +21,13 @@ inputs := pyproject.toml setup.py constraints.txt
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 serve: $(VENV)/.installed
 	@exec $(bin)/penstock serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(bin)/pytest $(ARGS)
+	$(bin)/pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(bin)/ruff check .

@@ -25,6 +25,8 @@ if not torch.cuda.is_available():
 
 VOCAB_SIZE = 320
 EOS = 2
+# Folders whose tests start servers.
+WITH_SERVERS = ("tests/proxy/", "tests/cli/", "tests/tune/", "tests/bench/")
 
 
 def save_byte_tokenizer(folder: Path) -> None:
@@ -92,3 +94,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if item not in slow]
         config.hook.pytest_deselected(items=slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each file is one worker's, whose fixtures it shares. What waits for servers and looks at clocks is all one worker's
+    too: two of them at once would measure each other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "servers" if file.startswith(WITH_SERVERS) else file
+
+    return ByFile(config, log)
