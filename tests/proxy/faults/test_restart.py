@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -88,18 +89,16 @@ async def test_reload_under_load(upstream: FaultyUpstream, other: FaultyUpstream
                     assert await reply.read() == b"".join(chat_events())
 
             async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                for seed in range(300):
+                changed = False
+                for seed in count():
                     group.create_task(ask(seed))
-                    if seed == 100:
-                        while upstream.calls < 100:
-                            await asyncio.sleep(0.005)
+                    if upstream.calls >= 100 and not changed:
                         write_settings(tmp_path, other)
                         os.kill(process.pid, signal.SIGHUP)
+                        changed = True
+                    if other.calls >= 100:
+                        break
                     await asyncio.sleep(0.005)
-                while not other.calls:
-                    seed += 1
-                    group.create_task(ask(seed))
-                    await asyncio.sleep(0.05)
             asked = upstream.calls
             await ask(seed + 1)
             assert upstream.calls == asked
