@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ModelLoadError
 from ..kernels.cpu.native.library import library
 from ..kernels.dispatch import Backend, choose_backend
+from ..native_build import chip_has
 from . import attention_hook
 from .compressed_tensors import check_values, extension, stored_linears
 from .final_states import final_state_size, kept_states
@@ -158,6 +159,12 @@ def load_model(
         fused["layers"] = stacked
         forward = forward_of(module, probe.layers)
     compute_dtype = torch.float32 if precision != "none" and backend.kind == "cpu" else module.dtype
+    if backend.kind == "cpu" and compute_dtype is torch.bfloat16 and not _has_bfloat16():
+        log.warning(
+            "%s is computed in bfloat16, for which this CPU has no instructions: dtype = 'float32' is usually faster, in "
+            "twice the memory; quantize = 'w8a8' is faster and smaller",
+            path,
+        )
     return LoadedModel(
         module=module,
         forward=forward or partial(_compute, module),
@@ -179,6 +186,11 @@ def load_model(
         adapters=added,
         linears={name: count for name, count in linears.items() if count},
     )
+
+
+def _has_bfloat16() -> bool:
+    """Of chips other than Linux's x86-64 ones it is not known, and believed."""
+    return chip_has(["avx512_bf16"]) or not chip_has([])
 
 
 def _stored_precision(path: Path, stored: QuantizationConfig, quantize: str) -> str:

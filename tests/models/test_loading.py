@@ -326,6 +326,32 @@ def test_other_dtypes_load_and_run(dtype: str, tiny_llama: Path):
     assert len(result[0].completions[0].token_ids) == 8
 
 
+@pytest.mark.parametrize(
+    ("flags", "dtype", "quantize", "is_told"),
+    [
+        (["avx2"], "bfloat16", "none", True),
+        (["avx2"], "bfloat16", "w8a8", False),
+        (["avx2"], "float32", "none", False),
+        (["avx512f", "avx512_bf16"], "bfloat16", "none", False),
+        (None, "bfloat16", "none", False),  # another kind of chip
+    ],
+)
+def test_a_chip_without_bfloat16_is_told_what_is_faster(
+    flags: list[str] | None,
+    dtype: str,
+    quantize: str,
+    is_told: bool,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(loading, "chip_has", lambda wanted: flags is not None and set(wanted) <= set(flags))
+    load_model(str(tiny_llama), dtype=dtype, quantize=quantize)
+    told = [record.getMessage() for record in caplog.records if "no instructions" in record.getMessage()]
+    assert len(told) == is_told
+    assert all(str(tiny_llama) in text and "dtype = 'float32' is usually faster" in text for text in told)
+
+
 def test_the_fingerprint_changes_with_every_decisive_byte(llama_copy: Path):
     def change(name: str, at: int) -> None:
         file = llama_copy / name
