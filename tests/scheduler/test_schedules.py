@@ -162,7 +162,7 @@ def check_schedules(model: Path, other: Path, count: int, seed: int) -> None:
         assert 0 < accepted < drafted, f"{drafter}: {accepted} of {drafted}"
 
     figures = itself.stats.drafters["draft_model"]
-    assert figures.accepted == figures.drafted > count // 2
+    assert figures.accepted == figures.drafted > min(count // 2, 50)
     figures = stranger.stats.drafters["draft_model"]
     assert figures.accepted < 0.5 * figures.drafted
 
