@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 L2_BYTES = 60 << 20
@@ -207,22 +208,35 @@ def cases(tiny: bool) -> Iterator[Case]:
             yield attention_case(1, context, context, int8, device, dtype, tiny)
 
 
+def random_rows(m: int, k: int, device: object) -> Any:
+    import torch
+
+    from penstock.kernels.quantized_rows import QuantizedRows
+
+    return QuantizedRows(
+        values=torch.randint(-127, 128, (m, k), dtype=torch.int8, device=device),
+        scale=torch.rand(m, 1, device=device) + 0.1,
+        zero=torch.randint(-128, 128, (m, 1), device=device).float(),
+    )
+
+
 def matmul_case(m: int, n: int, k: int, device: object, dtype: object) -> Case:
     import torch
 
-    from penstock.kernels.gpu.int8_matmul import int8_matmul
+    from penstock.kernels.gpu.int8_matmul import int8_matmul, sum_rows
 
     copies = max(1, min(64, math.ceil(2 * L2_BYTES / (n * k))))
-    x = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=device)
-    scale = torch.rand(m, 1, device=device) + 0.1
+    rows = random_rows(m, k, device)
+    x = rows.values
     weights = [torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device) for _ in range(copies)]
     weight_scale = torch.rand(n, device=device)
+    sums = [sum_rows(weight, weight_scale) for weight in weights]
 
     def run(index: int) -> torch.Tensor:
-        return int8_matmul(x, scale, weights[index], weight_scale, out_dtype=dtype)
+        return int8_matmul(rows, weights[index], weight_scale, sums[index], out_dtype=dtype)
 
     def error() -> float:
-        exact = (x[:16].double() @ weights[0].double().T) * scale[:16].double() * weight_scale.double()
+        exact = rows.of(slice(16)).dequantized().double() @ weights[0].double().T * weight_scale.double()
         return relative(run(0)[:16], exact)
 
     half = x.to(dtype)
@@ -245,12 +259,14 @@ def grouped_matmul_case(
     import torch
 
     from penstock.kernels.gpu.grouped_int8_matmul import grouped_int8_matmul
+    from penstock.kernels.gpu.int8_matmul import sum_rows
     from penstock.kernels.routing import Routing
 
-    x = torch.randint(-127, 128, (tokens, k), dtype=torch.int8, device=device)
-    scale = torch.rand(tokens, 1, device=device) + 0.1
+    rows = random_rows(tokens, k, device)
+    x = rows.values
     weight = torch.randint(-127, 128, (experts, n, k), dtype=torch.int8, device=device)
     weight_scale = torch.rand(experts, n, device=device)
+    sums = sum_rows(weight, weight_scale)
     routings = [
         Routing.of(torch.rand(tokens, experts, device=device).topk(top_k).indices, experts)
         for _ in range(2 if not x.is_cuda else 16)
@@ -258,14 +274,14 @@ def grouped_matmul_case(
 
     def run(index: int) -> torch.Tensor:
         own = routings[index]
-        return grouped_int8_matmul(x, scale, weight, weight_scale, own.offsets, own.tokens, out_dtype=dtype)
+        return grouped_int8_matmul(rows, weight, weight_scale, sums, own.offsets, own.tokens, out_dtype=dtype)
 
     def error() -> float:
         worst = 0.0
-        for expert, rows in list(routings[0].shares())[:4]:
-            at = routings[0].tokens[rows].long()[:16]
-            exact = x[at].double() @ weight[expert].double().T * weight_scale[expert].double()
-            worst = max(worst, relative(run(0)[rows][:16], exact * scale[at].double()))
+        for expert, share in list(routings[0].shares())[:4]:
+            own = rows.of(routings[0].tokens[share].long()[:16]).dequantized().double()
+            exact = own @ weight[expert].double().T * weight_scale[expert].double()
+            worst = max(worst, relative(run(0)[share][:16], exact))
         return worst
 
     baselines: dict[str, Callable[[int], object]] = {}
@@ -275,11 +291,11 @@ def grouped_matmul_case(
         baselines["torch grouped_mm bf16"] = lambda index: torch.nn.functional.grouped_mm(
             gathered[index], half, offs=routings[index].offsets[1:]
         )
-    rows = tokens * top_k
+    count = tokens * top_k
     read = sum(len(list(own.shares())) for own in routings) / len(routings)
-    moved = int(read * n * k) + tokens * k + 2 * rows * n
+    moved = int(read * n * k) + tokens * k + 2 * count * n
     name = f"grouped_int8_matmul {tokens} to {top_k} of {experts} {n}x{k}"
-    return Case(name, run, error, baselines, moved, 2 * rows * n * k, len(routings))
+    return Case(name, run, error, baselines, moved, 2 * count * n * k, len(routings))
 
 
 def weight_only_case(bits: int, m: int, n: int, k: int, device: object, dtype: object) -> Case:
@@ -326,12 +342,13 @@ def quantize_case(m: int, k: int, device: object, dtype: object) -> Case:
 
     def plain(index: int) -> object:
         x = inputs[index].float()
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        return torch.round(x / scale).to(torch.int8), scale
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+        scale = (high - low) / 255
+        zero = -128 - torch.round(low / scale)
+        return torch.round(x / scale + zero).clamp_(max=127).to(torch.int8), scale, zero
 
     def error() -> float:
-        quantized, scale = quantize_activation(inputs[0])
-        return relative(quantized.float() * scale, inputs[0].double())
+        return relative(quantize_activation(inputs[0]).dequantized(), inputs[0].double())
 
     baselines: dict[str, Callable[[int], object]] = {"torch": plain} if inputs[0].is_cuda else {}
     run = lambda index: quantize_activation(inputs[index])  # noqa: E731
@@ -352,8 +369,7 @@ def rms_norm_case(m: int, k: int, device: object, dtype: object) -> Case:
     def error() -> float:
         x = inputs[0].double()
         exact = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
-        _, quantized, scale = run(0)
-        return relative(quantized.float() * scale, exact)
+        return relative(run(0)[1].dequantized(), exact)
 
     run = lambda index: rms_norm(inputs[index], weight, 1e-6, pad_to=4)  # noqa: E731
     baselines: dict[str, Callable[[int], object]] = {}
@@ -376,8 +392,7 @@ def silu_mul_case(m: int, k: int, device: object, dtype: object) -> Case:
 
     def error() -> float:
         gate, up = (part.double() for part in inputs[0])
-        _, quantized, scale = run(0)
-        return relative(quantized.float() * scale, torch.nn.functional.silu(gate) * up)
+        return relative(run(0)[1].dequantized(), torch.nn.functional.silu(gate) * up)
 
     run = lambda index: silu_mul(*inputs[index], pad_to=4)  # noqa: E731
     baselines: dict[str, Callable[[int], object]] = {}

@@ -21,7 +21,7 @@ from .plain_model import PlainModel
 from .quantized_tensor import BITS, QuantizedTensor, Scheme
 
 SHARD_BYTES = 5_000_000_000
-_INT8_PER_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+_INT8_PER_TOKEN = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}
 
 
 def write_compressed_tensors(

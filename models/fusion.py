@@ -93,7 +93,7 @@ def _fuse_norm(module: nn.Module, backend: Backend, handoff: Handoff | None, wid
     pad_to = ALIGNMENT if handoff is not None and weight.shape[0] in widths else None
 
     def normalize(style: NormStyle, x: Tensor) -> Tensor:
-        y, quantized, scale = rms_norm(
+        y, rows = rms_norm(
             x.reshape(-1, x.shape[-1]),
             weight,
             eps,
@@ -102,8 +102,8 @@ def _fuse_norm(module: nn.Module, backend: Backend, handoff: Handoff | None, wid
             pad_to=pad_to,
         )
         y = y.view(x.shape)
-        if handoff is not None and quantized is not None and scale is not None:
-            handoff.give(y, quantized, scale)
+        if handoff is not None and rows is not None:
+            handoff.give(y, rows)
         return y
 
     x = random_rows(1, ROWS, weight.shape[0], like=weight, backend=backend)
@@ -130,12 +130,10 @@ def _fuse_gate(module: nn.Module, backend: Backend, handoff: Handoff | None) -> 
 
     def gated(x: Tensor) -> Tensor:
         gate, up = gate_proj(x), up_proj(x)
-        y, quantized, scale = silu_mul(
-            gate.view(-1, gate.shape[-1]), up.view(-1, up.shape[-1]), pad_to=pad_to
-        )
+        y, rows = silu_mul(gate.view(-1, gate.shape[-1]), up.view(-1, up.shape[-1]), pad_to=pad_to)
         y = y.view(gate.shape)
-        if handoff is not None and quantized is not None and scale is not None:
-            handoff.give(y, quantized, scale)
+        if handoff is not None and rows is not None:
+            handoff.give(y, rows)
         out: Tensor = down_proj(y)
         return out
 
@@ -159,9 +157,9 @@ def _fuse_experts_gate(module: QuantizedExperts, backend: Backend, handoff: Hand
     assert handoff is not None
 
     def gated(rows: Tensor) -> Tensor:
-        y, quantized, scale = silu_mul(*rows.chunk(2, dim=-1), pad_to=ALIGNMENT)
-        assert quantized is not None and scale is not None
-        handoff.give(y, quantized, scale)
+        y, quantized = silu_mul(*rows.chunk(2, dim=-1), pad_to=ALIGNMENT)
+        assert quantized is not None
+        handoff.give(y, quantized)
         return y
 
     like = torch.empty(0, dtype=module.dtype)

@@ -118,8 +118,7 @@ def _layer(layer: Layer) -> native.EncoderLayer:
 
 def _matrix(linear: Linear) -> native.Matrix:
     assert isinstance(linear.weight, Int8Weight) and linear.weight.native is not None
-    own = linear.weight.native.matrix
-    return native.Matrix(own.packed, own.scale, linear.bias.data_ptr(), own.n, own.k)
+    return linear.weight.native.matrix.with_bias(linear.bias)
 
 
 def _norm(norm: Norm) -> native.LayerNorm:

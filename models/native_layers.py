@@ -311,8 +311,7 @@ def _layer(parts: _Parts, window: int) -> native.Layer:
 def _matrix(linear: QuantizedLinear) -> native.Matrix:
     weight = linear.quantized
     assert isinstance(weight, Int8Weight) and weight.native is not None
-    own, bias = weight.native.matrix, linear.bias
-    return native.Matrix(own.packed, own.scale, None if bias is None else bias.data_ptr(), own.n, own.k)
+    return weight.native.matrix.with_bias(linear.bias)
 
 
 def _agree(

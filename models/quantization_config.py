@@ -71,7 +71,8 @@ class QuantizationConfig:
 
 
 class _Arguments(msgspec.Struct, forbid_unknown_fields=True):
-    """How weights or activations are rounded. What only says how that was found out is not looked at."""
+    """How weights or activations are rounded. What only says how that was found out is not looked at, nor whether activations
+    are rounded around zero: kernels have a finer way for all."""
 
     num_bits: int = 8
     type: str = "int"
@@ -223,8 +224,6 @@ def _misfit(weights: _Arguments, inputs: _Arguments | None) -> str | None:
             return f"{bits} and {inputs.num_bits}-bit activations"
         if inputs.type != "int" or inputs.num_bits != 8:
             return f"{inputs.type} {inputs.num_bits}-bit activations"
-        if not inputs.symmetric:
-            return "asymmetric activations"
         if inputs.dynamic is not True:
             return "static activation scales"
         if inputs.strategy != "token":

@@ -66,7 +66,7 @@ class QuantizedExperts(nn.Module):
         ready = None if self.handoff is None else self.handoff.take(rows)
         if ready is not None:
             product: Any = self.down  # of W8A8, as only such experts have a handoff
-            rows = product.matmul_quantized(*ready, routing, self.down_bias, rows.dtype)
+            rows = product.matmul_quantized(ready, routing, self.down_bias, rows.dtype)
         else:
             rows = self.down.matmul(rows, routing, self.down_bias)
         if self.has_norm:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..kernels.cpu.grouped_int8_matmul import GroupedInt8Weight
 from ..kernels.cpu.int8_matmul import Int8Weight
 from ..kernels.dispatch import Backend, QuantizedWeight, weight_class
+from ..kernels.quantized_rows import QuantizedRows
 from .compressed_tensors import StoredLinear
 from .quantization_config import StoredScheme
 
@@ -36,22 +37,18 @@ KEEP_PLAIN_WEIGHTS = 1 << 30
 class Handoff:
     """The one place where whoever writes an activation leaves its integers for the product that reads it next."""
 
-    __slots__ = ("_quantized", "_scale", "_tensor")
+    __slots__ = ("_rows", "_tensor")
 
     def __init__(self) -> None:
         self._tensor: Tensor | None = None
-        self._quantized: Tensor | None = None
-        self._scale: Tensor | None = None
+        self._rows: QuantizedRows | None = None
 
-    def give(self, tensor: Tensor, quantized: Tensor, scale: Tensor) -> None:
-        self._tensor, self._quantized, self._scale = tensor, quantized, scale
+    def give(self, tensor: Tensor, rows: QuantizedRows) -> None:
+        self._tensor, self._rows = tensor, rows
 
-    def take(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    def take(self, tensor: Tensor) -> QuantizedRows | None:
         """Those of this very tensor, or None."""
-        if tensor is not self._tensor:
-            return None
-        assert self._quantized is not None and self._scale is not None
-        return self._quantized, self._scale
+        return self._rows if tensor is self._tensor else None
 
 
 class QuantizedLinear(nn.Module):
@@ -68,7 +65,7 @@ class QuantizedLinear(nn.Module):
         ready = None if self.handoff is None else self.handoff.take(x)
         if ready is not None:
             product: Any = self.quantized  # of W8A8, as only such a linear has a handoff
-            out: Tensor = product.matmul_quantized(*ready, self.bias, x.dtype)
+            out: Tensor = product.matmul_quantized(ready, self.bias, x.dtype)
         else:
             out = self.quantized.matmul(x.reshape(-1, self.quantized.in_features), self.bias)
         return out.view(*x.shape[:-1], self.quantized.out_features)

@@ -12,7 +12,7 @@ from ..evaluate import PlainScorer
 from ..plain_model import load_plain
 from ..quantized_tensor import QuantizedTensor
 from .layer import BlockResult, install
-from .rounding import round_activation
+from .rounding import round_key_or_value
 from .whole import Quantized
 
 NAME = "penstock_int8_kv"
@@ -49,7 +49,7 @@ def _round_kv(module: Any) -> None:
     attention: Any = ALL_ATTENTION_FUNCTIONS[kind]
 
     def rounding(part: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
-        return attention(part, query, round_activation(key), round_activation(value), *rest, **named)
+        return attention(part, query, round_key_or_value(key), round_key_or_value(value), *rest, **named)
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, rounding)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[kind])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.quantized_rows import quantize_rows
 from .precision import Precision
 
 # Of the whole range: smaller scales round most weights finer, and clip the few largest.
@@ -113,7 +114,12 @@ def dequantized(multiples: Tensor, grid: Grid) -> Tensor:
 
 
 def round_activation(x: Tensor) -> Tensor:
-    """What the W8A8 kernels make of [..., K]: 8 bits by the largest magnitude of each token, as floats again."""
+    """What the W8A8 kernels make of [..., K], as floats again."""
+    return quantize_rows(x.reshape(-1, x.shape[-1])).dequantized().view(x.shape)
+
+
+def round_key_or_value(x: Tensor) -> Tensor:
+    """What an INT8 KV cache keeps of [..., D]: 8 bits by the largest magnitude of each token and head, as floats again."""
     scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
     return torch.div(x, scale).round_() * scale
 

@@ -44,7 +44,7 @@ SYNTHETIC_TEXTS, SYNTHETIC_TOKENS = 384, 128
 FLOAT32_PARAMETERS = 1 << 28
 REPORT = "quantization.json"
 # What each pass over a model counts as the same work. To be raised whenever other integers come out of the same input.
-METHOD = 3
+METHOD = 4
 
 # From folders by name, to their speeds.
 MeasureSpeed = Callable[[Mapping[str, Path]], Mapping[str, Sequence[Speed]]]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..quantized_rows import quantize_rows
 from ..routing import Routing
-from .int8_matmul import Int8Weight, int8_matmul_quantized, quantize_activation
+from .int8_matmul import Int8Weight, int8_matmul_quantized
 
 
 @dataclass(slots=True)
@@ -30,14 +31,13 @@ class GroupedInt8Weight:
         """[T, K] float, bias [E, N] float32 -> [S, N] float32; within a routing T is S."""
         if self.experts[0].native is not None:
             return self._matmul_natively(routing.of_rows(x), routing, bias)
-        quantized, act_scale = quantize_activation(x)  # once, however many experts read it
-        quantized, act_scale = routing.of_rows(quantized), routing.of_rows(act_scale)
-        out = torch.empty(quantized.shape[0], self.experts[0].out_features)
+        quantized = quantize_rows(x)  # once, however many experts read it
+        if routing.tokens is not None:
+            quantized = quantized.of(routing.tokens)
+        out = torch.empty(quantized.values.shape[0], self.experts[0].out_features)
         for expert, rows in routing.shares():
             own_bias = None if bias is None else bias[expert]
-            out[rows] = int8_matmul_quantized(
-                quantized[rows], act_scale[rows], self.experts[expert], own_bias
-            )
+            out[rows] = int8_matmul_quantized(quantized.of(rows), self.experts[expert], own_bias)
         return out
 
     def _matmul_natively(self, x: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:

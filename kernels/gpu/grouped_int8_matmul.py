@@ -1,9 +1,10 @@
 """W8A8 matmul of experts: rows that follow one another belong to one expert, and are multiplied with its weight.
 
-    y[s, n] = float32(sum_k xq[token[s], k] * wq[e, n, k]) * weight_scale[e, n] * act_scale[token[s]]  (+ bias[e, n])
+    y[s, n] = (float32(sum_k xq[t, k] * wq[e, n, k]) * weight_scale[e, n] - zero[t] * weight_sum[e, n]) * act_scale[t]
+              (+ bias[e, n])
 
-for offsets[e] <= s < offsets[e + 1], in one launch. How many rows each expert got is known to the device alone: the grid is
-large enough for every way of sharing them out, and a program finds out whose tile is its own.
+with t = token[s], for offsets[e] <= s < offsets[e + 1], in one launch. How many rows each expert got is known to the device
+alone: the grid is large enough for every way of sharing them out, and a program finds out whose tile is its own.
 
 The sums are exact integers and the epilogue is that of `int8_matmul`, so a row has the bits that it gives with the expert's
 weight, in any batch and by either configuration.
@@ -17,11 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
 from ..routing import Routing
 from .arguments import require
 from .config import Config, arch_of, choose
-from .int8_matmul import ALIGNMENT, MAX_REDUCTION, PREFILL, _epilogue
-from .quantize_activation import quantize_activation
+from .int8_matmul import ALIGNMENT, MAX_REDUCTION, PREFILL, _epilogue, sum_rows
+from .quantize_activation import quantize_activation, quantize_weight
 from .variant import Variant
 
 # Up to this many rows for each expert, shared out evenly, few rows of a large tile would be in use.
@@ -32,10 +34,11 @@ DECODE = Config({"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 256, "GROUP_M": 8}, nu
 
 @dataclass(slots=True)
 class GroupedInt8Weight:
-    """A weight for each expert: [E, N, K'] int8 with K padded by zeros to whole vectors, and [E, N] float32 scales."""
+    """A weight for each expert: [E, N, K'] int8 with K padded by zeros to whole vectors, scales and sums [E, N] float32."""
 
     plain: Tensor
     weight_scale: Tensor
+    weight_sum: Tensor
     out_features: int
     in_features: int
 
@@ -43,28 +46,23 @@ class GroupedInt8Weight:
     def quantize(cls, weight: Tensor) -> "GroupedInt8Weight":
         """Symmetric round-to-nearest per output channel, from float matrices [E, N, K]."""
         experts, out_features, in_features = weight.shape
-        quantized, scale = quantize_activation(weight.reshape(-1, in_features), pad_to=ALIGNMENT)
-        plain = quantized.view(experts, out_features, -1)
-        return cls(plain, scale.view(experts, out_features), out_features, in_features)
+        quantized, scales = quantize_weight(weight.reshape(-1, in_features), pad_to=ALIGNMENT)
+        plain, scale = quantized.view(experts, out_features, -1), scales.view(experts, out_features)
+        return cls(plain, scale, sum_rows(plain, scale), out_features, in_features)
 
     def matmul(self, x: Tensor, routing: Routing, bias: Tensor | None = None) -> Tensor:
         """[T, K] float, bias [E, N] float32 -> [S, N] in x's dtype; within a routing T is S."""
-        return self.matmul_quantized(*quantize_activation(x, pad_to=ALIGNMENT), routing, bias, x.dtype)
+        return self.matmul_quantized(quantize_activation(x, pad_to=ALIGNMENT), routing, bias, x.dtype)
 
     def matmul_quantized(
-        self,
-        quantized: Tensor,
-        act_scale: Tensor,
-        routing: Routing,
-        bias: Tensor | None,
-        out_dtype: torch.dtype,
+        self, x: QuantizedRows, routing: Routing, bias: Tensor | None, out_dtype: torch.dtype
     ) -> Tensor:
-        """[T, K'] int8 with [T, 1] float32 scales, as `quantize_activation` makes them -> [S, N]."""
+        """[T, K'], padded as the weights are -> [S, N]."""
         return grouped_int8_matmul(
-            quantized,
-            act_scale,
+            x,
             self.plain,
             self.weight_scale,
+            self.weight_sum,
             routing.offsets,
             routing.tokens,
             bias,
@@ -73,10 +71,10 @@ class GroupedInt8Weight:
 
 
 def grouped_int8_matmul(
-    quantized: Tensor,
-    act_scale: Tensor,
+    x: QuantizedRows,
     weight: Tensor,
     weight_scale: Tensor,
+    weight_sum: Tensor,
     offsets: Tensor,
     tokens: Tensor | None = None,
     bias: Tensor | None = None,
@@ -86,21 +84,24 @@ def grouped_int8_matmul(
     """The product above.
 
     Args:
-        quantized: [T, K] int8, act_scale: [T, 1] float32.
-        weight: [E, N, K] int8, weight_scale: [E, N] float32.
+        x: [T, K].
+        weight: [E, N, K] int8; weight_scale, weight_sum: [E, N] float32.
         offsets: [E + 1] int32, from 0 to S.
         tokens: [S] int32, below T; None where row s takes row s, and S is T.
         bias: [E, N] float32.
 
     Returns [S, N] in `out_dtype`. Raises ValueError naming an argument that does not fit.
     """
-    require("quantized", quantized, (None, None), ("int8",))
+    quantized = x.values
+    require("values", quantized, (None, None), ("int8",))
     (t, k), (experts, n) = quantized.shape, weight.shape[:2]
     if k > MAX_REDUCTION:
         raise ValueError(f"K is {k}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
-    require("act_scale", act_scale, (t, 1), ("float32",), quantized)
+    require("scale", x.scale, (t, 1), ("float32",), quantized)
+    require("zero", x.zero, (t, 1), ("float32",), quantized)
     require("weight", weight, (None, None, k), ("int8",), quantized)
     require("weight_scale", weight_scale, (experts, n), ("float32",), quantized)
+    require("weight_sum", weight_sum, (experts, n), ("float32",), quantized)
     require("offsets", offsets, (experts + 1,), ("int32",), quantized)
     if tokens is not None:
         require("tokens", tokens, (None,), ("int32",), quantized)
@@ -118,9 +119,11 @@ def grouped_int8_matmul(
     tiles_m = most_tiles(rows, experts, config.tiles["BLOCK_M"])
     _kernel[(tiles_m * triton.cdiv(n, config.tiles["BLOCK_N"]),)](
         quantized,
-        act_scale,
+        x.scale,
+        x.zero,
         weight,
         weight_scale,
+        weight_sum,
         bias,
         tokens,
         offsets,
@@ -151,8 +154,10 @@ def most_tiles(rows: int, experts: int, block: int) -> int:
 def _kernel(
     quantized,
     act_scale,
+    act_zero,
     weight,
     weight_scale,
+    weight_sum,
     bias,
     tokens,
     offsets,
@@ -209,18 +214,36 @@ def _kernel(
         x += BLOCK_K
         w += BLOCK_K
     inside = (rows < end)[:, None] & (columns < N)[None, :]
-    own_scale = weight_scale + expert * N
+    own = expert * N
     if bias is not None:
-        bias += expert * N
-    _epilogue(acc, act_scale, own_scale, bias, None, out, sources, rows, columns, inside, end, N, 0)
+        bias += own
+    _epilogue(
+        acc,
+        act_scale,
+        act_zero,
+        weight_scale + own,
+        weight_sum + own,
+        bias,
+        None,
+        out,
+        sources,
+        rows,
+        columns,
+        inside,
+        end,
+        N,
+        0,
+    )
 
 
 def variants(arch: str) -> Iterator[Variant]:
     tensors = {
         "quantized": "*i8",
         "act_scale": "*fp32",
+        "act_zero": "*fp32",
         "weight": "*i8",
         "weight_scale": "*fp32",
+        "weight_sum": "*fp32",
         "bias": "*fp32",
         "offsets": "*i32",
         "out": "*bf16",

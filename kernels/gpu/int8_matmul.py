@@ -1,6 +1,8 @@
 """W8A8 matmul: exact int32 sums of INT8 products, scaled in float32.
 
-    y[m, n] = float32(sum_k xq[m, k] * wq[n, k]) * weight_scale[n] * act_scale[m]  (+ bias[n]) (+ residual[m, n])
+    y[m, n] = (float32(sum_k xq[m, k] * wq[n, k]) * weight_scale[n] - zero[m] * weight_sum[n]) * act_scale[m]
+              (+ bias[n]) (+ residual[m, n])
+    weight_sum[n] = float32(sum_k wq[n, k]) * weight_scale[n]
 
 A kernel with large tiles for many rows and one that splits K for few: the sums are exact integers, and both end in the same
 epilogue compiled without contraction of products and sums. So a row has the same bits from either, in any batch, and the
@@ -16,15 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
 from .arguments import FLOATS, require
 from .config import Config, arch_of, choose
-from .quantize_activation import quantize_activation
+from .quantize_activation import quantize_activation, quantize_weight
 from .variant import Variant
 from .workspace import Workspace
 
-INT8_MAX = 127
-# |acc| <= K * 127 * 128 must stay inside int32: weights that others rounded may be -128.
-MAX_REDUCTION = (2**31 - 1) // (INT8_MAX * (INT8_MAX + 1))
+# |acc| <= K * 128 * 128 must stay inside int32.
+MAX_REDUCTION = (2**31 - 1) // (128 * 128)
 # Up to this many rows a step is bound by the weights' bytes.
 DECODE_ROWS = 64
 # Rows are padded to whole 16-byte vectors.
@@ -53,10 +55,11 @@ _workspace = Workspace(torch.int32, 1 << 20)
 
 @dataclass(slots=True)
 class Int8Weight:
-    """A weight on a GPU: [N, K] int8 with K padded by zeros to whole vectors, and its [N] float32 scale."""
+    """A weight on a GPU: [N, K] int8 with K padded by zeros to whole vectors, its scales and its rows' sums, [N] float32."""
 
     plain: Tensor
     weight_scale: Tensor
+    weight_sum: Tensor
     out_features: int
     in_features: int
 
@@ -66,31 +69,38 @@ class Int8Weight:
 
         Raises ValueError when K is too large for exact int32 accumulation.
         """
-        quantized, scale = quantize_activation(weight.contiguous(), pad_to=ALIGNMENT)
-        return cls(quantized, scale[:, 0], *weight.shape)
+        quantized, scale = quantize_weight(weight.contiguous(), pad_to=ALIGNMENT)
+        return cls._of(quantized, scale[:, 0], *weight.shape)
 
     @classmethod
     def from_integers(cls, values: Tensor, scales: Tensor) -> "Int8Weight":
         """From [N, K] int8 and [N, 1] float32. The product refuses a K too large for exact int32 accumulation."""
         padded = torch.nn.functional.pad(values, (0, -values.shape[1] % ALIGNMENT))
-        return cls(padded, scales[:, 0].contiguous(), *values.shape)
+        return cls._of(padded, scales[:, 0].contiguous(), *values.shape)
+
+    @classmethod
+    def _of(cls, plain: Tensor, scale: Tensor, out_features: int, in_features: int) -> "Int8Weight":
+        return cls(plain, scale, sum_rows(plain, scale), out_features, in_features)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[M, K] float, bias [N] float32 -> [M, N] in x's dtype."""
-        return self.matmul_quantized(*quantize_activation(x, pad_to=ALIGNMENT), bias, x.dtype)
+        return self.matmul_quantized(quantize_activation(x, pad_to=ALIGNMENT), bias, x.dtype)
 
-    def matmul_quantized(
-        self, quantized: Tensor, act_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
-    ) -> Tensor:
-        """[M, K'] int8 with [M, 1] float32 scales, as `quantize_activation` makes them -> [M, N]."""
-        return int8_matmul(quantized, act_scale, self.plain, self.weight_scale, bias, out_dtype=out_dtype)
+    def matmul_quantized(self, x: QuantizedRows, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+        """[M, K'], padded as the weight is -> [M, N]."""
+        return int8_matmul(x, self.plain, self.weight_scale, self.weight_sum, bias, out_dtype=out_dtype)
+
+
+def sum_rows(plain: Tensor, scale: Tensor) -> Tensor:
+    """[..., N, K] int8, [..., N] -> [..., N] float32, what each row's integers stand for together."""
+    return plain.sum(dim=-1, dtype=torch.int32).float() * scale
 
 
 def int8_matmul(
-    quantized: Tensor,
-    act_scale: Tensor,
+    x: QuantizedRows,
     weight: Tensor,
     weight_scale: Tensor,
+    weight_sum: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
@@ -99,19 +109,22 @@ def int8_matmul(
     """The product above.
 
     Args:
-        quantized: [M, K] int8, act_scale: [M, 1] float32.
-        weight: [N, K] int8, weight_scale: [N] float32.
+        x: [M, K].
+        weight: [N, K] int8; weight_scale, weight_sum: [N] float32.
         bias: [N] float32; residual: [M, N] float.
 
     Returns [M, N] in `out_dtype`. Raises ValueError naming an argument that does not fit.
     """
-    require("quantized", quantized, (None, None), ("int8",))
+    quantized = x.values
+    require("values", quantized, (None, None), ("int8",))
     (m, k), n = quantized.shape, weight.shape[0]
     if k > MAX_REDUCTION:
         raise ValueError(f"K is {k}; int32 accumulation is exact only up to {MAX_REDUCTION}.")
-    require("act_scale", act_scale, (m, 1), ("float32",), quantized)
+    require("scale", x.scale, (m, 1), ("float32",), quantized)
+    require("zero", x.zero, (m, 1), ("float32",), quantized)
     require("weight", weight, (None, k), ("int8",), quantized)
     require("weight_scale", weight_scale, (n,), ("float32",), quantized)
+    require("weight_sum", weight_sum, (n,), ("float32",), quantized)
     if bias is not None:
         require("bias", bias, (n,), ("float32",), quantized)
     if residual is not None:
@@ -119,7 +132,7 @@ def int8_matmul(
     out = torch.empty(m, n, dtype=out_dtype, device=quantized.device)
     if not out.numel():
         return out
-    tensors = (quantized, act_scale, weight, weight_scale, bias, residual, out)
+    tensors = (quantized, x.scale, x.zero, weight, weight_scale, weight_sum, bias, residual, out)
     sizes = (m, n, k, quantized.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0))
     if m > DECODE_ROWS:
         config = choose("int8_matmul", "prefill", PREFILL[arch_of(quantized.device)], quantized.device)
@@ -164,15 +177,31 @@ def split_k(tiles: int, steps: int) -> int:
 
 @triton.jit
 def _epilogue(
-    acc, act_scale, weight_scale, bias, residual, out, sources, rows, columns, inside, M, N, stride_residual
+    acc,
+    act_scale,
+    act_zero,
+    weight_scale,
+    weight_sum,
+    bias,
+    residual,
+    out,
+    sources,
+    rows,
+    columns,
+    inside,
+    M,
+    N,
+    stride_residual,
 ):
     """Scales `acc` [BM, BN] int32, adds what there is to add, and stores; one rounding after the other, as on a CPU.
 
-    `sources` [BM]: where the scales of `rows` are; the rows themselves, but for experts.
+    `sources` [BM]: where the scales and zeros of `rows` are; the rows themselves, but for experts.
     """
     w = tl.load(weight_scale + columns, mask=columns < N, other=0.0)
+    total = tl.load(weight_sum + columns, mask=columns < N, other=0.0)
     a = tl.load(act_scale + sources, mask=rows < M, other=0.0)
-    y = acc.to(tl.float32) * w[None, :] * a[:, None]
+    zero = tl.load(act_zero + sources, mask=rows < M, other=0.0)
+    y = (acc.to(tl.float32) * w[None, :] - zero[:, None] * total[None, :]) * a[:, None]
     if bias is not None:
         y += tl.load(bias + columns, mask=columns < N, other=0.0)[None, :]
     if residual is not None:
@@ -185,8 +214,10 @@ def _epilogue(
 def _prefill_kernel(
     quantized,
     act_scale,
+    act_zero,
     weight,
     weight_scale,
+    weight_sum,
     bias,
     residual,
     out,
@@ -227,7 +258,21 @@ def _prefill_kernel(
         w += BLOCK_K
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     _epilogue(
-        acc, act_scale, weight_scale, bias, residual, out, rows, rows, columns, inside, M, N, stride_residual
+        acc,
+        act_scale,
+        act_zero,
+        weight_scale,
+        weight_sum,
+        bias,
+        residual,
+        out,
+        rows,
+        rows,
+        columns,
+        inside,
+        M,
+        N,
+        stride_residual,
     )
 
 
@@ -235,8 +280,10 @@ def _prefill_kernel(
 def _decode_kernel(
     quantized,
     act_scale,
+    act_zero,
     weight,
     weight_scale,
+    weight_sum,
     bias,
     residual,
     out,
@@ -284,7 +331,9 @@ def _decode_kernel(
         _epilogue(
             acc,
             act_scale,
+            act_zero,
             weight_scale,
+            weight_sum,
             bias,
             residual,
             out,
@@ -306,7 +355,9 @@ def _decode_kernel(
             _epilogue(
                 total,
                 act_scale,
+                act_zero,
                 weight_scale,
+                weight_sum,
                 bias,
                 residual,
                 out,
@@ -324,8 +375,10 @@ def variants(arch: str) -> Iterator[Variant]:
     tensors = {
         "quantized": "*i8",
         "act_scale": "*fp32",
+        "act_zero": "*fp32",
         "weight": "*i8",
         "weight_scale": "*fp32",
+        "weight_sum": "*fp32",
         "bias": "*fp32",
         "residual": "*bf16",
         "out": "*bf16",

@@ -1,9 +1,11 @@
-"""Per-token absmax INT8 quantization, in one pass over the bytes; alone or fused with what comes before it.
+"""INT8 quantization by row, in one pass over the bytes; of activations alone or fused with what comes before it.
 
-    scale[m] = max(max_k |x[m, k]|, 1e-12) / 127        xq[m, k] = round_half_even(x[m, k] / scale[m])
+Activations become what `kernels.quantized_rows` defines. Weights are rounded around zero:
 
-in float32 with IEEE division: the same integers and scales as on a CPU, bit for bit. A row with NaN or infinity gets the
-scale NaN, so that it shows in the result.
+    scale[n] = max(max_k |w[n, k]|, 1e-12) / 127        wq[n, k] = round_half_even(w[n, k] / scale[n])
+
+in float32 with IEEE division: the same integers, scales and zeros as on a CPU, bit for bit. A row with NaN or infinity gets
+the scale NaN, so that it shows in the result.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
 from .arguments import FLOATS, require
 from .config import Config, choose
 from .tunable import by_row
@@ -24,15 +27,39 @@ MAX_BLOCK = 8192
 ROWS_COMPILED = ((1, 1024), (1, 2048), (1, 4096), (1, MAX_BLOCK), (3, MAX_BLOCK))
 
 
-def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
-    """[M, K] float -> ([M, K'] int8, [M, 1] float32): K' is K rounded up to `pad_to`, zeros behind K."""
+def quantize_activation(x: Tensor, *, pad_to: int = 1) -> QuantizedRows:
+    """[M, K] float -> [M, K'] integers: K' is K rounded up to `pad_to`."""
     require("x", x, (None, None), FLOATS)
     m, k = x.shape
-    width = triton.cdiv(k, pad_to) * pad_to
-    quantized = torch.empty(m, width, dtype=torch.int8, device=x.device)
-    scale = torch.empty(m, 1, device=x.device)
+    rows = empty_rows(m, k, pad_to, x.device)
+    _quantize(x, rows.values, rows.scale, rows.zero)
+    return rows
+
+
+def quantize_weight(weight: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
+    """[N, K] float -> ([N, K'] int8, [N, 1] float32 scale): K' is K rounded up to `pad_to`, zeros behind K."""
+    require("weight", weight, (None, None), FLOATS)
+    n, k = weight.shape
+    quantized = torch.empty(n, triton.cdiv(k, pad_to) * pad_to, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(n, 1, device=weight.device)
+    _quantize(weight, quantized, scale, None)
+    return quantized, scale
+
+
+def empty_rows(m: int, k: int, pad_to: int, device: torch.device) -> QuantizedRows:
+    """For a kernel to fill: `m` rows of `k` integers and as many more as make whole `pad_to`s."""
+    return QuantizedRows(
+        values=torch.empty(m, triton.cdiv(k, pad_to) * pad_to, dtype=torch.int8, device=device),
+        scale=torch.empty(m, 1, device=device),
+        zero=torch.empty(m, 1, device=device),
+    )
+
+
+def _quantize(x: Tensor, quantized: Tensor, scale: Tensor, zero: Tensor | None) -> None:
+    (m, k), width = x.shape, quantized.shape[1]
     if not quantized.numel():
-        return quantized, scale.fill_(1e-12 / 127)
+        scale.fill_(1.0)  # whatever it is, it is multiplied with nothing
+        return
     block = min(triton.next_power_of_2(width), MAX_BLOCK)
     pieces = triton.cdiv(width, block)
     config = row_config("quantize_activation", block, pieces, x.device)
@@ -40,6 +67,7 @@ def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
         x,
         quantized,
         scale,
+        zero,
         k,
         width,
         x.stride(0),
@@ -49,7 +77,6 @@ def quantize_activation(x: Tensor, *, pad_to: int = 1) -> tuple[Tensor, Tensor]:
         num_stages=config.num_stages,
         enable_fp_fusion=False,
     )
-    return quantized, scale
 
 
 def row_config(operation: str, block: int, pieces: int, device: torch.device | None) -> Config:
@@ -74,28 +101,69 @@ def to_int8(x, scale):
 
 
 @triton.jit
-def _quantize_kernel(x, quantized, scale, K, width, stride_x, PIECES: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row."""
+def grid_of(low, high, broken):
+    """The scale and the zero of a row from `low` to `high`; `broken`: the sum of its values times 0, NaN where one is not
+    finite."""
+    low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
+    scale = tl.maximum(tl.div_rn(high - low, 255.0), 1e-14)
+    zero = -128.0 - ((tl.div_rn(low, scale) + 12582912.0) - 12582912.0)
+    return scale + broken, zero
+
+
+@triton.jit
+def to_steps(x, scale, zero):
+    """Whole steps of `scale`, of which `zero` stands for 0."""
+    steps = (tl.div_rn(x, scale) + zero + 12582912.0) - 12582912.0
+    return tl.minimum(steps, 127.0).to(tl.int8)
+
+
+@triton.jit
+def _quantize_kernel(
+    x, quantized, scale, zero, K, width, stride_x, PIECES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program per row; around zero where `zero` is None."""
     row = tl.program_id(0).to(tl.int64)
     x += row * stride_x
     quantized += row * width
     ks = tl.arange(0, BLOCK)
     if PIECES == 1:
         value = tl.load(x + ks, mask=ks < K, other=0.0).to(tl.float32)
-        s = scale_of(tl.max(tl.abs(value)) + tl.sum(value * 0.0))  # NaN and infinity times zero are NaN
-        tl.store(quantized + ks, to_int8(value, s), mask=ks < width)
+        s, z = _grid(tl.min(value), tl.max(value), tl.sum(value * 0.0), zero)
+        _store(quantized + ks, value, s, z, ks < width, zero)
     else:
-        highest = 0.0
+        low = 0.0
+        high = 0.0
+        broken = 0.0
         for piece in range(PIECES):
             at = piece * BLOCK + ks
             value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
-            highest = tl.maximum(highest, tl.max(tl.abs(value)) + tl.sum(value * 0.0), tl.PropagateNan.ALL)
-        s = scale_of(highest)
+            low = tl.minimum(low, tl.min(value))
+            high = tl.maximum(high, tl.max(value))
+            broken += tl.sum(value * 0.0)
+        s, z = _grid(low, high, broken, zero)
         for piece in range(PIECES):
             at = piece * BLOCK + ks
             value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
-            tl.store(quantized + at, to_int8(value, s), mask=at < width)
+            _store(quantized + at, value, s, z, at < width, zero)
     tl.store(scale + row, s)
+    if zero is not None:
+        tl.store(zero + row, z)
+
+
+@triton.jit
+def _grid(low, high, broken, zero):
+    if zero is None:
+        return scale_of(tl.maximum(high, -low)) + broken, 0.0
+    else:
+        return grid_of(low, high, broken)
+
+
+@triton.jit
+def _store(quantized, value, scale, zero_point, inside, zero):
+    if zero is None:
+        tl.store(quantized, to_int8(value, scale), mask=inside)
+    else:
+        tl.store(quantized, to_steps(value, scale, zero_point), mask=inside)
 
 
 def variants(arch: str) -> Iterator[Variant]:
@@ -108,6 +176,7 @@ def variants(arch: str) -> Iterator[Variant]:
                 "x": "*bf16",
                 "quantized": "*i8",
                 "scale": "*fp32",
+                "zero": "*fp32",
                 "K": "i32",
                 "width": "i32",
                 "stride_x": "i32",

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
 from .arguments import FLOATS, require
-from .quantize_activation import ROWS_COMPILED, row_config, scale_of, to_int8
+from .quantize_activation import ROWS_COMPILED, empty_rows, grid_of, row_config, to_steps
 from .tunable import by_row
 from .variant import Variant
 
@@ -31,20 +32,17 @@ def rms_norm(
     offset: float = 0.0,
     rounds_twice: bool = True,
     pad_to: int | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x [M, K] float, weight [K] float -> y [M, K] in x's type, and with `pad_to` also its integers and scales.
+) -> tuple[Tensor, QuantizedRows | None]:
+    """x [M, K] float, weight [K] float -> y [M, K] in x's type, and with `pad_to` also its integers.
 
-    `pad_to`: also [M, K'] int8, K' being K rounded up to it with zeros behind, and [M, 1] float32.
+    `pad_to`: the integers are [M, K'], K' being K rounded up to it.
     """
     require("x", x, (None, None), FLOATS)
     m, k = x.shape
     require("weight", weight, (k,), FLOATS, x)
     y = torch.empty(m, k, dtype=x.dtype, device=x.device)
-    width = k if pad_to is None else triton.cdiv(k, pad_to) * pad_to
-    quantized = scale = None
-    if pad_to is not None:
-        quantized = torch.empty(m, width, dtype=torch.int8, device=x.device)
-        scale = torch.empty(m, 1, device=x.device)
+    rows = None if pad_to is None else empty_rows(m, k, pad_to, y.device)
+    width = k if rows is None else rows.values.shape[1]
     if y.numel():
         block = min(triton.next_power_of_2(width), MAX_BLOCK)
         pieces = triton.cdiv(width, block)
@@ -53,8 +51,9 @@ def rms_norm(
             x,
             weight,
             y,
-            quantized,
-            scale,
+            None if rows is None else rows.values,
+            None if rows is None else rows.scale,
+            None if rows is None else rows.zero,
             k,
             width,
             x.stride(0),
@@ -67,7 +66,7 @@ def rms_norm(
             num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
-    return y, quantized, scale
+    return y, rows
 
 
 @triton.jit
@@ -85,6 +84,7 @@ def _rms_norm_kernel(
     y,
     quantized,
     scale,
+    zero,
     K,
     width,
     stride_x,
@@ -107,9 +107,10 @@ def _rms_norm_kernel(
         tl.store(y + ks, out, mask=ks < K)
         if quantized is not None:
             out = tl.where(ks < K, out.to(tl.float32), 0.0)
-            s = scale_of(tl.max(tl.abs(out)) + tl.sum(out * 0.0))  # NaN and infinity times zero are NaN
-            tl.store(quantized + row * width + ks, to_int8(out, s), mask=ks < width)
+            s, z = grid_of(tl.min(out), tl.max(out), tl.sum(out * 0.0))
+            tl.store(quantized + row * width + ks, to_steps(out, s, z), mask=ks < width)
             tl.store(scale + row, s)
+            tl.store(zero + row, z)
     else:
         squares = 0.0
         for piece in range(PIECES):
@@ -117,7 +118,9 @@ def _rms_norm_kernel(
             value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
             squares += tl.sum(value * value)
         inverse = 1.0 / tl.sqrt_rn(squares / K + eps)
-        highest = 0.0
+        low = 0.0
+        high = 0.0
+        broken = 0.0
         for piece in range(PIECES):
             at = piece * BLOCK + ks
             value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
@@ -125,23 +128,26 @@ def _rms_norm_kernel(
             out = _normalized(value, inverse, w, offset, y, ROUNDS_TWICE)
             tl.store(y + at, out, mask=at < K)
             out = tl.where(at < K, out.to(tl.float32), 0.0)
-            highest = tl.maximum(highest, tl.max(tl.abs(out)) + tl.sum(out * 0.0), tl.PropagateNan.ALL)
+            low = tl.minimum(low, tl.min(out))
+            high = tl.maximum(high, tl.max(out))
+            broken += tl.sum(out * 0.0)
         if quantized is not None:
-            s = scale_of(highest)
+            s, z = grid_of(low, high, broken)
             tl.debug_barrier()  # a thread may read what another one wrote
             for piece in range(PIECES):
                 at = piece * BLOCK + ks
                 out = tl.load(y + at, mask=at < K, other=0.0).to(tl.float32)
-                tl.store(quantized + row * width + at, to_int8(out, s), mask=at < width)
+                tl.store(quantized + row * width + at, to_steps(out, s, z), mask=at < width)
             tl.store(scale + row, s)
+            tl.store(zero + row, z)
 
 
 def variants(arch: str) -> Iterator[Variant]:
     tensors = {"x": "*bf16", "weight": "*bf16", "y": "*bf16"}
     sizes = {"K": "i32", "width": "i32", "stride_x": "i32", "eps": "fp32", "offset": "fp32"}
     for quantizes in (False, True):
-        more = {"quantized": "*i8", "scale": "*fp32"} if quantizes else {}
-        missing = {} if quantizes else {"quantized": None, "scale": None}
+        more = {"quantized": "*i8", "scale": "*fp32", "zero": "*fp32"} if quantizes else {}
+        missing = {} if quantizes else {"quantized": None, "scale": None, "zero": None}
         for pieces, block in ROWS_COMPILED:
             config = row_config("rms_norm", block, pieces, None)
             yield Variant(

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
 from .arguments import FLOATS, require
-from .quantize_activation import ROWS_COMPILED, row_config, scale_of, to_int8
+from .quantize_activation import ROWS_COMPILED, empty_rows, grid_of, row_config, to_steps
 from .tunable import by_row
 from .variant import Variant
 
@@ -22,22 +23,17 @@ from .variant import Variant
 MAX_BLOCK = 8192
 
 
-def silu_mul(
-    gate: Tensor, up: Tensor, *, pad_to: int | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """gate and up [M, K] float, rows any distance apart -> y [M, K], and with `pad_to` also its integers and scales.
+def silu_mul(gate: Tensor, up: Tensor, *, pad_to: int | None = None) -> tuple[Tensor, QuantizedRows | None]:
+    """gate and up [M, K] float, rows any distance apart -> y [M, K], and with `pad_to` also its integers.
 
-    `pad_to`: also [M, K'] int8, K' being K rounded up to it with zeros behind, and [M, 1] float32.
+    `pad_to`: the integers are [M, K'], K' being K rounded up to it.
     """
     require("gate", gate, (None, None), FLOATS)
     m, k = gate.shape
     require("up", up, (m, k), (str(gate.dtype).removeprefix("torch."),), gate)
     y = torch.empty(m, k, dtype=gate.dtype, device=gate.device)
-    width = k if pad_to is None else triton.cdiv(k, pad_to) * pad_to
-    quantized = scale = None
-    if pad_to is not None:
-        quantized = torch.empty(m, width, dtype=torch.int8, device=gate.device)
-        scale = torch.empty(m, 1, device=gate.device)
+    rows = None if pad_to is None else empty_rows(m, k, pad_to, y.device)
+    width = k if rows is None else rows.values.shape[1]
     if y.numel():
         block = min(triton.next_power_of_2(width), MAX_BLOCK)
         pieces = triton.cdiv(width, block)
@@ -46,8 +42,9 @@ def silu_mul(
             gate,
             up,
             y,
-            quantized,
-            scale,
+            None if rows is None else rows.values,
+            None if rows is None else rows.scale,
+            None if rows is None else rows.zero,
             k,
             width,
             gate.stride(0),
@@ -58,7 +55,7 @@ def silu_mul(
             num_stages=config.num_stages,
             enable_fp_fusion=False,
         )
-    return y, quantized, scale
+    return y, rows
 
 
 @triton.jit
@@ -77,6 +74,7 @@ def _silu_mul_kernel(
     y,
     quantized,
     scale,
+    zero,
     K,
     width,
     stride_gate,
@@ -95,33 +93,39 @@ def _silu_mul_kernel(
         tl.store(y + ks, out, mask=ks < K)
         if quantized is not None:
             wide = out.to(tl.float32)
-            s = scale_of(tl.max(tl.abs(wide)) + tl.sum(wide * 0.0))  # NaN and infinity times zero are NaN
-            tl.store(quantized + row * width + ks, to_int8(wide, s), mask=ks < width)
+            s, z = grid_of(tl.min(wide), tl.max(wide), tl.sum(wide * 0.0))
+            tl.store(quantized + row * width + ks, to_steps(wide, s, z), mask=ks < width)
             tl.store(scale + row, s)
+            tl.store(zero + row, z)
     else:
-        highest = 0.0
+        low = 0.0
+        high = 0.0
+        broken = 0.0
         for piece in range(PIECES):
             at = piece * BLOCK + ks
             out = _gated(gate, up, at, K)
             tl.store(y + at, out, mask=at < K)
             wide = out.to(tl.float32)
-            highest = tl.maximum(highest, tl.max(tl.abs(wide)) + tl.sum(wide * 0.0), tl.PropagateNan.ALL)
+            low = tl.minimum(low, tl.min(wide))
+            high = tl.maximum(high, tl.max(wide))
+            broken += tl.sum(wide * 0.0)
         if quantized is not None:
-            s = scale_of(highest)
+            s, z = grid_of(low, high, broken)
             tl.debug_barrier()  # a thread may read what another one wrote
             for piece in range(PIECES):
                 at = piece * BLOCK + ks
                 wide = tl.load(y + at, mask=at < K, other=0.0).to(tl.float32)
-                tl.store(quantized + row * width + at, to_int8(wide, s), mask=at < width)
+                tl.store(quantized + row * width + at, to_steps(wide, s, z), mask=at < width)
             tl.store(scale + row, s)
+            tl.store(zero + row, z)
 
 
 def variants(arch: str) -> Iterator[Variant]:
     tensors = {"gate": "*bf16", "up": "*bf16", "y": "*bf16"}
     sizes = dict.fromkeys(("K", "width", "stride_gate", "stride_up"), "i32")
     for quantizes in (False, True):
-        more = {"quantized": "*i8", "scale": "*fp32"} if quantizes else {}
-        missing = {} if quantizes else {"quantized": None, "scale": None}
+        more = {"quantized": "*i8", "scale": "*fp32", "zero": "*fp32"} if quantizes else {}
+        missing = {} if quantizes else {"quantized": None, "scale": None, "zero": None}
         for pieces, block in ROWS_COMPILED:
             config = row_config("silu_mul", block, pieces, None)
             yield Variant(

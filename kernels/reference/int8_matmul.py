@@ -2,11 +2,15 @@
 
 from torch import Tensor
 
+from ..quantized_rows import QuantizedRows
+
 
 def int8_matmul_reference(
-    quantized: Tensor, act_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+    x: QuantizedRows, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """quantized [M, K] int8, act_scale [M, 1], weight [N, K] int8, weight_scale [N], bias [N] -> [M, N] float32."""
-    integers = quantized.cpu().long() @ weight.cpu().long().t()  # GPUs have no int64 product
-    out = integers.to(quantized.device).float() * weight_scale * act_scale
+    """x [M, K], weight [N, K] int8, weight_scale [N], bias [N] -> [M, N] float32."""
+    device = x.values.device
+    integers = x.values.cpu().long() @ weight.cpu().long().t()  # GPUs have no int64 product
+    weight_sum = weight.long().sum(dim=1).float() * weight_scale
+    out = (integers.to(device).float() * weight_scale - x.zero * weight_sum) * x.scale
     return out if bias is None else out + bias

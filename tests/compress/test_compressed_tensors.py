@@ -72,7 +72,7 @@ def logits_of(scorer: PlainScorer | ServedScorer) -> torch.Tensor:
 def test_transformers_and_penstock_read_the_same_model(kind, error, plain, tmp_path):
     quantized = rounded(plain, CHOICES[kind])
     folder = written(tmp_path / kind, plain, quantized)
-    module = read_by_the_library(folder, own_activations=True)
+    module = read_by_the_library(folder)
     there = logits_of(PlainScorer(module, "theirs"))
     here = logits_of(ServedScorer(load_model(str(folder)), "ours"))
     assert float((here - there).norm() / there.norm()) < error

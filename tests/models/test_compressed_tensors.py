@@ -144,7 +144,6 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-ASYMMETRIC = {"num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": False}
 REFUSED = {
     "quant_method": ("gptq", "by 'gptq', of which Penstock reads 'compressed-tensors' only"),
     "format": ("marlin-24", "the format 'marlin-24'"),
@@ -159,7 +158,6 @@ REFUSED = {
     "config_groups/group_0/weights/actorder": ("group", "g_idx"),
     "config_groups/group_0/weights/strategy": ("tensor", "8-bit weights per tensor"),
     "config_groups/group_0/weights/colour": ("blue", r"unknown field `colour` - at `\$.config_groups"),
-    "config_groups/group_0/input_activations": (ASYMMETRIC, "asymmetric activations"),
     "config_groups/group_0/input_activations/dynamic": (False, "static activation scales"),
     "config_groups/group_0/input_activations/type": ("float", "float 8-bit activations"),
     "config_groups/group_0/input_activations/strategy": ("group", "activations per group"),

@@ -1,5 +1,6 @@
 """Folders of quantized weights as the compressed-tensors library itself writes them, and the models that it reads."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,15 @@ def write_as_the_library_does(
 
 
 def read_by_the_library(folder: Path, *, own_activations: bool = False) -> Any:
-    """A transformers model. Activations are rounded by the library to steps of the largest one / 127.5, or, with
-    `own_activations`, to steps of it / 127, which is how vLLM and Penstock do."""
-    config = (folder / "config.json").read_text(encoding="utf-8")
+    """A transformers model. Activations are rounded by the library as the folder says, or, with `own_activations`, as
+    Penstock does whatever it says: from the least to the largest."""
+    groups = json.loads((folder / "config.json").read_bytes())["quantization_config"][
+        "config_groups"
+    ].values()
     # The way that it has by default fails on zero points, those that it wrote itself, too.
     how = (
         {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-        if '"symmetric": false' in config
+        if any(not group["weights"]["symmetric"] for group in groups)
         else {}
     )
     model = AutoModelForCausalLM.from_pretrained(folder, **how)
@@ -64,5 +67,7 @@ def read_by_the_library(folder: Path, *, own_activations: bool = False) -> Any:
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
-    return (x / scale).round() * scale
+    low, high = x.amin(dim=-1, keepdim=True).clamp_max(0), x.amax(dim=-1, keepdim=True).clamp_min(0)
+    scale = (high - low) / 255
+    zero = -128 - (low / scale).round()
+    return ((x / scale + zero).round().clamp(-128, 127) - zero) * scale

@@ -74,6 +74,7 @@ static struct room room_in(char *scratch, const struct encoder *e, const struct 
     room.wide = (float *)take(&next, most(rows * 3 * e->hidden, at_most(rows, MLP_ROWS) * e->intermediate) * sizeof(float));
     room.activations.values = (factor *)take(&next, rows * stride * sizeof(factor));
     room.activations.scale = (float *)take(&next, rows * sizeof(float));
+    room.activations.zero = (float *)take(&next, rows * sizeof(float));
     room.activations.sum = (int32_t *)take(&next, rows * sizeof(int32_t));
     room.keys = (float *)take(&next, dim * columns * sizeof(float));
     room.values = (float *)take(&next, texts->longest * rounded_up(dim, KEYS) * sizeof(float));

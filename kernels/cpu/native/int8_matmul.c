@@ -13,13 +13,13 @@ enum { PIECE_ROWS = 96, MOST_PIECE_PANELS = 8 };
 long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 long activation_bytes(long rows, long k) {
-    return padded(rows * (padded(k) * sizeof(factor) + sizeof(float) + sizeof(int32_t)));
+    return padded(rows * (padded(k) * sizeof(factor) + 2 * sizeof(float) + sizeof(int32_t)));
 }
 
 struct activations activations_in(char *scratch, long rows, long k) {
     factor *values = (factor *)scratch;
     float *scale = (float *)(values + rows * padded(k));
-    return (struct activations){values, padded(k), scale, (int32_t *)(scale + rows)};
+    return (struct activations){values, padded(k), scale, scale + rows, (int32_t *)(scale + 2 * rows)};
 }
 
 static long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
@@ -104,23 +104,30 @@ void penstock_quantize_weight(const void *weight, int is_bfloat16, long n, long 
 
 void quantize_row(const float *x, long k, const struct activations *out, long row) {
     factor *to = out->values + row * out->stride;
-    floats highest = v_zero(), finite = v_zero();
+    floats highest = v_zero(), lowest = v_zero(), finite = v_zero();
     for (long at = 0; at < k; at += LANES) {
         floats value = v_load_some(lanes(k - at), x + at);
-        highest = v_max(highest, v_abs(value));
+        highest = v_max(highest, value);
+        lowest = v_min(lowest, value);
         finite = v_add(finite, v_mul(value, v_zero()));
     }
-    float absmax = v_highest(highest);
-    float scale = (absmax > 1e-12f ? absmax : 1e-12f) / 127.0f;
+    float low = -v_highest(v_sub(v_zero(), lowest));
+    float scale = (v_highest(highest) - low) / 255.0f;
+    scale = scale > 1e-14f ? scale : 1e-14f;
+    float zero = -128.0f - v_first(v_nearest(v_all(low / scale)));
     floats divisor = v_all(scale);
     integers sum = v_no_integers();
     for (long at = 0; at < out->stride; at += LANES) {
-        integers rounded = v_round(v_div(v_load_some(lanes(k - at), x + at), divisor));
+        mask inside = lanes(k - at);
+        floats shift = v_choose(inside, v_all(zero), v_zero()); /* behind the row there are zeros */
+        floats steps = v_add(v_div(v_load_some(inside, x + at), divisor), shift);
+        integers rounded = v_round(v_min(steps, v_all(127.0f)));
         sum = v_add_integers(sum, rounded);
         store_factors(to + at, rounded);
     }
     /* A row with NaN or infinity is NaN, as its products are. */
     out->scale[row] = scale + v_sum(finite);
+    out->zero[row] = zero;
     out->sum[row] = v_sum_integers(sum);
 }
 
@@ -171,12 +178,14 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
         const mask inside = lanes(n - column);
         const floats scale = v_load_some(inside, w->scale + column);
         const floats added = bias ? v_load_some(inside, bias + column) : v_zero();
+        const floats sum = w->sum ? v_load_some(inside, w->sum + column) : v_zero();
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             const long at = (row + i) * n + column;
             integers offset = v_all_integers((int32_t)(128u * (uint32_t)p->x->sum[row + i]));
             floats value = v_to_floats(v_sub_integers(sums[i][j], offset));
-            value = v_mul(v_mul(value, scale), v_all(p->x->scale[row + i]));
+            value = v_sub(v_mul(value, scale), v_mul(v_all(p->x->zero[row + i]), sum));
+            value = v_mul(value, v_all(p->x->scale[row + i]));
             if (bias) value = v_add(value, added);
             if (residual) value = v_add(value, v_load_some(inside, residual + at));
             v_store_some(inside, p->y + at, value);
@@ -235,6 +244,16 @@ struct rows {
 static void quantize_piece(const void *context, long row) {
     const struct rows *rows = context;
     quantize_row(rows->x + row * rows->k, rows->k, rows->out, row);
+}
+
+/* Of each row of `weight`, whose own `sum` is null: what a row of ones multiplied with it gives. `scratch` as for one row. */
+void penstock_sum_rows(const struct matrix *weight, float *sums, char *scratch, int threads) {
+    struct activations ones = activations_in(scratch, 1, weight->k);
+    for (long at = 0; at < ones.stride; at++) ones.values[at] = at < weight->k;
+    *ones.scale = 1.0f;
+    *ones.zero = 0.0f;
+    *ones.sum = (int32_t)weight->k;
+    multiply(&ones, 1, weight, 0, sums, threads);
 }
 
 long penstock_product_scratch(long rows, long k) { return activation_bytes(rows, k); }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....native_build import KERNEL_CHIPS, chip_has, compiled
+from ...quantized_rows import quantize_rows
 from ..int8_product import product_in_floats
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,12 @@ class Matrix(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("n", ctypes.c_long),
         ("k", ctypes.c_long),
+        ("sum", ctypes.c_void_p),
     )
+
+    def with_bias(self, bias: Tensor | None) -> "Matrix":
+        address = None if bias is None else bias.data_ptr()
+        return Matrix(self.packed, self.scale, address, self.n, self.k, self.sum)
 
 
 class Attention(ctypes.Structure):
@@ -166,6 +172,7 @@ def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
     functions: dict[str, tuple[type, ...]] = {
         "penstock_quantize_weight": (pointer, integer, long, long, pointer, pointer, integer),
         "penstock_pack": (pointer, long, long, pointer, integer),
+        "penstock_sum_rows": (pointer, pointer, pointer, integer),
         "penstock_int8_matmul": (pointer, long, pointer, pointer, pointer, pointer, integer),
         "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
         "penstock_attend": (pointer, integer),
@@ -239,7 +246,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor] | None:
 class PackedWeight:
     """An INT8 weight in the order that the library reads; its product with any rows is exact."""
 
-    __slots__ = ("_library", "_packed", "_scale", "in_features", "matrix", "out_features")
+    __slots__ = ("_library", "_packed", "_scale", "_sum", "in_features", "matrix", "out_features")
 
     def __init__(self, found: ctypes.CDLL, plain: Tensor, scale: Tensor) -> None:
         """plain [N, K] int8, scale [N] float32."""
@@ -249,8 +256,14 @@ class PackedWeight:
         self._packed = torch.empty(found.penstock_packed_bytes(n, k), dtype=torch.uint8)
         self._scale = scale.contiguous()
         self.out_features, self.in_features = n, k
-        self.matrix = Matrix(self._packed.data_ptr(), self._scale.data_ptr(), None, n, k)
+        self._sum = torch.empty(n)
+        self.matrix = Matrix(self._packed.data_ptr(), self._scale.data_ptr(), None, n, k, None)
         found.penstock_pack(plain.data_ptr(), n, k, self._packed.data_ptr(), num_threads())
+        scratch = self.scratch(1)
+        found.penstock_sum_rows(
+            ctypes.byref(self.matrix), self._sum.data_ptr(), scratch.data_ptr(), num_threads()
+        )
+        self.matrix.sum = self._sum.data_ptr()
 
     def scratch(self, rows: int) -> Tensor:
         """What the library needs to quantize so many rows into."""
@@ -280,7 +293,7 @@ def _is_exact(found: ctypes.CDLL) -> bool:
     generator = torch.Generator().manual_seed(0)
     plain = torch.randint(-128, 128, (70, 201), generator=generator, dtype=torch.int8)
     x, scale, bias = (torch.randn(size, generator=generator) for size in ((7, 201), (70,), (70,)))
-    act_scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12).div_(127)
-    sums = product_in_floats(torch.div(x, act_scale).round_().to(torch.int8), plain)
-    expected = sums.float().mul_(scale).mul_(act_scale).add_(bias)
+    rows = quantize_rows(x)
+    expected = product_in_floats(rows.values, plain).float().mul_(scale)
+    expected.sub_(rows.zero * (plain.sum(dim=1).float() * scale)).mul_(rows.scale).add_(bias)
     return torch.equal(PackedWeight(found, plain, scale).matmul(x, bias), expected)

@@ -6,7 +6,7 @@
 
 #include "int8_products.h"
 
-/* Integers to which rows of quantized activations are padded with zeros. */
+/* Integers to which rows of quantized activations are padded. */
 enum { ROW_ALIGNMENT = 64 };
 /* Keys that attention visits together, from positions that are multiples of it. */
 enum { KEY_TILE = 64 };
@@ -18,13 +18,15 @@ struct matrix {
     const float *scale; /* [n] */
     const float *bias;  /* [n] or null */
     long n, k;
+    const float *sum; /* [n], of what the integers of a row stand for; null: it multiplies rows whose zero is 0 */
 };
 
-/* Quantized rows: [rows, stride], what an integer stands for in each row, and the sum of its integers. */
+/* Quantized rows [rows, stride]: of each, what a step from one integer to the next stands for, which integer stands for zero,
+ * and the sum of its integers. */
 struct activations {
     factor *values;
     long stride;
-    float *scale;
+    float *scale, *zero;
     int32_t *sum;
 };
 

@@ -5,8 +5,9 @@ import torch
 
 from penstock.kernels.cpu import int8_matmul as kernel
 from penstock.kernels.cpu.grouped_int8_matmul import GroupedInt8Weight
-from penstock.kernels.cpu.int8_matmul import int8_matmul, quantize_activation, quantize_weight
+from penstock.kernels.cpu.int8_matmul import int8_matmul, quantize_weight
 from penstock.kernels.per_expert import PerExpertWeight
+from penstock.kernels.quantized_rows import quantize_rows
 from penstock.kernels.reference.grouped_int8_matmul import grouped_int8_matmul_reference
 from penstock.kernels.routing import Routing, combine
 
@@ -39,7 +40,7 @@ def test_equals_the_reference(kind: str, num_tokens: int, shape: tuple[int, int]
     x = torch.randn(num_tokens, shape[1]) * 7
     routing = Routing.of(choices_of(kind, num_tokens, 5, 3), 5)
     expected = grouped_int8_matmul_reference(
-        *quantize_activation(x), plain, scale, routing.offsets, routing.tokens, bias
+        quantize_rows(x), plain, scale, routing.offsets, routing.tokens, bias
     )
     assert torch.equal(grouped.matmul(x, routing, bias), expected)
     rows = x[routing.tokens.long()]

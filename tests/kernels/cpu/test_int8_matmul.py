@@ -10,9 +10,9 @@ from penstock.kernels.cpu.int8_matmul import (
     SMALL_WEIGHT,
     Int8Weight,
     int8_matmul,
-    quantize_activation,
     quantize_weight,
 )
+from penstock.kernels.quantized_rows import quantize_rows
 from penstock.kernels.reference.int8_matmul import int8_matmul_reference
 
 SIZES = [(1, 2), (1, 7), (7, 2), (5, 3), (17, 31), (33, 64), (64, 33), (127, 129), (320, 64), (100, 1000)]
@@ -53,7 +53,7 @@ def test_equals_the_reference_exactly(shape: tuple[int, int], with_bias: bool):
     for rows in ROWS:
         x = torch.randn(rows, shape[1]) * torch.rand(rows, 1) * 100
         assert torch.equal(
-            int8_matmul(x, weight, bias), int8_matmul_reference(*quantize_activation(x), plain, scale, bias)
+            int8_matmul(x, weight, bias), int8_matmul_reference(quantize_rows(x), plain, scale, bias)
         )
 
 
@@ -70,7 +70,7 @@ def test_equals_the_reference_in_every_kept_form(keep_plain: bool, with_bias: bo
     for rows in (1, 2, 5, 33, 130):
         x = torch.randn(rows, LARGE[1])
         assert torch.equal(
-            int8_matmul(x, weight, bias), int8_matmul_reference(*quantize_activation(x), plain, scale, bias)
+            int8_matmul(x, weight, bias), int8_matmul_reference(quantize_rows(x), plain, scale, bias)
         )
 
 
@@ -94,9 +94,7 @@ def test_the_largest_sums_are_exact(shape: tuple[int, int]):
         scale = torch.ones(shape[0])
         weight = pack_weight(plain, scale, keep_plain=False)
         x = torch.full((4, shape[1]), 3.0)
-        assert torch.equal(
-            int8_matmul(x, weight), int8_matmul_reference(*quantize_activation(x), plain, scale)
-        )
+        assert torch.equal(int8_matmul(x, weight), int8_matmul_reference(quantize_rows(x), plain, scale))
 
 
 def test_zeros_and_empty_batches():
@@ -113,11 +111,11 @@ def test_inputs_of_other_dtypes_and_strides():
     plain, scale, weight = weight_of((9, 16))
     x = torch.randn(6, 32)[:, ::2]
     assert torch.equal(
-        int8_matmul(x, weight), int8_matmul_reference(*quantize_activation(x.contiguous()), plain, scale)
+        int8_matmul(x, weight), int8_matmul_reference(quantize_rows(x.contiguous()), plain, scale)
     )
     half = torch.randn(6, 16).bfloat16()
     assert torch.equal(
-        int8_matmul(half, weight), int8_matmul_reference(*quantize_activation(half.float()), plain, scale)
+        int8_matmul(half, weight), int8_matmul_reference(quantize_rows(half.float()), plain, scale)
     )
 
 
@@ -127,8 +125,13 @@ def test_quantization_errs_by_at_most_half_a_step():
     plain, scale = quantize_weight(original.clone())
     assert plain.abs().max() == 127
     assert ((plain.float() * scale[:, None] - original).abs() <= scale[:, None] * 0.5001).all()
-    quantized, act_scale = quantize_activation(original)
-    assert ((quantized.float() * act_scale - original).abs() <= act_scale * 0.5001).all()
+    original[:, 0] = 0
+    for x in (original, original.abs(), -original.abs()):
+        rows = quantize_rows(x)
+        assert ((rows.dequantized() - x).abs() <= rows.scale * 0.5001).all()
+        assert rows.scale.allclose((x.amax(1, keepdim=True) - x.amin(1, keepdim=True)) / 255)
+        assert torch.equal(rows.values[:, :1].float(), rows.zero)
+        assert (rows.values.amin(dim=1) == -128).all() and (rows.values.amax(dim=1) >= 126).all()
 
 
 def test_quantizing_leaves_the_original_alone():

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.kernels.cpu.int8_matmul import quantize_activation, quantize_weight
+from penstock.kernels.cpu.int8_matmul import quantize_weight
 from penstock.kernels.cpu.native import library as native
 from penstock.kernels.cpu.native.library import PackedWeight, argmax, library
+from penstock.kernels.quantized_rows import quantize_rows
 from penstock.kernels.reference.int8_matmul import int8_matmul_reference
 from penstock.native_build import KERNEL_CHIPS, chip_has
 
@@ -37,14 +38,14 @@ def test_products_equal_the_reference_exactly(
     for bias in (None, torch.randn(shape[0])):
         for count in (1, 2, 3, 4, 5, 6, 7, 8, 13, 17, 95, 96, 97, 200):
             x = torch.randn(count, shape[1]) * torch.rand(count, 1) * 100
-            expected = int8_matmul_reference(*quantize_activation(x), plain, scale, bias)
+            expected = int8_matmul_reference(quantize_rows(x), plain, scale, bias)
             assert torch.equal(weight.matmul(x, bias), expected), (count, bias is None)
 
 
 @compiled
 @pytest.mark.usefixtures("chip")
 def test_extremes_are_exact():
-    """The largest sums there can be, halves that round to even, rows of zeros."""
+    """The largest sums there can be, halves that round to even, rows of zeros, and one whose largest would be 128."""
     k = 4096
     plain = torch.full((16, k), 127, dtype=torch.int8)
     plain[1::2] = -127
@@ -53,13 +54,14 @@ def test_extremes_are_exact():
             torch.full((k,), 3.0),
             torch.full((k,), -1e30),
             torch.zeros(k),
-            torch.arange(k) % 255 - 127.0,
+            torch.arange(k) % 509 * 0.5 - 127.5,
             torch.ones(k) * 1e-20,
+            (torch.arange(k) % 2 * 2 - 1) * 1e38,
+            torch.arange(k) % 2 * 255.0 - 128.5,
         ]
     )
-    x[3] *= 0.5  # quantizes halves
-    x[3, 0] = 127 * 0.5
-    expected = int8_matmul_reference(*quantize_activation(x), plain, torch.ones(16), None)
+    x[3, :2] = torch.tensor([-128.0, 127.0])  # a scale of 1: quantizes halves
+    expected = int8_matmul_reference(quantize_rows(x), plain, torch.ones(16), None)
     assert torch.equal(packed(plain, torch.ones(16)).matmul(x, None), expected)
 
 
@@ -101,7 +103,7 @@ def test_several_engines_multiply_at_once(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     plain, scale = quantize_weight(torch.randn(700, 300))
     weight, x = packed(plain, scale), torch.randn(40, 300)
-    expected = int8_matmul_reference(*quantize_activation(x), plain, scale, None)
+    expected = int8_matmul_reference(quantize_rows(x), plain, scale, None)
     wrong: list[int] = []
 
     def multiply(number: int) -> None:

@@ -26,8 +26,10 @@ from penstock.kernels.gpu.rotary import rotary
 from penstock.kernels.gpu.sparse_attention import KEYS, MEAN_STD, MIN_MAX, sparse_attention
 from penstock.kernels.gpu.sparse_prompt import sparse_prompt
 from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
+from penstock.kernels.quantized_rows import QuantizedRows
 from penstock.kernels.routing import Routing
 from penstock.kernels.span import Span
+from tests.support.quantized_rows import quantized_rows
 
 
 @dataclass
@@ -43,32 +45,40 @@ def by_row(*outputs: Tensor | None) -> list[list[Tensor]]:
     return [list(row) for row in zip(*there, strict=True)]
 
 
+def parts(rows: QuantizedRows) -> tuple[Tensor, ...]:
+    return rows.values, rows.scale, rows.zero
+
+
+def of_both(made: tuple[Tensor, QuantizedRows | None]) -> list[list[Tensor]]:
+    y, rows = made
+    assert rows is not None
+    return by_row(y, *parts(rows))
+
+
 def int8_matmul(device, monkeypatch) -> Rows:
     """From the kernel for few rows, which splits K, to the one for many."""
-    x = torch.randint(-127, 128, (150, 2100), dtype=torch.int8, device=device)
-    scale, weight_scale = torch.rand(150, 1, device=device), torch.rand(70, device=device)
+    x, weight_scale = quantized_rows(150, 2100, device), torch.rand(70, device=device)
     weight = torch.randint(-127, 128, (70, 2100), dtype=torch.int8, device=device)
     bias = torch.randn(70, device=device)
     assert matmul.split_k(2, 9) == 4, "parts, added up by atomics"
-    return Rows(
-        150, lambda some: by_row(matmul.int8_matmul(x[some], scale[some], weight, weight_scale, bias))
-    )
+    total = matmul.sum_rows(weight, weight_scale)
+    return Rows(150, lambda some: by_row(matmul.int8_matmul(x.of(some), weight, weight_scale, total, bias)))
 
 
 def grouped_int8_matmul(device, monkeypatch) -> Rows:
     """From the launch for few rows of an expert to the one for many; rows keep their experts, and come in their order."""
     count = 150
-    quantized = torch.randint(-127, 128, (count, 200), dtype=torch.int8, device=device)
-    scale = torch.rand(count, 1, device=device)
+    x = quantized_rows(count, 200, device)
     weight = torch.randint(-127, 128, (3, 70, 200), dtype=torch.int8, device=device)
     weight_scale, bias = torch.rand(3, 70, device=device), torch.randn(3, 70, device=device)
+    total = matmul.sum_rows(weight, weight_scale)
     experts = torch.randint(0, 3, (count, 1), device=device)
     assert count > grouped.DECODE_ROWS * 3, "more than few rows"
 
     def run(some: list[int]) -> list[list[Tensor]]:
         routing = Routing.of(experts[some], 3)
         found = grouped.grouped_int8_matmul(
-            quantized[some], scale[some], weight, weight_scale, routing.offsets, routing.tokens, bias
+            x.of(some), weight, weight_scale, total, routing.offsets, routing.tokens, bias
         )
         return by_row(found[routing.rows[:, 0]])
 
@@ -92,7 +102,7 @@ def quantize_activation(max_block: int) -> Callable[..., Rows]:
     def rows(device, monkeypatch) -> Rows:
         monkeypatch.setattr(quantize, "MAX_BLOCK", max_block)
         x = torch.randn(9, 150, device=device) * torch.rand(9, 1, device=device)
-        return Rows(9, lambda some: by_row(*quantize.quantize_activation(x[some], pad_to=16)))
+        return Rows(9, lambda some: by_row(*parts(quantize.quantize_activation(x[some], pad_to=16))))
 
     return rows
 
@@ -101,7 +111,7 @@ def rms_norm(max_block: int) -> Callable[..., Rows]:
     def rows(device, monkeypatch) -> Rows:
         monkeypatch.setattr(norm, "MAX_BLOCK", max_block)
         x, weight = torch.randn(9, 150, device=device), torch.randn(150, device=device)
-        return Rows(9, lambda some: by_row(*norm.rms_norm(x[some], weight, 1e-6, pad_to=16)))
+        return Rows(9, lambda some: of_both(norm.rms_norm(x[some], weight, 1e-6, pad_to=16)))
 
     return rows
 
@@ -110,7 +120,7 @@ def silu_mul(max_block: int) -> Callable[..., Rows]:
     def rows(device, monkeypatch) -> Rows:
         monkeypatch.setattr(gate, "MAX_BLOCK", max_block)
         x = torch.randn(9, 300, device=device)
-        return Rows(9, lambda some: by_row(*gate.silu_mul(*x[some].split(150, dim=1), pad_to=16)))
+        return Rows(9, lambda some: of_both(gate.silu_mul(*x[some].split(150, dim=1), pad_to=16)))
 
     return rows
 
