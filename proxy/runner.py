@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 KEEPALIVE_SECONDS = 75.0
 # From the first byte of a request to the end of its headers. Bodies have their own limit (request_body.py).
 HEAD_SECONDS = 20.0
-# A refused request's body is still read for so long, and thrown away: a client that is cut while it sends sees a broken
+# What a refused client still sends is read for so long, and thrown away: one that is cut while it sends sees a broken
 # connection instead of the refusal.
 LINGERING_SECONDS = 2.0
 # Smaller answers fit the buffers of a socket, so that nobody waits for their readers.
@@ -86,7 +87,7 @@ class _Handler(RequestHandler):
             and of one that was sent before its predecessor was answered.
     """
 
-    __slots__ = ("_counted", "_head_due", "first_byte", "recorder", "write_timeout")
+    __slots__ = ("_counted", "_head_due", "_lost", "first_byte", "recorder", "write_timeout")
 
     first_byte: float | None
     recorder: Recorder
@@ -96,6 +97,7 @@ class _Handler(RequestHandler):
         server = self._manager
         assert isinstance(server, _Server)
         self._head_due: asyncio.TimerHandle | None = None
+        self._lost: asyncio.Event | None = None  # of one whose request could not be read, once that was said
         self._counted = server.num_connections < server.max_connections
         if not self._counted:
             answering = cast(asyncio.Transport, transport)  # uvloop's is no subclass
@@ -108,6 +110,8 @@ class _Handler(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._head_due is not None:
             self._head_due.cancel()
+        if self._lost is not None:
+            self._lost.set()
         server = self._manager
         if self._counted and isinstance(server, _Server):
             self._counted = False
@@ -115,7 +119,7 @@ class _Handler(RequestHandler):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._counted:
+        if not self._counted or self._lost is not None:
             return
         if self.first_byte is None:
             self.first_byte = time.perf_counter()
@@ -153,7 +157,7 @@ class _Handler(RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = http_error_response(request, resp)
             resp.headers.update({"Server": SERVER, REQUEST_ID: new_request_id()})
-        gone = True  # unless it comes to its end
+        gone, broken = True, False  # unless it comes to its end
         try:
             if (resp.content_length or 0) <= LARGE_BODY:
                 resp, gone = await super().finish_response(request, resp, start_time)
@@ -170,10 +174,23 @@ class _Handler(RequestHandler):
             if record is None:
                 identity = resp.headers.get(REQUEST_ID) or new_request_id()
                 record = self.recorder.begin(request, identity, BROKEN)
+                broken = True
             sent = request.writer.output_size
             self.recorder.end(record, status=resp.status, bytes_out=sent, aborted=gone)
             self.first_byte = None
+        if broken and not gone:
+            await self._hear_out()
         return resp, gone
+
+    async def _hear_out(self) -> None:
+        """aiohttp does so with bodies only. A connection that is closed on bytes that nobody read is reset, and the answer with
+        it."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        self._lost = asyncio.Event()
+        self.transport.write_eof()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), LINGERING_SECONDS)
 
     async def _is_read(self, identity: str | None) -> bool:
         """Until the client has taken a large body; False when it was cut off for not reading on.

@@ -141,6 +141,15 @@ NAMED = {
 }
 
 
+async def test_a_refusal_reaches_a_client_that_goes_on_sending(server: RunningServer) -> None:
+    async with connection(server) as (reader, writer), asyncio.timeout(10):
+        writer.write(b"GET /" + LONG)
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+            writer.write(b"x" * 100_000)
+        assert status_of(await reader.read()) == 431
+
+
 @pytest.mark.parametrize("data", NAMED.values(), ids=NAMED)
 async def test_every_response_has_an_id_and_no_versions(server: RunningServer, data: bytes) -> None:
     head, _, _ = (await sent(server, data)).partition(b"\r\n\r\n")
