@@ -287,7 +287,7 @@ class Writer:
                 evicted += gone
                 if index is not None:
                     index.change(txn, changes)
-                if not more:
+                if not gone:  # the index may grow by what it is told of the gone
                     break
         return expired, evicted, more or expired == _REMOVALS, trainable
 
