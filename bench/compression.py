@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default=",".join(VARIANTS))
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    for folder in (args.work, args.output):
+        folder.mkdir(parents=True, exist_ok=True)
     names = args.only.split(",")
     numbers = {"quarter": args.layers // 4, "half": args.layers // 2, "steps": args.steps}
     for name in names:
