@@ -183,8 +183,8 @@ class _Handler(RequestHandler):
         return resp, gone
 
     async def _hear_out(self) -> None:
-        """aiohttp does so with bodies only. A connection that is closed on bytes that nobody read is reset, and the answer with
-        it."""
+        """aiohttp does so with bodies only. A connection that is closed on bytes that nobody read is reset, and the answer
+        goes with it."""
         if self.transport is None or self.transport.is_closing():
             return
         self._lost = asyncio.Event()
