@@ -71,8 +71,8 @@ class QuantizationConfig:
 
 
 class _Arguments(msgspec.Struct, forbid_unknown_fields=True):
-    """How weights or activations are rounded. What only says how that was found out is not looked at, nor whether it is around
-    zero that activations are rounded: kernels have a finer way for all."""
+    """How weights or activations are rounded. What only says how that was found out is not looked at, nor whether
+    activations are rounded around zero: kernels have a finer way."""
 
     num_bits: int = 8
     type: str = "int"
