@@ -157,7 +157,8 @@ class _Handler(RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = http_error_response(request, resp)
             resp.headers.update({"Server": SERVER, REQUEST_ID: new_request_id()})
-        gone, broken = True, False  # unless it comes to its end
+        broken = False
+        gone = True  # unless it comes to its end
         try:
             if (resp.content_length or 0) <= LARGE_BODY:
                 resp, gone = await super().finish_response(request, resp, start_time)

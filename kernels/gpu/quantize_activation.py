@@ -167,23 +167,21 @@ def _store(quantized, value, scale, zero_point, inside, zero):
 
 
 def variants(arch: str) -> Iterator[Variant]:
-    for pieces, block in ROWS_COMPILED:
-        config = row_config("quantize_activation", block, pieces, None)
-        yield Variant(
-            f"quantize_activation {pieces}x{block}",
-            _quantize_kernel,
-            {
-                "x": "*bf16",
-                "quantized": "*i8",
-                "scale": "*fp32",
-                "zero": "*fp32",
-                "K": "i32",
-                "width": "i32",
-                "stride_x": "i32",
-            },
-            {"PIECES": pieces, "BLOCK": block},
-            config.num_warps,
-            config.num_stages,
-            fp_fusion=False,
-            case=by_row(block, pieces),
-        )
+    tensors = {"x": "*bf16", "quantized": "*i8", "scale": "*fp32"}
+    sizes = dict.fromkeys(("K", "width", "stride_x"), "i32")
+    for name, zero, missing in (
+        ("quantize_activation", {"zero": "*fp32"}, {}),
+        ("quantize_activation of weights", {}, {"zero": None}),
+    ):
+        for pieces, block in ROWS_COMPILED:
+            config = row_config("quantize_activation", block, pieces, None)
+            yield Variant(
+                f"{name} {pieces}x{block}",
+                _quantize_kernel,
+                {**tensors, **zero, **sizes},
+                {**missing, "PIECES": pieces, "BLOCK": block},
+                config.num_warps,
+                config.num_stages,
+                fp_fusion=False,
+                case=by_row(block, pieces),
+            )

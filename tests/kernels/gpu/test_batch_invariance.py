@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from paged_pool import PagedPool
+from quantized_rows import quantized_rows
 from torch import Tensor
 
 from penstock.kernels.draw import Draw
@@ -29,7 +30,6 @@ from penstock.kernels.quantize_weight import GROUP, pack_int4, quantize_weight
 from penstock.kernels.quantized_rows import QuantizedRows
 from penstock.kernels.routing import Routing
 from penstock.kernels.span import Span
-from tests.support.quantized_rows import quantized_rows
 
 
 @dataclass

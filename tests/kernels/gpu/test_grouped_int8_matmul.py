@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantized_rows import quantized_rows
 
 from penstock.kernels.cpu import grouped_int8_matmul as cpu
 from penstock.kernels.gpu import grouped_int8_matmul as gpu
@@ -12,7 +13,6 @@ from penstock.kernels.gpu.grouped_int8_matmul import GroupedInt8Weight, grouped_
 from penstock.kernels.gpu.int8_matmul import int8_matmul, sum_rows
 from penstock.kernels.reference.grouped_int8_matmul import grouped_int8_matmul_reference
 from penstock.kernels.routing import Routing
-from tests.support.quantized_rows import quantized_rows
 
 
 def operands(t: int, n: int, k: int, counts: list[int], device: torch.device) -> tuple[Any, ...]:

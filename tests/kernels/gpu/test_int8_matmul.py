@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from quantized_rows import quantized_rows
 
 from penstock.kernels.cpu import int8_matmul as cpu
 from penstock.kernels.gpu import int8_matmul as gpu
 from penstock.kernels.gpu.int8_matmul import Int8Weight, int8_matmul, split_k, sum_rows
 from penstock.kernels.quantized_rows import QuantizedRows
 from penstock.kernels.reference.int8_matmul import int8_matmul_reference
-from tests.support.quantized_rows import quantized_rows
 
 
 def operands(m: int, n: int, k: int, device: torch.device) -> tuple[Any, ...]:
