@@ -90,6 +90,7 @@ class Engine:
         )
         self.step_times = StepTimes()
         self.decode_times = StepTimes()
+        self.prompt_times = StepTimes()
         self._overlaps = _overlaps(config, self.runner.backend)
         self.draft_model: DraftModel | None = None
         planner = None
@@ -115,6 +116,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             times=self.step_times,
             decode_times=self.decode_times,
+            prompt_times=self.prompt_times,
             shares=TenantShares(config.tenant_weights),
             speculator=self.speculator,
             trust_max_tokens=config.trust_max_tokens,
@@ -411,8 +413,9 @@ class Engine:
             # A step begins when it is launched and the one before is over.
             took = now - max(step.launched, self._last_end)
             self.step_times.record(step.num_tokens, took, step.num_keys)
-            if step.scheduled[-1].num_new_tokens == 1:  # decodes come first
-                self.decode_times.record(step.num_tokens, took, step.num_keys)
+            is_decode = step.scheduled[-1].num_new_tokens == 1  # these come first
+            of_its_kind = self.decode_times if is_decode else self.prompt_times
+            of_its_kind.record(step.num_tokens, took, step.num_keys)
         self._last_end = now
         deltas = [self._append(item, tokens) for item, tokens in sampled if not item.is_stale]
         if planner is not None:

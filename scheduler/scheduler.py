@@ -26,6 +26,10 @@ LEAST_PROMPT_ROOM = 8
 # on as many as do not, and a few in any case: a prompt gets on.
 MOST_STRETCH = 1.7
 FEWEST = 2
+# Prompts may also take so many times what they cost a step however few they are, that being lost in any case. On an H100
+# (8B shape) 64 decodes are replayed in 7 ms and launched beside any prompt in 38: two tokens in each such step kept
+# everybody waiting, 250 tokens a second where there had been 5,800.
+OVERHEAD_STRETCH = 2.0
 # After so many steps beside prompts that hold back for streams, these have one alone: their contexts grow, and what a step
 # without prompts takes must stay known.
 MOST_STEPS_BESIDE = 48
@@ -108,6 +112,7 @@ class Scheduler:
         times: what steps have taken; None where nothing is measured, and prompts get all of the budget.
         decode_times: of those without prompts. A step of few tokens more, which read the keys of a long prompt, is of the
             same size, and what streams may be slowed down by must not be measured by what slows them down. None: as `times`.
+        prompt_times: of those with prompts. None: unknown.
         shares: what tenants have had.
         speculator: None where nobody guesses.
         trust_max_tokens: who would not fit beside the others, all at the length they may reach, waits instead of being
@@ -122,6 +127,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         times: StepTimes | None = None,
         decode_times: StepTimes | None = None,
+        prompt_times: StepTimes | None = None,
         shares: TenantShares | None = None,
         speculator: Speculator | None = None,
         trust_max_tokens: bool = False,
@@ -132,6 +138,7 @@ class Scheduler:
         self.block_manager = block_manager
         self._times = times or StepTimes()
         self._decode_times = decode_times or self._times
+        self._prompt_times = prompt_times or StepTimes()
         self._shares = shares or TenantShares()
         self._speculator = speculator
         self._steps_beside = 0
@@ -204,8 +211,8 @@ class Scheduler:
         """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.
 
         Streams notice a step that takes PROMPT_STRETCH times as long as without prompts, or MOST_STRETCH times for
-        LEAST_PROMPT_ROOM tokens; where more sequences wait for their first token than for their next one, it may take that
-        many times longer.
+        LEAST_PROMPT_ROOM tokens, or by OVERHEAD_STRETCH times what prompts cost it at any size; where more sequences wait
+        for their first token than for their next one, it may take that many times longer.
         """
         num_decodes, num_keys = len(decodes), sum(seq.num_tokens for seq in decodes)
         most = self.max_num_batched_tokens - num_decodes
@@ -215,17 +222,17 @@ class Scheduler:
             alone = self._times.seconds(num_decodes, num_keys) if known is None else known
         if alone is None or most <= LEAST_PROMPT_ROOM:
             return most
-        allowed = alone * max(1.0, num_prompts / num_decodes)
+        beside = self._prompt_times.seconds_as_if_linear(num_decodes, num_keys)
+        overhead = 0.0 if beside is None else max(0.0, beside - alone)
+        patience = max(1.0, num_prompts / num_decodes)
 
         def keys_of(num_tokens: int) -> int:
             of_prompt = num_tokens - num_decodes
             return num_keys + of_prompt * (context + of_prompt)
 
         def room(stretch: float, least: int, most: int) -> int:
-            tokens = self._times.most_tokens(
-                allowed * stretch, num_decodes + least, num_decodes + most, keys_of
-            )
-            return tokens - num_decodes
+            allowed = patience * max(stretch * alone, alone + OVERHEAD_STRETCH * overhead)
+            return self._times.most_tokens(allowed, num_decodes + least, num_decodes + most, keys_of) - num_decodes
 
         found = room(PROMPT_STRETCH, FEWEST, most)
         return found if found >= LEAST_PROMPT_ROOM else room(MOST_STRETCH, FEWEST, LEAST_PROMPT_ROOM)

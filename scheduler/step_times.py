@@ -89,6 +89,22 @@ class StepTimes:
             return seconds
         return max(LEAST_SHARE * seconds, seconds + self.seconds_per_key * (num_keys - keys))
 
+    def seconds_as_if_linear(self, num_tokens: int, num_keys: int) -> float | None:
+        """What larger steps point at along a line, were they of as few keys; None where too few sizes were seen.
+
+        By the next larger size and one that is at least as far from it as it is from `num_tokens`: of two that are close,
+        and far away, the line would be one of their noise.
+        """
+        points = iter(self._sorted_points())
+        near = next((point for point in points if point[0] > num_tokens), None)
+        far = near and next((point for point in points if point[0] + num_tokens >= 2 * near[0]), None)
+        if near is None or far is None:
+            return None
+        of_keys = self.seconds_per_key
+        seconds, beyond = (own[1] - of_keys * (own[2] - num_keys) for own in (near, far))
+        slope = max(0.0, beyond - seconds) / (far[0] - near[0])
+        return seconds - slope * (near[0] - num_tokens)
+
     def most_tokens(
         self, seconds: float, least: int, most: int, num_keys: Callable[[int], int] | None = None
     ) -> int:
@@ -128,11 +144,12 @@ class StepTimes:
     def _last_slope(self) -> float:
         points = self._sorted_points()
         tokens, seconds, _ = points[-1]
-        if len(points) == 1:
-            # Nothing is known of larger steps: a guess that a measurement soon replaces.
-            return seconds / tokens / 16
-        before_tokens, before, _ = points[-2]
-        return (seconds - before) / (tokens - before_tokens)
+        # A guess that a measurement soon replaces: two small steps often take the same, and larger ones do not.
+        slope = seconds / tokens / 16
+        if len(points) > 1:
+            before_tokens, before, _ = points[-2]
+            slope = max(slope, (seconds - before) / (tokens - before_tokens))
+        return slope
 
     def _sorted_points(self) -> list[tuple[float, float, float]]:
         if not self._points:

@@ -188,6 +188,35 @@ def test_what_streams_take_alone_is_not_measured_by_steps_with_prompts():
     assert tokens[0] >= LEAST_PROMPT_ROOM and tokens[1] == FEWEST
 
 
+@pytest.mark.parametrize(
+    ("overhead", "steps"), [(0.031, 20), (0.0, 200)], ids=["launched beside prompts", "no dearer beside prompts"]
+)
+def test_a_prompt_is_not_cut_small_where_its_size_is_not_what_costs(overhead, steps):
+    """Decodes that are replayed as a graph, and launched one by one as soon as there is a prompt."""
+    known = {name: StepTimes() for name in ("times", "decode_times", "prompt_times")}
+    machine = Machine(8192, 4, 80, 8192, **known)
+
+    def step() -> float:
+        done = machine.step()
+        in_prompts = sum(item.num_new_tokens for item in done.scheduled if item.num_new_tokens > 1)
+        seconds = 0.007 + (overhead + 25e-6 * in_prompts if in_prompts else 0)
+        known["times"].record(done.num_tokens, seconds)
+        known["prompt_times" if in_prompts else "decode_times"].record(done.num_tokens, seconds)
+        return seconds
+
+    for number in range(64):
+        machine.add([number] * 4, 300)
+    for _ in range(20):
+        step()
+    prompt = machine.add([99] * 8000, 1)
+    took = []
+    while prompt in machine.live:
+        took.append(step())
+    assert len(took) <= steps
+    promised = max(2 * 0.007, 0.007 + 2.2 * overhead)
+    assert sum(seconds > promised for seconds in took) <= 3, "and streams wait no longer than they must"
+
+
 def test_streams_have_a_step_alone_now_and_then():
     machine = Machine(4000, 4, 16, 512, times=linear_times(0.020, 0.001))
     for number in range(8):

@@ -37,6 +37,7 @@ class Machine:
     prefix_caching: bool = True
     times: StepTimes = field(default_factory=StepTimes)
     decode_times: StepTimes | None = None
+    prompt_times: StepTimes | None = None
     weights: dict[str, float] = field(default_factory=dict)
     trust_max_tokens: bool = False
     draft_rights: list[bool] | None = None
@@ -58,6 +59,7 @@ class Machine:
             max_num_batched_tokens=self.budget,
             times=self.times,
             decode_times=self.decode_times,
+            prompt_times=self.prompt_times,
             shares=self.shares,
             speculator=self.speculator,
             trust_max_tokens=self.trust_max_tokens,
