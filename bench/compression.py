@@ -27,6 +27,8 @@ VARIANTS: dict[str, list[str]] = {
     "layers25": ["prune", "--layers", "{quarter}"],
     "layers25-bare": ["prune", "--layers", "{quarter}", "--recovery-steps", "0"],
 }
+# As what each is served and measured, too.
+SERVED_ALSO = {"w4a16": ["w4a16:kv8"]}
 # The same student with its teacher's distributions to learn from, and with the texts alone: three seeds of each.
 STUDENT = ["distill", "--layers", "{half}", "--steps", "{steps}"]
 TEACHES = {"student": ["--hidden", "1", "--temperature", "2"], "student-alone": ["--cross-entropy", "1"]}
@@ -64,7 +66,8 @@ def main() -> None:
     texts = Path(os.path.relpath(args.texts, args.work))
     model = os.path.relpath(args.model, args.work) if Path(args.model).is_dir() else args.model
     for tasks, speed in (("tasks", ["--speed"]), ("page_tasks", [])):
-        command = [*PENSTOCK, "eval", "models", f"{model}:none", *names, "--text", str(texts / "pages.jsonl")]
+        served = [f"{model}:none", *(spec for name in names for spec in (name, *SERVED_ALSO.get(name, ())))]
+        command = [*PENSTOCK, "eval", "models", *served, "--text", str(texts / "pages.jsonl")]
         command += ["--tasks", str(texts / f"{tasks}.jsonl"), *speed]
         subprocess.run([*command, "--output", f"report-{tasks}", "--force"], check=True, cwd=args.work)
         for file in (args.work / f"report-{tasks}").glob("eval.*"):

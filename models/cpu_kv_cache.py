@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu.attention_batch import attention_batch, fresh_blocks
-from ..kernels.cpu.native.attention import can_attend
+from ..kernels.cpu.native.attention import can_attend, store_rounded
+from ..kernels.cpu.native.library import MOST_HEAD_DIM
 from ..kernels.cpu.paged_attention import KEY_TILE, AttentionMetadata, paged_attention, store_kv
 from ..kernels.cpu.sparse_attention import GRANULE, KeySketch, SparseTelemetry
 from ..kernels.span import Span
@@ -23,7 +24,11 @@ class CpuKVCache:
 
     With `sparse`, the keys are kept in INT8 beside, for decodes and prompts that attend to a part of them.
 
-    Raises ValueError for INT8 KV, and when `block_size` does not divide the tile that attention reads.
+    INT8 pools have scales [Hkv, num_slots] beside them, of a token and head each; the C library rounds what it stores, and
+    reads it as floats.
+
+    Raises ValueError for INT8 KV that is sparse or without the library, and when `block_size` does not divide the tile that
+    attention reads.
     """
 
     def __init__(
@@ -35,10 +40,6 @@ class CpuKVCache:
         *,
         sparse: bool = False,
     ) -> None:
-        if dtype is torch.int8:
-            raise ValueError(
-                "kv_cache_dtype is 'int8', which is for GPUs; on a CPU leave it at 'auto', or use device = 'cuda'."
-            )
         if KEY_TILE % block_size:
             raise ValueError(
                 f"block_size is {block_size}; it must divide {KEY_TILE}, the tile that attention reads."
@@ -52,6 +53,16 @@ class CpuKVCache:
         self.block_size = block_size
         widest = max((max(shape.key_dim, shape.value_dim) for shape in shapes.values()), default=0)
         self._native = can_attend(dtype, widest)
+        if dtype is torch.int8 and not self._native:
+            raise ValueError(
+                "kv_cache_dtype is 'int8', which on a CPU takes the C kernels (x86-64 with AVX2 or AVX-512, a C compiler) "
+                f"and heads of at most {MOST_HEAD_DIM}, here {widest}; set it to 'none'."
+            )
+        if dtype is torch.int8 and sparse:
+            raise ValueError(
+                "kv_cache_dtype is 'int8', which on a CPU does not go with sparse_attention; set it to 'none', or leave out "
+                "sparse_attention."
+            )
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             index: (
                 _lazy_zeros(shape.num_kv_heads, num_slots, shape.key_dim, dtype=dtype),
@@ -59,6 +70,15 @@ class CpuKVCache:
             )
             for index, shape in shapes.items()
         }
+        self.scales: dict[int, tuple[Tensor, Tensor]] = {}
+        if dtype is torch.int8:
+            self.scales = {
+                index: (
+                    _lazy_zeros(shape.num_kv_heads, num_slots, dtype=torch.float32),
+                    _lazy_zeros(shape.num_kv_heads, num_slots, dtype=torch.float32),
+                )
+                for index, shape in shapes.items()
+            }
         self.sketches: dict[int, KeySketch] = {}
         if sparse:
             self.sketches = {
@@ -90,7 +110,11 @@ class CpuKVCache:
         sinks: Tensor | None,
     ) -> Tensor:
         keys, values = self.layers[layer]
-        store_kv(key, value, keys, values, batch.slot_mapping)
+        if (scales := self.scales.get(layer)) is None:
+            store_kv(key, value, keys, values, batch.slot_mapping)
+        else:
+            store_rounded(key, keys, scales[0], batch.slot_mapping)
+            store_rounded(value, values, scales[1], batch.slot_mapping)
         return self.attend_stored(
             layer,
             query,
@@ -116,27 +140,31 @@ class CpuKVCache:
     ) -> Tensor:
         """`attend` for rows whose K and V are in the pool already."""
         keys, values = self.layers[layer]
+        scales, dtype = self.scales.get(layer), query.dtype
         sketch = self.sketches.get(layer)
         if sketch is not None:
             sketch.store(key, batch.slot_mapping)
         return paged_attention(
-            query,
+            query if scales is None else query.float(),
             keys,
             values,
             batch,
+            scales=scales,
             sketch=sketch,
             telemetry=self.sparse_telemetry,
             scaling=scaling,
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
-        )
+        ).to(dtype)
 
     def broken_blocks(self, block_ids: list[int]) -> list[int]:
+        floats = self.scales or self.layers
+
         def is_broken(block_id: int) -> bool:
             slots = slice(block_id * self.block_size, (block_id + 1) * self.block_size)
             return not all(
-                bool(torch.isfinite(pool[:, slots]).all()) for pair in self.layers.values() for pool in pair
+                bool(torch.isfinite(pool[:, slots]).all()) for pair in floats.values() for pool in pair
             )
 
         return [block_id for block_id in block_ids if is_broken(block_id)]

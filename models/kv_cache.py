@@ -97,4 +97,6 @@ def make_kv_cache(
 
 
 def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:
-    return sum(shape.elements for shape in shapes.values()) * dtype.itemsize
+    """Of what is stored; INT8 has a float32 scale for each token, head, key and value."""
+    scales = 8 * sum(shape.num_kv_heads for shape in shapes.values()) if dtype is torch.int8 else 0
+    return sum(shape.elements for shape in shapes.values()) * dtype.itemsize + scales

@@ -122,6 +122,8 @@ def load_model(
     with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
         # What changes answers by rounding is part of what a cached one is filed under.
         rounding = [backend.kind, kv_cache_dtype] if backend.kind != "cpu" else ["c"] if library() else []
+        if backend.kind == "cpu" and kv_cache_dtype == "int8":
+            rounding.append("int8 kv")
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype, stored)
     config = module.config.get_text_config()
@@ -206,9 +208,11 @@ def _stored_precision(path: Path, stored: QuantizationConfig, quantize: str) -> 
 def _stored_kv_cache_dtype(path: Path, stored: QuantizationConfig, asked: str, backend: Backend) -> str:
     if asked != "auto" or stored.own.kv_cache_dtype is None:
         return asked
-    if backend.kind == "cpu":
+    if backend.kind == "cpu" and library() is None:
         log.warning(
-            "%s was measured with INT8 KV, which is for GPUs; on this CPU its KV is kept as computed", path
+            "%s was measured with INT8 KV, which on a CPU takes the C kernels (x86-64 with AVX2 or AVX-512, a C compiler); "
+            "here its KV is kept as computed",
+            path,
         )
         return "none"
     return "int8"

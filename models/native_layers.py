@@ -159,7 +159,8 @@ class NativeLayers(nn.Module):
     def _bind(self, cache: CpuKVCache) -> None:
         for layer, parts in zip(self._layers, self._parts, strict=True):
             keys, values = cache.layers[parts.index]
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+            key_scales, value_scales = cache.scales.get(parts.index, (None, None))
+            layer.keys, layer.values = native.Pool.of(keys, key_scales), native.Pool.of(values, value_scales)
             self._stack.slots = keys.shape[1]
         self._stack.block_size = cache.block_size
         self._cache = cache

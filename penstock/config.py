@@ -230,7 +230,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv_cache_tokens: Annotated[int | None, About("engine", "tokens the KV pool holds")] = None
     kv_cache_dtype: Annotated[
         Literal["auto", "none", "int8"],
-        About("engine", "none: KV as computed; int8 (on a GPU); auto: as the model's folder says, else none"),
+        About(
+            "engine",
+            "none: as computed; int8: a scale for each token and head; auto: as the model's folder says, else none",
+        ),
     ] = "auto"
     gpu_memory_utilization: Annotated[
         float, About("engine", "share of the GPU memory left by the weights that KV may take")

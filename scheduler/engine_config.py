@@ -29,7 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             for all of it is sure to be there, and (drafts apart) none is preempted. Else as many are as have room now.
         tenant_weights: shares of the engine by tenant, where several want more than there is; 1 for who is not named.
         kv_cache_tokens: tokens the KV pool holds; None sizes it from memory.
-        kv_cache_dtype: "none" stores KV as it is computed, "int8" quantizes it per token and head (on a GPU), "auto": as the
+        kv_cache_dtype: "none" stores KV as it is computed, "int8" quantizes it per token and head, "auto": as the
             model's folder says, else as computed.
         gpu_memory_utilization: share of the GPU memory left by the weights that KV may take.
         block_size: tokens per KV block; None takes what the machine's attention is made for.

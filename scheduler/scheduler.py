@@ -232,7 +232,10 @@ class Scheduler:
 
         def room(stretch: float, least: int, most: int) -> int:
             allowed = patience * max(stretch * alone, alone + OVERHEAD_STRETCH * overhead)
-            return self._times.most_tokens(allowed, num_decodes + least, num_decodes + most, keys_of) - num_decodes
+            return (
+                self._times.most_tokens(allowed, num_decodes + least, num_decodes + most, keys_of)
+                - num_decodes
+            )
 
         found = room(PROMPT_STRETCH, FEWEST, most)
         return found if found >= LEAST_PROMPT_ROOM else room(MOST_STRETCH, FEWEST, LEAST_PROMPT_ROOM)

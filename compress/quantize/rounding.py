@@ -118,12 +118,6 @@ def round_activation(x: Tensor) -> Tensor:
     return quantize_rows(x.reshape(-1, x.shape[-1])).dequantized().view(x.shape)
 
 
-def round_key_or_value(x: Tensor) -> Tensor:
-    """What an INT8 KV cache keeps of [..., D]: 8 bits by the largest magnitude of each token and head, as floats again."""
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
-    return torch.div(x, scale).round_() * scale
-
-
 def _multiples(parts: Tensor, grid: Grid) -> Tensor:
     """[N, G, K / G]"""
     found = torch.div(parts, grid.scales[..., None]).round_()

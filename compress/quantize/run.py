@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ...errors import CompressError
+from ...kernels.cpu.native.library import library
+from ...kernels.dispatch import choose_backend
 from ...models.loading import LoadedModel, load_model
 from ...models.quantized_experts import AS_STORED as AS_STORED_EXPERTS
 from ..compressed_tensors import write_compressed_tensors
 from ..distill.dataset import Dataset
-from ..evaluate import Comparison, PlainScorer, Scorer, ServedScorer, compare
+from ..evaluate import Comparison, PlainScorer, ServedScorer, compare
 from ..evaluate.speed import Speed
 from ..folder import check_target, new_folder, work_folder
 from ..kept_texts import fingerprint_of, kept_dataset
@@ -29,7 +31,6 @@ from ..quantized_tensor import Scheme
 from ..texts import Example, Tokens, tokenize
 from .budget import within
 from .calibration import HELD_BACK_SHARE, divide, judged_by
-from .int8_kv import scorer_with_int8_kv
 from .job import Done, QuantizeJob
 from .layer import LayerRecord
 from .precision import Precision
@@ -68,6 +69,7 @@ def quantize(
     forced.
     """
     check_target(job.output, force=job.force)
+    _check_device(job)
     model = load_plain(job.model)
     linears_of(model.module)  # what cannot be quantized is refused before anything is made
     given = fingerprint_of(examples)
@@ -90,7 +92,7 @@ def quantize(
         with new_folder(job.output, force=job.force, expected_bytes=expected) as staging:
             served = _write(job, model, quantized, staging)
             done = Done(
-                comparison=_judge(job, model, quantized, served, texts.held_back, progress),
+                comparison=_judge(job, model, served, texts.held_back, progress),
                 records=quantized.records,
                 costs=costs,
                 bytes=_weight_bytes(staging),
@@ -154,10 +156,23 @@ def _refuse(job: QuantizeJob, failed: list[str]) -> None:
         )
 
 
+def _check_device(job: QuantizeJob) -> None:
+    """Raises CompressError where the result could not be judged in the end."""
+    try:
+        backend = choose_backend(job.device)
+    except ValueError as error:
+        raise CompressError(str(error), param="device") from error
+    if job.kv and backend.kind == "cpu" and library() is None:
+        raise CompressError(
+            "--kv int8 is judged by what serves it, on a CPU the C kernels (x86-64 with AVX2 or AVX-512, a C compiler), "
+            "which are not here; leave it out, or use a GPU.",
+            param="kv",
+        )
+
+
 def _judge(
     job: QuantizeJob,
     model: PlainModel,
-    quantized: Quantized,
     served: LoadedModel,
     texts: list[Tokens],
     progress: Progress,
@@ -165,13 +180,8 @@ def _judge(
     """What the folder answers, computed by the kernels that serve it, beside the model as it is."""
     if model.module.num_parameters() <= FLOAT32_PARAMETERS:
         model.module.float()
-    scorer: Scorer
-    if job.kv and served.backend.kind == "cpu":
-        scorer = scorer_with_int8_kv(job.model, quantized)
-    else:
-        scorer = ServedScorer(served, "the quantized model", torch.int8 if job.kv else None)
     return compare(
-        scorer,
+        ServedScorer(served, "the quantized model", torch.int8 if job.kv else None),
         PlainScorer(model.module, job.model),
         texts,
         progress=lambda done, of: progress("judge", done, of),

@@ -115,6 +115,7 @@ def paged_attention(
     value_pool: Tensor,
     metadata: AttentionMetadata,
     *,
+    scales: tuple[Tensor, Tensor] | None = None,
     sketch: KeySketch | None = None,
     telemetry: SparseTelemetry | None = None,
     scaling: float,
@@ -127,6 +128,7 @@ def paged_attention(
     Args:
         query: [Hq, T, D]; head h reads KV head h // (Hq / Hkv).
         key_pool, value_pool: [Hkv, num_slots, D], [Hkv, num_slots, Dv].
+        scales: of INT8 pools, [Hkv, num_slots] float32 each; all rows must then be `dense`.
         sketch, telemetry: for groups and spans with a `sparse_mass`, which a window or sinks make dense all the same.
         scaling: multiplies q @ k.
         sliding_window: a position sees itself and the sliding_window - 1 before it.
@@ -148,6 +150,7 @@ def paged_attention(
             value_pool,
             metadata.dense,
             out,
+            scales=scales,
             scaling=scaling,
             sliding_window=sliding_window,
             softcap=softcap,

@@ -19,6 +19,7 @@ from penstock.compress.compressed_tensors import write_compressed_tensors
 from penstock.compress.evaluate.scorers import PlainScorer, ServedScorer
 from penstock.compress.plain_model import PlainModel, load_plain
 from penstock.compress.quantized_tensor import QuantizedTensor
+from penstock.models import loading
 from penstock.models.loading import load_model
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
 
@@ -147,13 +148,17 @@ def test_everything_else_is_written_as_it_is(plain, tmp_path):
     assert torch.equal(model.module.lm_head.weight, own.module.model.embed_tokens.weight)
 
 
-def test_int8_kv_is_kept_where_it_can_be(plain, tmp_path, caplog):
+def test_int8_kv_is_kept_where_it_can_be(plain, tmp_path, caplog, monkeypatch):
     folder = written(tmp_path / "kv", plain, rounded(plain, CHOICES["w4a16"]), int8_kv=True)
-    assert load_model(str(folder), device="interpreter").kv_cache_dtype == "int8"
-    assert load_model(str(folder), device="interpreter", kv_cache_dtype="none").kv_cache_dtype == "auto"
+    for device in ("interpreter", "cpu"):
+        kept = load_model(str(folder), device=device)
+        plain_kv = load_model(str(folder), device=device, kv_cache_dtype="none")
+        assert (kept.kv_cache_dtype, plain_kv.kv_cache_dtype) == ("int8", "auto")
+        assert kept.fingerprint != plain_kv.fingerprint
+    monkeypatch.setattr(loading, "library", lambda: None)
     with caplog.at_level(logging.WARNING):
-        assert load_model(str(folder)).kv_cache_dtype == "auto"
-    assert "INT8 KV, which is for GPUs" in caplog.text
+        assert load_model(str(folder), device="cpu").kv_cache_dtype == "auto"
+    assert "INT8 KV, which on a CPU takes the C kernels" in caplog.text
     AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -14,6 +14,7 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.mistral import modeling_mistral
 
 from penstock.compress.plain_model import load_plain
+from penstock.config import SparseAttention
 from penstock.errors import ConfigError, ModelLoadError
 from penstock.kernels.dispatch import choose_backend
 from penstock.kernels.span import Span
@@ -496,3 +497,14 @@ def test_a_pool_too_small_for_one_sequence_is_refused(tiny_llama: Path):
 def test_a_block_size_that_does_not_divide_the_tile_is_refused(tiny_llama: Path):
     with pytest.raises((ModelLoadError, ConfigError), match=r"block_size is 24.*128"):
         Engine(EngineConfig(model=str(tiny_llama), block_size=24))
+
+
+def test_int8_kv_that_a_cpu_cannot_serve_is_refused_by_name(tiny_llama, monkeypatch):
+    config = EngineConfig(model=str(tiny_llama), kv_cache_dtype="int8", sparse_attention=SparseAttention())
+    with pytest.raises(ModelLoadError, match="'int8', which on a CPU does not go with sparse_attention"):
+        Engine(config)
+    monkeypatch.setattr("penstock.kernels.cpu.native.attention.library", lambda: None)
+    with pytest.raises(
+        ModelLoadError, match=r"'int8', which on a CPU takes the C kernels .* set it to 'none'"
+    ):
+        Engine(EngineConfig(model=str(tiny_llama), kv_cache_dtype="int8"))

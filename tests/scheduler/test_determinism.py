@@ -91,6 +91,20 @@ def test_a_tiny_llama_in_w8a8_answers_the_same_under_load(tiny_llama: Path):
     )
 
 
+@pytest.mark.parametrize("quantize", ["w8a8", "w4a16"])
+def test_int8_keys_and_values_answer_the_same_under_load(quantize: str, tiny_llama: Path):
+    assert_same_under_load(
+        EngineConfig(
+            model=str(tiny_llama),
+            quantize=quantize,
+            kv_cache_dtype="int8",
+            max_model_len=256,
+            kv_cache_tokens=640,
+            block_size=16,
+        )
+    )
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss"])
 def test_a_tiny_mixture_of_experts_in_w8a8_answers_the_same_under_load(kind: str, tmp_path: Path):
     """Routers are float products, shared experts have a gate of one column, and a token's experts are added up in order."""

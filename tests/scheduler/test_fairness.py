@@ -189,7 +189,9 @@ def test_what_streams_take_alone_is_not_measured_by_steps_with_prompts():
 
 
 @pytest.mark.parametrize(
-    ("overhead", "steps"), [(0.031, 20), (0.0, 200)], ids=["launched beside prompts", "no dearer beside prompts"]
+    ("overhead", "steps"),
+    [(0.031, 20), (0.0, 200)],
+    ids=["launched beside prompts", "no dearer beside prompts"],
 )
 def test_a_prompt_is_not_cut_small_where_its_size_is_not_what_costs(overhead, steps):
     """Decodes that are replayed as a graph, and launched one by one as soon as there is a prompt."""

@@ -2,7 +2,8 @@
  *
  * A row visits the keys of its context in tiles from fixed positions, in order, and keeps a running maximum; so its result is
  * the same in whatever chunk or batch it is computed. Keys past its own position are never read, only those that a later
- * row of the same piece needs; for this row their weights are zeros, which change nothing.
+ * row of the same piece needs; for this row their weights are zeros, which change nothing. Keys and values in bytes become
+ * floats a tile at a time.
  */
 
 #include <math.h>
@@ -13,6 +14,8 @@
 
 /* Rows of a piece, which read the keys once for all: those of one KV head, by position, then by head. */
 enum { MOST_ROWS = 64, VECTORS = KEY_TILE / LANES };
+/* Bytes that memory is read by. */
+enum { LINE = 64 };
 
 struct piece {
     const struct span *span;
@@ -34,11 +37,37 @@ static void load_keys(const float *const rows[KEY_TILE], long count, long dim, f
             load_columns(rows + first, count - first, at, dim - at, out + at * KEY_TILE + first, KEY_TILE);
 }
 
-/* Where the keys and values of a tile lie. */
+/* Keys or values of a tile: where they lie, and what a byte of them counts for. */
+struct side {
+    const char *rows[KEY_TILE];
+    float scales[KEY_TILE];
+};
+
 struct tile {
-    const float *keys[KEY_TILE], *values[KEY_TILE];
+    struct side keys, values;
     long count, fetched;
 };
+
+/* Bytes of a row. */
+static long row_size(const struct pool *pool, long dim) { return dim * (pool->scales ? sizeof(int8_t) : sizeof(float)); }
+
+static inline void find_row(const struct pool *pool, long row, long dim, struct side *side, long i) {
+    side->rows[i] = (const char *)pool->rows + row * row_size(pool, dim);
+    if (pool->scales) side->scales[i] = pool->scales[row];
+}
+
+/* The rows of a side as floats: in place, or made of bytes in `made` [count, dim]. */
+static void as_floats(const struct pool *pool, const struct side *side, long count, long dim, float *made,
+                      const float *out[KEY_TILE]) {
+    for (long i = 0; i < count; i++) {
+        out[i] = pool->scales ? made + i * dim : (const float *)side->rows[i];
+        if (!pool->scales) continue;
+        const int8_t *bytes = (const int8_t *)side->rows[i];
+        const floats scale = v_all(side->scales[i]);
+        for (long at = 0; at < dim; at += LANES)
+            v_store_some(lanes(dim - at), made + i * dim + at, v_mul(v_from_bytes(bytes + at, dim - at), scale));
+    }
+}
 
 static long last_position(const struct attention *a, const struct piece *piece) {
     return piece->span->first_position + (piece->first + piece->count - 1) / (a->heads / a->kv_heads);
@@ -56,8 +85,8 @@ static void find_tile(const struct attention *a, const struct piece *piece, long
     tile->fetched = 0;
     for (long i = 0; i < tile->count; i++) {
         long position = start + i, slot = table[position / a->block_size] * a->block_size + position % a->block_size;
-        tile->keys[i] = a->keys + (piece->kv_head * a->slots + slot) * a->key_dim;
-        tile->values[i] = a->values + (piece->kv_head * a->slots + slot) * a->value_dim;
+        find_row(&a->keys, piece->kv_head * a->slots + slot, a->key_dim, &tile->keys, i);
+        find_row(&a->values, piece->kv_head * a->slots + slot, a->value_dim, &tile->values, i);
     }
 }
 
@@ -65,9 +94,9 @@ static void find_tile(const struct attention *a, const struct piece *piece, long
  * wait for each other. */
 static inline void fetch_row(const struct attention *a, struct tile *tile) {
     if (tile->fetched >= tile->count) return;
-    const float *key = tile->keys[tile->fetched], *value = tile->values[tile->fetched++];
-    for (long at = 0; at < a->key_dim; at += LANES) _mm_prefetch((const char *)(key + at), _MM_HINT_T0);
-    for (long at = 0; at < a->value_dim; at += LANES) _mm_prefetch((const char *)(value + at), _MM_HINT_T0);
+    const char *key = tile->keys.rows[tile->fetched], *value = tile->values.rows[tile->fetched++];
+    for (long at = 0; at < row_size(&a->keys, a->key_dim); at += LINE) _mm_prefetch(key + at, _MM_HINT_T0);
+    for (long at = 0; at < row_size(&a->values, a->value_dim); at += LINE) _mm_prefetch(value + at, _MM_HINT_T0);
 }
 
 static inline __attribute__((always_inline)) void score_rows(const int m, const struct attention *a, const float *q,
@@ -188,6 +217,8 @@ static void attend_piece(const void *context, long index) {
     const long dim = a->key_dim, value_dim = a->value_dim, count = piece->count, groups = a->heads / a->kv_heads;
     float queries[MOST_ROWS * MOST_HEAD_DIM], sums[MOST_ROWS * MOST_HEAD_DIM];
     float keys[MOST_HEAD_DIM * KEY_TILE] __attribute__((aligned(64))), scores[MOST_ROWS * KEY_TILE] __attribute__((aligned(64)));
+    float made[KEY_TILE * MOST_HEAD_DIM];
+    const float *rows[KEY_TILE];
     float highest[MOST_ROWS], sum[MOST_ROWS], factor[MOST_ROWS];
     long position[MOST_ROWS], seen[MOST_ROWS];
 
@@ -214,7 +245,8 @@ static void attend_piece(const void *context, long index) {
         } else if (index + work->threads < work->num_pieces) {
             find_tile(a, piece + work->threads, first_tile(a, piece + work->threads), next);
         }
-        load_keys(tile->keys, tile->count, dim, keys);
+        as_floats(&a->keys, &tile->keys, tile->count, dim, made, rows);
+        load_keys(rows, tile->count, dim, keys);
         for (long r = 0; r < count; r += ROWS_AT_ONCE) {
             const float *q = queries + r * dim;
             float *out = scores + r * KEY_TILE;
@@ -234,18 +266,19 @@ static void attend_piece(const void *context, long index) {
             long from = a->window ? position[r] + 1 - a->window - start : 0;
             factor[r] = weigh(scores + r * KEY_TILE, from, seen[r], a->softcap, highest + r, sum + r);
         }
+        as_floats(&a->values, &tile->values, tile->count, value_dim, made, rows);
         for (long r = 0; r < count; r += ROWS_AT_ONCE) {
             const long m = at_most(count - r, ROWS_AT_ONCE), most = seen[r + m - 1];
             const float *weights = scores + r * KEY_TILE;
             float *out = sums + r * value_dim;
             switch (m) {
-                case 1: add_rows(1, weights, factor + r, tile->values, most, value_dim, out); break;
-                case 2: add_rows(2, weights, factor + r, tile->values, most, value_dim, out); break;
-                case 3: add_rows(3, weights, factor + r, tile->values, most, value_dim, out); break;
-                case 4: add_rows(4, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 1: add_rows(1, weights, factor + r, rows, most, value_dim, out); break;
+                case 2: add_rows(2, weights, factor + r, rows, most, value_dim, out); break;
+                case 3: add_rows(3, weights, factor + r, rows, most, value_dim, out); break;
+                case 4: add_rows(4, weights, factor + r, rows, most, value_dim, out); break;
 #if ROWS_AT_ONCE > 4
-                case 5: add_rows(5, weights, factor + r, tile->values, most, value_dim, out); break;
-                case 6: add_rows(6, weights, factor + r, tile->values, most, value_dim, out); break;
+                case 5: add_rows(5, weights, factor + r, rows, most, value_dim, out); break;
+                case 6: add_rows(6, weights, factor + r, rows, most, value_dim, out); break;
 #endif
             }
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...span import Span
-from .library import MOST_HEAD_DIM, Attention, library, num_threads
+from .library import MOST_HEAD_DIM, Attention, Pool, library, num_threads
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class NativeSpans:
 
 def can_attend(dtype: torch.dtype, widest_head: int) -> bool:
     """Whether the library is there for KV of this type and heads of at most this size."""
-    return dtype is torch.float32 and widest_head <= MOST_HEAD_DIM and library() is not None
+    return dtype in (torch.float32, torch.int8) and widest_head <= MOST_HEAD_DIM and library() is not None
 
 
 def native_spans(rows: Sequence[tuple[int, Span]], block_size: int) -> NativeSpans:
@@ -52,6 +52,31 @@ def native_spans(rows: Sequence[tuple[int, Span]], block_size: int) -> NativeSpa
     return NativeSpans(tables, structs, block_size)
 
 
+def store_rounded(rows: Tensor, pool: Tensor, scales: Tensor, slot_mapping: Tensor) -> None:
+    """Keys or values [Hkv, T, D] to their slots [T] of an INT8 pool [Hkv, num_slots, D], scales [Hkv, num_slots] float32.
+
+    A row is kept as round_half_even(x / scale), scale = max|x| / 127; as NaN where it holds NaN or infinity.
+    """
+    found = library()
+    assert found is not None
+    rows = rows.float()
+    if rows.stride(2) != 1:
+        rows = rows.contiguous()
+    num_heads, num_rows, dim = rows.shape
+    found.penstock_store(
+        ctypes.byref(Pool.of(pool, scales)),
+        rows.data_ptr(),
+        rows.stride(1),
+        rows.stride(0),
+        slot_mapping.data_ptr(),
+        num_rows,
+        num_heads,
+        pool.shape[1],
+        dim,
+        num_threads(),
+    )
+
+
 def attend(
     query: Tensor,
     key_pool: Tensor,
@@ -59,6 +84,7 @@ def attend(
     spans: NativeSpans,
     out: Tensor,
     *,
+    scales: tuple[Tensor, Tensor] | None = None,
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
@@ -66,13 +92,14 @@ def attend(
 ) -> None:
     """Causal attention of the rows of `spans`: query [Hq, T, D], pools [Hkv, num_slots, D or Dv] -> out [T, Hq, Dv].
 
-    See `paged_attention`; all float32.
+    See `paged_attention`; all float32, but INT8 pools with their `scales` [Hkv, num_slots], of keys and of values.
     """
     found = library()
     assert found is not None and query.dtype is torch.float32
     if query.stride(2) != 1:
         query = query.contiguous()
     sinks = None if sinks is None else sinks.float().contiguous()
+    key_scales, value_scales = scales or (None, None)
     num_heads, _, key_dim = query.shape
     num_kv_heads, num_slots, value_dim = value_pool.shape
     attention = Attention(
@@ -81,8 +108,8 @@ def attend(
         query_head=query.stride(0),
         out=out.data_ptr(),
         out_row=num_heads * value_dim,
-        keys=key_pool.data_ptr(),
-        values=value_pool.data_ptr(),
+        keys=Pool.of(key_pool, key_scales),
+        values=Pool.of(value_pool, value_scales),
         slots=num_slots,
         sinks=None if sinks is None else sinks.data_ptr(),
         heads=num_heads,

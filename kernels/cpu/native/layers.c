@@ -18,7 +18,7 @@ struct layer {
     const float *norm, *mlp_norm;       /* [hidden] */
     const float *query_norm, *key_norm; /* [head_dim] or null */
     struct matrix qkv, out, gate_up, down;
-    float *keys, *values; /* [kv_heads, slots, head_dim] */
+    struct pool keys, values;
     long window;
 };
 
@@ -143,9 +143,9 @@ static void rotate_row(const void *context, long row) {
         rotate(heads + head * dim, cos, sin, s->rotary_dim);
     }
     for (long head = 0; head < s->kv_heads; head++) {
-        long slot = (head * s->slots + r->step->slots[row]) * dim;
-        memcpy(layer->keys + slot, heads + (s->heads + head) * dim, dim * sizeof(float));
-        memcpy(layer->values + slot, heads + (s->heads + s->kv_heads + head) * dim, dim * sizeof(float));
+        const long at = head * s->slots + r->step->slots[row];
+        store_row(&layer->keys, at, heads + (s->heads + head) * dim, dim);
+        store_row(&layer->values, at, heads + (s->heads + s->kv_heads + head) * dim, dim);
     }
 }
 

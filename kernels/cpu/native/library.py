@@ -34,6 +34,17 @@ class Matrix(ctypes.Structure):
         return Matrix(self.packed, self.scale, address, self.n, self.k, self.sum)
 
 
+class Pool(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    )
+
+    @classmethod
+    def of(cls, rows: Tensor, scales: Tensor | None) -> "Pool":
+        return cls(rows.data_ptr(), None if scales is None else scales.data_ptr())
+
+
 class Attention(ctypes.Structure):
     _fields_ = (
         ("query", ctypes.c_void_p),
@@ -41,8 +52,8 @@ class Attention(ctypes.Structure):
         ("query_head", ctypes.c_long),
         ("out", ctypes.c_void_p),
         ("out_row", ctypes.c_long),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
+        ("keys", Pool),
+        ("values", Pool),
         ("slots", ctypes.c_long),
         ("sinks", ctypes.c_void_p),
         ("heads", ctypes.c_long),
@@ -68,8 +79,8 @@ class Layer(ctypes.Structure):
         ("out", Matrix),
         ("gate_up", Matrix),
         ("down", Matrix),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
+        ("keys", Pool),
+        ("values", Pool),
         ("window", ctypes.c_long),
     )
 
@@ -175,6 +186,7 @@ def library_for(chip: Sequence[str]) -> ctypes.CDLL | None:
         "penstock_sum_rows": (pointer, pointer, pointer, integer),
         "penstock_int8_matmul": (pointer, long, pointer, pointer, pointer, pointer, integer),
         "penstock_argmax": (pointer, long, long, pointer, pointer, integer),
+        "penstock_store": (pointer, pointer, long, long, pointer, long, long, long, long, integer),
         "penstock_attend": (pointer, integer),
         "penstock_layers": (pointer, pointer, long, long, integer),
         "penstock_encode": (pointer, pointer),

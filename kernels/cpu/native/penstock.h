@@ -36,12 +36,19 @@ struct span {
     const int32_t *block_table;
 };
 
+/* Keys or values of a layer, a row for each slot of each head: [kv_heads, slots, dim] floats; with `scales` [kv_heads, slots]
+ * bytes, of which one counts for so much. */
+struct pool {
+    void *rows;
+    float *scales;
+};
+
 struct attention {
     const float *query; /* row r, head h: at r * query_row + h * query_head */
     long query_row, query_head;
     float *out; /* row r, head h: at r * out_row + h * value_dim */
     long out_row;
-    const float *keys, *values; /* [kv_heads, slots, key_dim or value_dim] */
+    struct pool keys, values; /* of key_dim and value_dim */
     long slots;
     const float *sinks; /* [heads] or null */
     long heads, kv_heads, key_dim, value_dim, block_size, window; /* window 0: none */
@@ -64,6 +71,8 @@ void quantize_row(const float *x, long k, const struct activations *out, long ro
 /* y[rows, n] at a stride of n: x @ weight^T, scaled, plus bias, plus `residual` of the same shape, which may be y. */
 void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
               int threads);
+
+void store_row(const struct pool *pool, long row, const float *x, long dim);
 
 void attend(const struct attention *attention, int threads);
 

@@ -155,6 +155,17 @@ static inline integers v_load_bytes(const int8_t *from, long count) {
     return bytes;
 }
 
+/* The first `count` of sixteen bytes, each as a number; the others are zeros. */
+static inline floats v_from_bytes(const int8_t *from, long count) {
+    __m128i bytes = _mm_setzero_si128();
+    if (count >= LANES)
+        bytes = _mm_loadu_si128((const __m128i *)from);
+    else
+        memcpy(&bytes, from, count);
+    __m256i low = _mm256_cvtepi8_epi32(bytes), high = _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8));
+    return v_to_floats((integers){low, high});
+}
+
 /* Eight rows of eight become columns. */
 static inline void transpose_quarter(__m256i r[8]) {
     __m256i t[8], u[8];

@@ -73,6 +73,11 @@ static inline integers v_load_bytes(const int8_t *from, long count) {
     return _mm512_maskz_loadu_epi8(count >= 64 ? ~0ull : (1ull << count) - 1, from);
 }
 
+/* The first `count` of sixteen bytes, each as a number; the others are zeros. */
+static inline floats v_from_bytes(const int8_t *from, long count) {
+    return v_to_floats(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes(count), from)));
+}
+
 /* Sixteen rows of sixteen become columns. */
 static inline void transpose(integers r[16]) {
     __m512i t[16];

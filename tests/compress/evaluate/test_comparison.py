@@ -102,10 +102,11 @@ def test_a_served_model_is_its_transformers_one_and_its_int8_one_nearly(tiny_lla
     assert near == compare(rounded, PlainScorer(module, "original"), texts), "no matter beside whom"
 
 
-def test_int8_kv_is_judged_as_it_is_served(tiny_llama, module):
-    """By the GPU's kernels, here as Python."""
+@pytest.mark.parametrize("device", ["cpu", "interpreter"])
+def test_int8_kv_is_judged_as_it_is_served(tiny_llama, module, device):
+    """By the C library, or the GPU's kernels, here as Python."""
     stored, eight = (
-        ServedScorer(load_model(str(tiny_llama), device="interpreter", kv_cache_dtype=kv), kv)
+        ServedScorer(load_model(str(tiny_llama), device=device, kv_cache_dtype=kv), kv)
         for kv in ("auto", "int8")
     )
     texts = [Tokens(list(range(start, start + 9)), [True] * 9) for start in (3, 40)]

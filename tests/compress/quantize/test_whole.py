@@ -15,7 +15,6 @@ from penstock.compress.plain_model import PlainModel, load_plain
 from penstock.compress.quantize import budget
 from penstock.compress.quantize.budget import AIM, within
 from penstock.compress.quantize.calibration import Texts, divide
-from penstock.compress.quantize.int8_kv import scorer_with_int8_kv
 from penstock.compress.quantize.layer import BlockResult, install
 from penstock.compress.quantize.precision import Precision
 from penstock.compress.quantize.whole import Quantizer
@@ -223,21 +222,6 @@ def test_a_model_without_linear_layers_is_refused(texts: Texts, tmp_path: Path) 
     fake: Any = SimpleNamespace(module=module.eval())
     with pytest.raises(CompressError, match="GPT2LMHeadModel has no linear layers"):
         Quantizer(fake, texts, tmp_path, no_progress)
-
-
-def test_int8_keys_and_values_cost_a_little_more(
-    tiny_llama: Path, model: PlainModel, quantizer: Quantizer, texts: Texts
-) -> None:
-    quantized = quantizer.quantize(quantizer.uniform("w8a16", 32))
-    whole = PlainScorer(copy.deepcopy(model.module).float(), "whole")
-    with_kv, without = (
-        compare(scorer, whole, texts.held_back).kl.value
-        for scorer in (
-            scorer_with_int8_kv(str(tiny_llama), quantized),
-            PlainScorer(rounded_module(model, quantized), "rounded"),
-        )
-    )
-    assert without < with_kv < without + 0.01
 
 
 def test_a_layer_that_takes_another_precision_than_asked_says_why(texts: Texts, tmp_path: Path) -> None:
