@@ -42,7 +42,7 @@ def write_compressed_tensors(
         output_layer: what Penstock should round the output layer to when it loads it, as it does by itself to a model that
             is stored in floats. The layer is written in floats, which is all that vLLM loads, so it is none of `quantized`.
         experts: the same for the experts of a mixture.
-        int8_kv: whether Penstock should keep keys and values in INT8, on a GPU.
+        int8_kv: whether Penstock should keep keys and values in INT8.
         shard_bytes: how large a file of weights may grow; a single larger tensor makes a larger one.
 
     Raises ValueError where a name is no linear of the model, or a matrix has another shape; OSError and safetensors' own

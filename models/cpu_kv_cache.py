@@ -55,13 +55,14 @@ class CpuKVCache:
         self._native = can_attend(dtype, widest)
         if dtype is torch.int8 and not self._native:
             raise ValueError(
-                "kv_cache_dtype is 'int8', which on a CPU takes the C kernels (x86-64 with AVX2 or AVX-512, a C compiler) "
+                "kv_cache_dtype is 'int8' (or the model's folder says so), which on a CPU takes the C kernels (x86-64 "
+                "with AVX2 or AVX-512, a C compiler) "
                 f"and heads of at most {MOST_HEAD_DIM}, here {widest}; set it to 'none'."
             )
         if dtype is torch.int8 and sparse:
             raise ValueError(
-                "kv_cache_dtype is 'int8', which on a CPU does not go with sparse_attention; set it to 'none', or leave out "
-                "sparse_attention."
+                "kv_cache_dtype is 'int8' (or the model's folder says so), which on a CPU does not go with "
+                "sparse_attention; set it to 'none', or leave out sparse_attention."
             )
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             index: (

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..errors import ModelLoadError
@@ -95,7 +96,8 @@ class DraftModel:
             kv_cache = make_kv_cache(model.backend, model.layers, num_blocks, block_size, kv_dtype)
         except ValueError as error:
             raise ModelLoadError(f"draft_model {model.path.name}: {error}") from error
-        self._forward = Forward(model, kv_cache, config)
+        # Its prompts are short, or computed in few steps: not worth the seconds that recording them takes.
+        self._forward = Forward(model, kv_cache, replace(config, prompt_graphs="off"))
         self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
 
     def describe(self, target_bytes: int) -> str:

@@ -26,10 +26,12 @@ LEAST_PROMPT_ROOM = 8
 # on as many as do not, and a few in any case: a prompt gets on.
 MOST_STRETCH = 1.7
 FEWEST = 2
-# Prompts may also take so many times what they cost a step however few they are, that being lost in any case. On an H100
-# (8B shape) 64 decodes are replayed in 7 ms and launched beside any prompt in 38: two tokens in each such step kept
-# everybody waiting, 250 tokens a second where there had been 5,800.
+# What prompts cost a step however few they are is lost in any case; they may take so many times that, whatever was promised.
+# On an H100 (8B shape) 64 decodes are replayed in 7 ms and launched beside any prompt in 38: two tokens in each such step
+# kept everybody waiting, 250 tokens a second where there had been 5,800.
 OVERHEAD_STRETCH = 2.0
+# Up to so many times the least size steps with prompts tell what that is.
+FEW = 4
 # After so many steps beside prompts that hold back for streams, these have one alone: their contexts grow, and what a step
 # without prompts takes must stay known.
 MOST_STEPS_BESIDE = 48
@@ -210,9 +212,9 @@ class Scheduler:
     def prompt_room(self, decodes: list[Sequence], num_prompts: int, context: int) -> int:
         """How many tokens of prompts a step may take on beside `decodes`, of a prompt of which `context` are computed.
 
-        Streams notice a step that takes PROMPT_STRETCH times as long as without prompts, or MOST_STRETCH times for
-        LEAST_PROMPT_ROOM tokens, or by OVERHEAD_STRETCH times what prompts cost it at any size; where more sequences wait
-        for their first token than for their next one, it may take that many times longer.
+        It may take PROMPT_STRETCH times as long as without prompts, or MOST_STRETCH times for LEAST_PROMPT_ROOM tokens; or
+        longer by OVERHEAD_STRETCH times what prompts cost it at any size. Where more sequences wait for their first token
+        than for their next one, all that many times longer.
         """
         num_decodes, num_keys = len(decodes), sum(seq.num_tokens for seq in decodes)
         most = self.max_num_batched_tokens - num_decodes
@@ -222,7 +224,8 @@ class Scheduler:
             alone = self._times.seconds(num_decodes, num_keys) if known is None else known
         if alone is None or most <= LEAST_PROMPT_ROOM:
             return most
-        beside = self._prompt_times.seconds_as_if_linear(num_decodes, num_keys)
+        few = FEW * (num_decodes + LEAST_PROMPT_ROOM)
+        beside = self._prompt_times.seconds_of_nothing_more(num_decodes, num_keys, few)
         overhead = 0.0 if beside is None else max(0.0, beside - alone)
         patience = max(1.0, num_prompts / num_decodes)
 
@@ -230,15 +233,13 @@ class Scheduler:
             of_prompt = num_tokens - num_decodes
             return num_keys + of_prompt * (context + of_prompt)
 
-        def room(stretch: float, least: int, most: int) -> int:
+        def room(stretch: float, most: int) -> int:
             allowed = patience * max(stretch * alone, alone + OVERHEAD_STRETCH * overhead)
-            return (
-                self._times.most_tokens(allowed, num_decodes + least, num_decodes + most, keys_of)
-                - num_decodes
-            )
+            least = num_decodes + FEWEST
+            return self._times.most_tokens(allowed, least, num_decodes + most, keys_of) - num_decodes
 
-        found = room(PROMPT_STRETCH, FEWEST, most)
-        return found if found >= LEAST_PROMPT_ROOM else room(MOST_STRETCH, FEWEST, LEAST_PROMPT_ROOM)
+        found = room(PROMPT_STRETCH, most)
+        return found if found >= LEAST_PROMPT_ROOM else room(MOST_STRETCH, LEAST_PROMPT_ROOM)
 
     def _compute_prompts(self, step: Step, room: int) -> None:
         """Go on with running prompts, and move waiting sequences to running while tokens, places and blocks last."""

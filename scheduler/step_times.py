@@ -89,21 +89,27 @@ class StepTimes:
             return seconds
         return max(LEAST_SHARE * seconds, seconds + self.seconds_per_key * (num_keys - keys))
 
-    def seconds_as_if_linear(self, num_tokens: int, num_keys: int) -> float | None:
-        """What larger steps point at along a line, were they of as few keys; None where too few sizes were seen.
+    def seconds_of_nothing_more(self, num_tokens: int, num_keys: int, most: int) -> float | None:
+        """Where the line through two larger sizes, the first of at most `most` tokens, arrives at `num_tokens`.
 
-        By the next larger size and one that is at least as far from it as it is from `num_tokens`: of two that are close,
-        and far away, the line would be one of their noise.
+        None where no two such were seen.
+
+        The second is at least as far from the first as that is from `num_tokens`, else the line would be one of their noise.
+        Of several such lines the lowest: one size that was slow for once must not speak for all. So a first size is not
+        believed either before it was seen a few times; a second that took too long makes a line too low.
         """
-        points = iter(self._sorted_points())
-        near = next((point for point in points if point[0] > num_tokens), None)
-        far = near and next((point for point in points if point[0] + num_tokens >= 2 * near[0]), None)
-        if near is None or far is None:
-            return None
-        of_keys = self.seconds_per_key
-        seconds, beyond = (own[1] - of_keys * (own[2] - num_keys) for own in (near, far))
-        slope = max(0.0, beyond - seconds) / (far[0] - near[0])
-        return seconds - slope * (near[0] - num_tokens)
+        seen = sorted(
+            (own.tokens, own.seconds - self.seconds_per_key * (own.keys - num_keys), own.steps)
+            for own in self._classes.values()
+            if own.tokens > num_tokens
+        )
+        lines: list[float] = []
+        for index, (near, seconds, steps) in enumerate(seen):
+            far = next((other for other in seen[index + 1 :] if other[0] + num_tokens >= 2 * near), None)
+            if near <= most and steps >= FIRST_STEPS and far is not None:
+                slope = max(0.0, far[1] - seconds) / (far[0] - near)
+                lines.append(seconds - slope * (near - num_tokens))
+        return min(lines, default=None)
 
     def most_tokens(
         self, seconds: float, least: int, most: int, num_keys: Callable[[int], int] | None = None

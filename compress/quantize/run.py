@@ -180,8 +180,12 @@ def _judge(
     """What the folder answers, computed by the kernels that serve it, beside the model as it is."""
     if model.module.num_parameters() <= FLOAT32_PARAMETERS:
         model.module.float()
+    try:
+        scorer = ServedScorer(served, "the quantized model", torch.int8 if job.kv else None)
+    except ValueError as error:
+        raise CompressError(f"--kv int8 is judged by what serves it: {error}", param="kv") from error
     return compare(
-        ServedScorer(served, "the quantized model", torch.int8 if job.kv else None),
+        scorer,
         PlainScorer(model.module, job.model),
         texts,
         progress=lambda done, of: progress("judge", done, of),

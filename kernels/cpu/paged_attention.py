@@ -7,7 +7,7 @@ other machines and types, by torch's operators, built so that a token's result i
     round differently in another chunk; a tile is never split;
   * a product has at least `_least_rows` rows and whole tiles as columns: below 4 rows or 12 columns MKL switches to
     kernels that sum in another order (measured: rows equal bit for bit from 4 rows up, at any row count), on an Intel
-    Xeon with AVX-512 up to 2, 5, 10 and 15 rows where q @ k sums over 64, 128, 256 and 512;
+    Xeon with AVX-512 up to 2, 5, 10 and 15 rows where q @ k sums over 64, 128, 256 and 512, one where weights @ v does;
   * positions past the context are masked to exactly zero weight; adding zeros changes nothing.
 
 What it reads past a context's end is stale but finite memory of the pool, multiplied by zero; `KVCache` starts zeroed.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from c_kernels import needs_c_kernels
 from library_artefact import read_by_the_library
 from safetensors.torch import load_file
 from tiny_mixture import save_mixture
@@ -148,6 +149,7 @@ def test_everything_else_is_written_as_it_is(plain, tmp_path):
     assert torch.equal(model.module.lm_head.weight, own.module.model.embed_tokens.weight)
 
 
+@needs_c_kernels
 def test_int8_kv_is_kept_where_it_can_be(plain, tmp_path, caplog, monkeypatch):
     folder = written(tmp_path / "kv", plain, rounded(plain, CHOICES["w4a16"]), int8_kv=True)
     for device in ("interpreter", "cpu"):

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from c_kernels import needs_c_kernels
 from tiny_mixture import save_mixture
 
 from penstock.models.location import BUILTIN_FOLDERS
@@ -91,6 +92,7 @@ def test_a_tiny_llama_in_w8a8_answers_the_same_under_load(tiny_llama: Path):
     )
 
 
+@needs_c_kernels
 @pytest.mark.parametrize("quantize", ["w8a8", "w4a16"])
 def test_int8_keys_and_values_answer_the_same_under_load(quantize: str, tiny_llama: Path):
     assert_same_under_load(

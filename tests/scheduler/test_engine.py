@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from c_kernels import needs_c_kernels
 
 from penstock.errors import ContextLengthError, InvalidRequestError, ModelLoadError, OverloadedError
 from penstock.scheduler import Engine, EngineConfig, SamplingParams
@@ -281,13 +282,21 @@ def poisoned_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.mark.parametrize("quantize", ["none", "w8a8"])
+@pytest.mark.parametrize(
+    ("quantize", "kv"),
+    [
+        ("none", "auto"),
+        ("w8a8", "auto"),
+        *(pytest.param(q, "int8", marks=needs_c_kernels) for q in ("none", "w8a8")),
+    ],
+)
 @pytest.mark.parametrize("budget", [8, 64])
-def test_a_broken_sequence_ends_alone(poisoned_llama: Path, quantize: str, budget: int):
+def test_a_broken_sequence_ends_alone(poisoned_llama: Path, quantize: str, kv: str, budget: int):
     engine = Engine(
         EngineConfig(
             model=str(poisoned_llama),
             quantize=quantize,
+            kv_cache_dtype=kv,
             max_model_len=160,
             kv_cache_tokens=640,
             max_num_batched_tokens=budget,

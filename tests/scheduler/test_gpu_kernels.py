@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from c_kernels import needs_c_kernels
 from tiny_mixture import save_mixture
 
 from penstock import Engine, EngineConfig, SamplingParams
@@ -59,7 +60,7 @@ def test_weights_alone_quantized_are_the_same_on_both(tiny_llama, quantize):
     assert here != pytest.approx(best_logprobs(tiny_llama, device="cpu"), abs=1e-6)
 
 
-@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_c_kernels), DEVICE])
 def test_int8_kv_changes_little(tiny_llama, device):
     """The best token's log-probability after each prompt; a token's own choice may be a close call."""
     exact = best_logprobs(tiny_llama, device="cpu")

@@ -53,10 +53,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         catches_up=st.lists(st.booleans(), min_size=1),
     )
     def start(self, seconds, lengths, catches_up, **sizes) -> None:
-        times = StepTimes()
-        for num_tokens, took in seconds:
+        times, decode_times, prompt_times = StepTimes(), StepTimes(), StepTimes()
+        for number, (num_tokens, took) in enumerate(seconds):
             times.record(num_tokens, took)
-        self.machine = Machine(**sizes, times=times)
+            (decode_times, prompt_times)[number % 2].record(num_tokens, took)
+        self.machine = Machine(**sizes, times=times, decode_times=decode_times, prompt_times=prompt_times)
         turns = itertools.cycle(lengths)
         self.machine.speculator.choose_length = lambda times, acceptance, limit, tokens, seqs: min(
             limit, next(turns)

@@ -60,12 +60,16 @@ static inline void find_row(const struct pool *pool, long row, long dim, struct 
 static void as_floats(const struct pool *pool, const struct side *side, long count, long dim, float *made,
                       const float *out[KEY_TILE]) {
     for (long i = 0; i < count; i++) {
-        out[i] = pool->scales ? made + i * dim : (const float *)side->rows[i];
-        if (!pool->scales) continue;
+        if (!pool->scales) {
+            out[i] = (const float *)side->rows[i];
+            continue;
+        }
         const int8_t *bytes = (const int8_t *)side->rows[i];
         const floats scale = v_all(side->scales[i]);
         for (long at = 0; at < dim; at += LANES)
-            v_store_some(lanes(dim - at), made + i * dim + at, v_mul(v_from_bytes(bytes + at, dim - at), scale));
+            v_store_some(lanes(dim - at), made + at, v_mul(v_from_bytes(bytes + at, dim - at), scale));
+        out[i] = made;
+        made += dim;
     }
 }
 

@@ -36,8 +36,8 @@ struct span {
     const int32_t *block_table;
 };
 
-/* Keys or values of a layer, a row for each slot of each head: [kv_heads, slots, dim] floats; with `scales` [kv_heads, slots]
- * bytes, of which one counts for so much. */
+/* Keys or values of a layer, a row for each slot of each head: [kv_heads, slots, dim] floats, or where there are `scales`
+ * [kv_heads, slots] bytes, a step of which counts for its row's scale. */
 struct pool {
     void *rows;
     float *scales;

@@ -1,4 +1,4 @@
-/* How keys and values are kept: as they are, or in bytes by a scale for each token and head, its largest value's share of 127. */
+/* How keys and values are kept: as they are, or in bytes by a scale for each token and head, a 127th of its largest. */
 
 #include "penstock.h"
 

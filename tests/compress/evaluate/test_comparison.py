@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from c_kernels import needs_c_kernels
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -102,7 +103,7 @@ def test_a_served_model_is_its_transformers_one_and_its_int8_one_nearly(tiny_lla
     assert near == compare(rounded, PlainScorer(module, "original"), texts), "no matter beside whom"
 
 
-@pytest.mark.parametrize("device", ["cpu", "interpreter"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_c_kernels), "interpreter"])
 def test_int8_kv_is_judged_as_it_is_served(tiny_llama, module, device):
     """By the C library, or the GPU's kernels, here as Python."""
     stored, eight = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from c_kernels import needs_c_kernels
 
 from penstock.compress.folder import new_folder
 from penstock.compress.quantize.job import Done, QuantizeJob
@@ -84,6 +85,7 @@ def test_what_fails_its_gate_is_not_written_unless_forced_and_then_says_so(
     assert "Below the gate, and written by force" in (output / "README.md").read_text()
 
 
+@needs_c_kernels
 def test_int8_kv_is_part_of_what_is_judged_and_a_setting_of_the_folder(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
