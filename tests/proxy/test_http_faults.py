@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from running_server import RunningServer, running_server
 
+from penstock.config import did_you_mean
 from penstock.proxy import request_body, runner
 from penstock.proxy.errors import MAX_HEADERS, MAX_LINE_BYTES
-from penstock.proxy.openai_types import MAX_DEPTH
+from penstock.proxy.openai_types import MAX_DEPTH, ChatRequest
 
 CHAT = b"/v1/chat/completions"
 
@@ -243,11 +244,15 @@ async def test_a_packed_body_costs_what_its_limit_costs(server: RunningServer) -
 
 async def test_a_body_of_unknown_fields_is_dropped_in_no_time(engine_address: str, model: Path) -> None:
     fields = {f"temperatur{number}": 1 for number in range(50_000)}
+    started = time.process_time()
+    for name in list(fields)[:500]:
+        did_you_mean(name, [*ChatRequest.__struct_fields__])
+    comparing = (time.process_time() - started) * 100
     async with running_server(engine_address, model, unsupported="drop") as lenient:
         started = time.process_time()
         answer = await sent(lenient, post(chat(**fields)))
         assert status_of(answer) == 200
-        assert time.process_time() - started < 1, "3 s when each was compared with the known ones"
+        assert time.process_time() - started < comparing / 3, "as when each was compared with the known ones"
         header = next(line for line in answer.split(b"\r\n") if line.startswith(b"x-penstock-dropped"))
         assert len(header) < 4096 and header.endswith(b"...")
 
