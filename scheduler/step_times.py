@@ -150,12 +150,11 @@ class StepTimes:
     def _last_slope(self) -> float:
         points = self._sorted_points()
         tokens, seconds, _ = points[-1]
-        # A guess that a measurement soon replaces: two small steps often take the same, and larger ones do not.
-        slope = seconds / tokens / 16
-        if len(points) > 1:
-            before_tokens, before, _ = points[-2]
-            slope = max(slope, (seconds - before) / (tokens - before_tokens))
-        return slope
+        if len(points) == 1:
+            # Nothing is known of larger steps: a guess that a measurement soon replaces.
+            return seconds / tokens / 16
+        before_tokens, before, _ = points[-2]
+        return (seconds - before) / (tokens - before_tokens)
 
     def _sorted_points(self) -> list[tuple[float, float, float]]:
         if not self._points:

@@ -20,14 +20,6 @@ def test_a_size_never_seen_is_on_the_line_between_its_neighbours():
     assert times.seconds(3) == 0.02 and times.seconds(128) == pytest.approx(0.17)
 
 
-def test_beyond_what_was_seen_nothing_is_free():
-    """Not even where the two largest steps took the same."""
-    times = times_of({1: 0.02, 4: 0.02})
-    most = times.most_tokens(0.04, 1, 8000)
-    assert 4 < most < 100
-    assert times.seconds(8000) > 1
-
-
 def test_what_prompts_cost_a_step_of_any_size_is_where_the_line_arrives():
     linear = {tokens: 0.031 + 0.0001 * tokens for tokens in (72, 100, 200, 400)}
     assert times_of(linear).seconds_of_nothing_more(64, 0, 288) == pytest.approx(0.0374)
