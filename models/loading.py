@@ -121,9 +121,9 @@ def load_model(
     kv_cache_dtype = "auto" if kv_cache_dtype == "none" else kv_cache_dtype
     with ThreadPoolExecutor(1) as beside:  # reading and hashing release the GIL
         # What changes answers by rounding is part of what a cached one is filed under.
-        rounding = [backend.kind, kv_cache_dtype] if backend.kind != "cpu" else ["c"] if library() else []
-        if backend.kind == "cpu" and kv_cache_dtype == "int8":
-            rounding.append("int8 kv")
+        rounding = [backend.kind, kv_cache_dtype]
+        if backend.kind == "cpu":
+            rounding = (["c"] if library() else []) + (["int8 kv"] if kv_cache_dtype == "int8" else [])
         digest = beside.submit(fingerprint, path, precision, dtype, *rounding)
         module = _from_pretrained(path, dtype, stored)
     config = module.config.get_text_config()

@@ -96,7 +96,7 @@ class DraftModel:
             kv_cache = make_kv_cache(model.backend, model.layers, num_blocks, block_size, kv_dtype)
         except ValueError as error:
             raise ModelLoadError(f"draft_model {model.path.name}: {error}") from error
-        # Its prompts are short, or computed in few steps: not worth the seconds that recording them takes.
+        # Recording takes seconds; what it would gain a draft model was not measured.
         self._forward = Forward(model, kv_cache, replace(config, prompt_graphs="off"))
         self.kv_bytes_per_token = bytes_per_token(model.layers, kv_dtype)
 

@@ -98,15 +98,18 @@ class StepTimes:
         Of several such lines the lowest: one size that was slow for once must not speak for all. So a first size is not
         believed either before it was seen a few times; a second that took too long makes a line too low.
         """
+        of_keys = self.seconds_per_key
         seen = sorted(
-            (own.tokens, own.seconds - self.seconds_per_key * (own.keys - num_keys), own.steps)
+            (own.tokens, own.seconds - of_keys * (own.keys - num_keys), own.steps)
             for own in self._classes.values()
             if own.tokens > num_tokens
         )
         lines: list[float] = []
         for index, (near, seconds, steps) in enumerate(seen):
+            if near > most:
+                break
             far = next((other for other in seen[index + 1 :] if other[0] + num_tokens >= 2 * near), None)
-            if near <= most and steps >= FIRST_STEPS and far is not None:
+            if steps >= FIRST_STEPS and far is not None:
                 slope = max(0.0, far[1] - seconds) / (far[0] - near)
                 lines.append(seconds - slope * (near - num_tokens))
         return min(lines, default=None)

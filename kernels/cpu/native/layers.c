@@ -9,8 +9,6 @@
 
 /* Rows whose gate and up are held at once, so that they stay in cache. */
 enum { MLP_ROWS = 256 };
-/* Numbers that are over before another thread is awake. */
-enum { SMALL_WORK = 1 << 14 };
 
 enum { SILU, GELU_TANH };
 

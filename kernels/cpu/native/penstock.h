@@ -11,6 +11,8 @@ enum { ROW_ALIGNMENT = 64 };
 /* Keys that attention visits together, from positions that are multiples of it. */
 enum { KEY_TILE = 64 };
 enum { MOST_HEAD_DIM = 256 };
+/* Numbers that are over before another thread is awake. */
+enum { SMALL_WORK = 1 << 14 };
 
 /* An INT8 weight [n, k] with a scale for each row, packed by `penstock_pack`. */
 struct matrix {

@@ -42,5 +42,5 @@ static void store_heads(const void *context, long row) {
 void penstock_store(const struct pool *pool, const float *x, long stride, long head_stride, const int64_t *slots, long count,
                     long heads, long num_slots, long dim, int threads) {
     struct rows rows = {pool, x, stride, head_stride, heads, num_slots, dim, slots};
-    run_parallel(store_heads, &rows, count, threads);
+    run_parallel(store_heads, &rows, count, count * heads * dim < SMALL_WORK ? 1 : threads);
 }

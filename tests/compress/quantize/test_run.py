@@ -14,6 +14,7 @@ import torch
 from c_kernels import needs_c_kernels
 
 from penstock.compress.folder import new_folder
+from penstock.compress.quantize import run
 from penstock.compress.quantize.job import Done, QuantizeJob
 from penstock.compress.quantize.run import quantize
 from penstock.compress.texts import Example
@@ -97,6 +98,21 @@ def test_int8_kv_is_part_of_what_is_judged_and_a_setting_of_the_folder(
     assert json.loads((tmp_path / "kv" / "quantization.json").read_text())["kv"] == "int8"
     config = json.loads((tmp_path / "kv" / "config.json").read_text())
     assert config["penstock"]["kv_cache_dtype"] == "int8"
+
+
+def test_what_could_not_be_judged_is_refused_before_anything_is_computed(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(run, "load_plain", never)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CompressError, match="device is 'cuda', but torch finds no CUDA device"):
+        done(job_of(tiny_llama, tmp_path / "kv", device="cuda"))
+    monkeypatch.setattr(run, "library", lambda: None)
+    with pytest.raises(CompressError, match="--kv int8 is judged by what serves it, on a CPU the C kernels"):
+        done(job_of(tiny_llama, tmp_path / "kv", kv=True, device="cpu"))
 
 
 def test_without_texts_the_model_writes_its_own(tiny_llama: Path, tmp_path: Path) -> None:
