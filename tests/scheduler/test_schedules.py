@@ -1,7 +1,9 @@
 """The same answer under any load, as a property: whatever the schedule, tokens and log-probabilities are those of the
 request alone, bit for bit. 60 random schedules here, 600 with `pytest -m slow tests/scheduler/test_schedules.py`."""
 
+import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -128,6 +130,12 @@ def alone(engine: Engine, request: Request) -> Answer:
     return tokens, logprobs, reason
 
 
+def random_clock(rng: random.Random) -> Callable[[], float]:
+    """What steps have taken decides about the next ones: with this, one seed is the same schedules on every machine."""
+    now = itertools.accumulate(iter(lambda: rng.expovariate(1000), None))
+    return lambda: next(now)
+
+
 def check_schedules(model: Path, other: Path, count: int, seed: int) -> None:
     rng = random.Random(seed)
     config = {"model": str(model), "quantize": "w8a8", "max_model_len": 256, "block_size": 16}
@@ -144,6 +152,8 @@ def check_schedules(model: Path, other: Path, count: int, seed: int) -> None:
         for draft, tokens in ((model, 336), (other, 700))
     )
     engines += [itself, stranger]
+    for engine in engines:
+        engine.clock = random_clock(random.Random(seed))
     # By itself it guesses as much as the clock says pays, which may be next to nothing.
     plans, lengths = itself.speculator.planner, random.Random(seed)
     assert plans is not None
