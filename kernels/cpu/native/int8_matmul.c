@@ -7,8 +7,8 @@
 #include "penstock.h"
 
 enum { VECTORS = PANEL / LANES, PANEL_LINES = PANEL * STEP / 64 };
-/* Rows of one piece of work; more are several pieces. */
-enum { PIECE_ROWS = 96, MOST_PIECE_PANELS = 8 };
+/* Of one piece of work, activations; more rows are several pieces. So many stay in a core's cache beside a panel. */
+enum { MOST_PIECE_BYTES = 480 << 10 };
 
 long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
@@ -22,9 +22,11 @@ struct activations activations_in(char *scratch, long rows, long k) {
     return (struct activations){values, padded(k), scale, scale + rows, (int32_t *)(scale + 2 * rows)};
 }
 
-static long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
-static long steps_of(long k) { return (k + STEP - 1) / STEP; }
 static long at_most(long value, long limit) { return value < limit ? value : limit; }
+static long at_least(long value, long limit) { return value > limit ? value : limit; }
+static long pieces_of(long whole, long most) { return (whole + most - 1) / most; }
+static long panels_of(long n) { return pieces_of(n, PANEL); }
+static long steps_of(long k) { return pieces_of(k, STEP); }
 
 struct packing {
     const int8_t *weight;
@@ -136,18 +138,12 @@ struct product {
     const struct matrix *weight;
     const float *residual;
     float *y;
-    long rows, row_pieces, panels, piece_panels;
+    long rows, row_pieces, panels;
 };
 
-/* What to have on its way while rows are multiplied: `lines` cache lines for each step, from `from` on. */
-struct ahead {
-    const uint8_t *from;
-    int lines;
-};
-
-/* `m` rows, a compile-time constant, by one panel. */
-static inline __attribute__((always_inline)) void multiply_rows(const int m, const struct product *p, long row, long panel,
-                                                                struct ahead ahead) {
+/* `m` rows by one panel, while for each step `lines` cache lines are fetched from `ahead` on. Both are compile-time constants. */
+static inline __attribute__((always_inline)) void multiply_rows(const int m, const int lines, const struct product *p, long row,
+                                                                long panel, const uint8_t *ahead) {
     const struct matrix *w = p->weight;
     long steps = steps_of(w->k), stride = p->x->stride;
     const uint8_t *weights = w->packed + panel * steps * PANEL * STEP;
@@ -158,7 +154,8 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; j++) sums[i][j] = v_no_integers();
     for (long s = 0; s < steps; s++) {
-        for (int line = 0; line < ahead.lines; line++) _mm_prefetch((const char *)ahead.from + (s * ahead.lines + line) * 64, _MM_HINT_T1);
+#pragma GCC unroll 8
+        for (int line = 0; line < lines; line++) _mm_prefetch((const char *)ahead + (s * lines + line) * 64, _MM_HINT_T1);
         weight_step values[VECTORS];
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; j++) values[j] = load_weights(weights + s * PANEL * STEP + j * 64);
@@ -193,27 +190,34 @@ static inline __attribute__((always_inline)) void multiply_rows(const int m, con
     }
 }
 
-/* The first rows read the panel from memory, which foresees the end of it only; the others have it in cache, and time to fetch
- * the next one. */
-static void multiply_panel(const struct product *p, long panel, long row, long stop, int fetches_next) {
-    const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP;
-    const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
-    const long passes = (stop - row + SHARING_ROWS - 1) / SHARING_ROWS;
-    const int lines = at_most(passes > 4 ? 1 : passes > 2 ? 2 : 4, PANEL_LINES);
-    for (long pass = 0; row < stop; pass++) {
-        struct ahead ahead = {next + (pass - 1) * panel_bytes * lines / PANEL_LINES, 0};
-        if (fetches_next && pass > 0 && (pass - 1) * lines < PANEL_LINES) ahead.lines = lines;
-        /* Blocks of nearly equal size: 8 rows are 4 and 4, not 6 and 2. */
-        long blocks = (stop - row + SHARING_ROWS - 1) / SHARING_ROWS, m = (stop - row + blocks - 1) / blocks;
-        switch (m) {
-            case 1: multiply_rows(1, p, row, panel, ahead); break;
-            case 2: multiply_rows(2, p, row, panel, ahead); break;
-            case 3: multiply_rows(3, p, row, panel, ahead); break;
-            case 4: multiply_rows(4, p, row, panel, ahead); break;
+static inline __attribute__((always_inline)) void multiply_some(long m, const int lines, const struct product *p, long row,
+                                                                long panel, const uint8_t *ahead) {
+    switch (m) {
+        case 1: multiply_rows(1, lines, p, row, panel, ahead); break;
+        case 2: multiply_rows(2, lines, p, row, panel, ahead); break;
+        case 3: multiply_rows(3, lines, p, row, panel, ahead); break;
+        case 4: multiply_rows(4, lines, p, row, panel, ahead); break;
 #if SHARING_ROWS > 4
-            case 5: multiply_rows(5, p, row, panel, ahead); break;
-            case 6: multiply_rows(6, p, row, panel, ahead); break;
+        case 5: multiply_rows(5, lines, p, row, panel, ahead); break;
+        case 6: multiply_rows(6, lines, p, row, panel, ahead); break;
 #endif
+    }
+}
+
+/* Rows are multiplied by a panel in passes, when it is in cache. Meanwhile the next panel is fetched, a part of it in each pass,
+ * so that memory is never idle. A single pass streams what it reads, which the machine foresees. */
+static void multiply_panel(const struct product *p, long panel, long row, long stop) {
+    const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP, passes = pieces_of(stop - row, SHARING_ROWS);
+    const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
+    const int fetches = passes > 1 && panel + 1 < p->panels;
+    for (long pass = 0; pass < passes; pass++) {
+        const long fetched = PANEL_LINES * pass / passes, lines = fetches ? PANEL_LINES * (pass + 1) / passes - fetched : 0;
+        const uint8_t *ahead = next + fetched * (panel_bytes / PANEL_LINES);
+        const long m = pieces_of(stop - row, passes - pass); /* of nearly equal size: 8 rows are 4 and 4, not 6 and 2 */
+        switch (lines) {
+            case 0: multiply_some(m, 0, p, row, panel, ahead); break;
+            case 1: multiply_some(m, 1, p, row, panel, ahead); break;
+            case 2: multiply_some(m, 2, p, row, panel, ahead); break;
         }
         row += m;
     }
@@ -221,18 +225,15 @@ static void multiply_panel(const struct product *p, long panel, long row, long s
 
 static void multiply_piece(const void *context, long index) {
     const struct product *p = context;
-    long first = index / p->row_pieces * p->piece_panels, row = index % p->row_pieces * PIECE_ROWS;
-    long last = at_most(first + p->piece_panels, p->panels), stop = at_most(row + PIECE_ROWS, p->rows);
-    for (long panel = first; panel < last; panel++) multiply_panel(p, panel, row, stop, panel + 1 < last);
+    const long panel = index / p->row_pieces, line = index % p->row_pieces;
+    multiply_panel(p, panel, line * p->rows / p->row_pieces, (line + 1) * p->rows / p->row_pieces);
 }
 
 void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
               int threads) {
-    struct product product = {x, weight, residual, y, rows, (rows + PIECE_ROWS - 1) / PIECE_ROWS, panels_of(weight->n), 1};
-    /* Neighbours belong to one piece, as long as there are enough pieces for all. */
-    while (product.piece_panels < MOST_PIECE_PANELS && product.panels / product.piece_panels > 8 * threads) product.piece_panels *= 2;
-    long pieces = (product.panels + product.piece_panels - 1) / product.piece_panels;
-    run_parallel(multiply_piece, &product, pieces * product.row_pieces, threads);
+    const long panels = panels_of(weight->n), most_rows = at_least(MOST_PIECE_BYTES / (x->stride * (long)sizeof(factor)), 1);
+    struct product product = {x, weight, residual, y, rows, pieces_of(rows, most_rows), panels};
+    run_parallel(multiply_piece, &product, product.row_pieces * panels, threads);
 }
 
 struct rows {

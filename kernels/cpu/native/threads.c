@@ -19,47 +19,63 @@ enum { SPINS = 2000 };
 /* How long the caller watches for a helper's last piece before it offers its core. */
 enum { PATIENCE = 4000 };
 
-/* One word says which job it is, of how many pieces and which is next, so that a helper takes a piece of the job that it knows
- * or of none. What else a job is may be read before taking: it does not change while a piece of it is left. */
-#define JOB(ticket) ((ticket) >> 40)
-#define COUNT(ticket) ((long)((ticket) >> 20 & 0xfffff))
-#define NEXT(ticket) ((long)((ticket) & 0xfffff))
-enum { MOST_PIECES = 0xfffff };
+/* Each thread has a share of a job, neighbouring pieces, and helps with the others' when it is through. One word says which job
+ * it is and which pieces are left, so that a helper takes a piece of the job that it knows or of none. What else a job is may be
+ * read before taking: it does not change while a piece of it is left. */
+#define JOB(left) ((left) >> 40)
+#define FIRST(left) ((long)((left) >> 20 & 0xfffff))
+#define STOP(left) ((long)((left) & 0xfffff))
+#define LEFT(job, first, stop) ((job) << 40 | (uint64_t)(first) << 20 | (uint64_t)(stop))
+enum { MOST_PIECES = 0xfffff, LAST_JOB = 0xffffff };
 
-static _Atomic uint64_t ticket;
-static _Atomic long done;
+static struct {
+    _Alignas(64) _Atomic uint64_t left;
+} shares[MOST_HELPERS + 1];
+
+static _Alignas(64) _Atomic long done;
+static _Alignas(64) _Atomic uint64_t current;
 static _Atomic uint32_t bell;
 static _Atomic int asleep;
 static void (*_Atomic job_task)(const void *, long);
 static const void *_Atomic job_context;
-static _Atomic int job_helpers;
+static _Atomic int job_threads;
 
 static pthread_mutex_t caller = PTHREAD_MUTEX_INITIALIZER;
 static int helpers;
 
-static void take_pieces(uint64_t seen) {
+/* The next piece of a share, or -1 if none is left of this job. */
+static long take(_Atomic uint64_t *share, uint64_t job) {
+    uint64_t left = *share;
+    while (JOB(left) == job && FIRST(left) < STOP(left)) {
+        const long piece = FIRST(left);
+        if (atomic_compare_exchange_weak(share, &left, LEFT(job, piece + 1, STOP(left)))) return piece;
+    }
+    return -1;
+}
+
+static void take_pieces(int number, uint64_t job) {
     void (*task)(const void *, long) = job_task;
     const void *context = job_context;
-    uint64_t now = seen;
-    while (JOB(now) == JOB(seen) && NEXT(now) < COUNT(now)) {
-        if (!atomic_compare_exchange_weak(&ticket, &now, now + 1)) continue;
-        task(context, NEXT(now));
-        atomic_fetch_add(&done, 1);
-        now = ticket;
+    const int threads = job_threads;
+    long taken = 0;
+    for (int i = 0; i < threads; i++) {
+        _Atomic uint64_t *share = &shares[(number + i) % threads].left;
+        for (long piece; (piece = take(share, job)) >= 0; taken++) task(context, piece);
     }
+    if (taken) atomic_fetch_add(&done, taken);
 }
 
 static void *help(void *argument) {
-    long number = (long)argument;
+    const int number = (int)(long)argument;
     uint64_t last = 0;
     int spins = 0;
     for (;;) {
         uint32_t heard = bell;
-        uint64_t now = ticket;
-        if (JOB(now) != last) {
-            last = JOB(now);
+        uint64_t job = current;
+        if (job != last) {
+            last = job;
             spins = 0;
-            if (number < job_helpers) take_pieces(now);
+            if (number < job_threads) take_pieces(number, job);
         } else if (++spins < SPINS) {
             _mm_pause();
         } else {
@@ -82,31 +98,32 @@ static void forget_helpers(void) {
 static void need_helpers(int wanted) {
     static int watches_forks;
     if (!watches_forks) watches_forks = !pthread_atfork(0, 0, forget_helpers);
-    while (helpers < wanted && helpers < MOST_HELPERS) {
+    while (helpers < wanted) {
         pthread_t thread;
-        if (pthread_create(&thread, 0, help, (void *)(long)helpers)) return;
+        if (pthread_create(&thread, 0, help, (void *)(long)(helpers + 1))) return;
         pthread_detach(thread);
         helpers++;
     }
 }
 
 void run_parallel(void (*task)(const void *context, long index), const void *context, long count, int threads) {
+    if (threads > MOST_HELPERS + 1) threads = MOST_HELPERS + 1;
     /* Two engines in one process do not share helpers: the second works alone. */
     if (threads < 2 || count < 2 || count > MOST_PIECES || pthread_mutex_trylock(&caller)) {
         for (long i = 0; i < count; i++) task(context, i);
         return;
     }
     need_helpers(threads - 1);
+    const uint64_t job = (current + 1) & LAST_JOB;
     job_task = task;
     job_context = context;
-    job_helpers = threads - 1;
+    job_threads = threads;
     done = 0;
-    uint64_t job = (JOB(ticket) + 1) & 0xffffff;
-    uint64_t first = job << 40 | (uint64_t)count << 20;
-    ticket = first;
+    for (int i = 0; i < threads; i++) shares[i].left = LEFT(job, count * i / threads, count * (i + 1) / threads);
+    current = job;
     atomic_fetch_add(&bell, 1);
     if (asleep) syscall(SYS_futex, &bell, FUTEX_WAKE_PRIVATE, threads - 1, 0, 0, 0);
-    take_pieces(first);
+    take_pieces(0, job);
     for (int spins = 0; done < count; spins++) spins < PATIENCE ? _mm_pause() : (void)sched_yield();
     pthread_mutex_unlock(&caller);
 }
