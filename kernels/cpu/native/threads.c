@@ -119,7 +119,10 @@ void run_parallel(void (*task)(const void *context, long index), const void *con
     job_context = context;
     job_threads = threads;
     done = 0;
-    for (int i = 0; i < threads; i++) shares[i].left = LEFT(job, count * i / threads, count * (i + 1) / threads);
+    for (int i = 0; i < threads; i++) {
+        const uint64_t left = LEFT(job, count * i / threads, count * (i + 1) / threads);
+        atomic_store_explicit(&shares[i].left, left, memory_order_relaxed); /* `current` shows them all */
+    }
     current = job;
     atomic_fetch_add(&bell, 1);
     if (asleep) syscall(SYS_futex, &bell, FUTEX_WAKE_PRIVATE, threads - 1, 0, 0, 0);
