@@ -7,7 +7,7 @@
 #include "penstock.h"
 
 enum { VECTORS = PANEL / LANES, PANEL_LINES = PANEL * STEP / 64 };
-/* Of one piece of work, activations; more rows are several pieces. So many stay in a core's cache beside a panel. */
+/* Activations of one piece of work: so many stay in a core's cache beside a panel. More rows are several pieces. */
 enum { MOST_PIECE_BYTES = 480 << 10 };
 
 long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
@@ -23,10 +23,9 @@ struct activations activations_in(char *scratch, long rows, long k) {
 }
 
 static long at_most(long value, long limit) { return value < limit ? value : limit; }
-static long at_least(long value, long limit) { return value > limit ? value : limit; }
-static long pieces_of(long whole, long most) { return (whole + most - 1) / most; }
-static long panels_of(long n) { return pieces_of(n, PANEL); }
-static long steps_of(long k) { return pieces_of(k, STEP); }
+static long ceil_div(long a, long b) { return (a + b - 1) / b; }
+static long panels_of(long n) { return ceil_div(n, PANEL); }
+static long steps_of(long k) { return ceil_div(k, STEP); }
 
 struct packing {
     const int8_t *weight;
@@ -207,13 +206,13 @@ static inline __attribute__((always_inline)) void multiply_some(long m, const in
 /* Rows are multiplied by a panel in passes, when it is in cache. Meanwhile the next panel is fetched, a part of it in each pass,
  * so that memory is never idle. A single pass streams what it reads, which the machine foresees. */
 static void multiply_panel(const struct product *p, long panel, long row, long stop) {
-    const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP, passes = pieces_of(stop - row, SHARING_ROWS);
+    const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP, passes = ceil_div(stop - row, SHARING_ROWS);
     const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
     const int fetches = passes > 1 && panel + 1 < p->panels;
     for (long pass = 0; pass < passes; pass++) {
         const long fetched = PANEL_LINES * pass / passes, lines = fetches ? PANEL_LINES * (pass + 1) / passes - fetched : 0;
         const uint8_t *ahead = next + fetched * (panel_bytes / PANEL_LINES);
-        const long m = pieces_of(stop - row, passes - pass); /* of nearly equal size: 8 rows are 4 and 4, not 6 and 2 */
+        const long m = ceil_div(stop - row, passes - pass); /* of nearly equal size: 8 rows are 4 and 4, not 6 and 2 */
         switch (lines) {
             case 0: multiply_some(m, 0, p, row, panel, ahead); break;
             case 1: multiply_some(m, 1, p, row, panel, ahead); break;
@@ -225,14 +224,14 @@ static void multiply_panel(const struct product *p, long panel, long row, long s
 
 static void multiply_piece(const void *context, long index) {
     const struct product *p = context;
-    const long panel = index / p->row_pieces, line = index % p->row_pieces;
-    multiply_panel(p, panel, line * p->rows / p->row_pieces, (line + 1) * p->rows / p->row_pieces);
+    const long panel = index / p->row_pieces, part = index % p->row_pieces;
+    multiply_panel(p, panel, part * p->rows / p->row_pieces, (part + 1) * p->rows / p->row_pieces);
 }
 
 void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
               int threads) {
-    const long panels = panels_of(weight->n), most_rows = at_least(MOST_PIECE_BYTES / (x->stride * (long)sizeof(factor)), 1);
-    struct product product = {x, weight, residual, y, rows, pieces_of(rows, most_rows), panels};
+    const long panels = panels_of(weight->n), most_rows = ceil_div(MOST_PIECE_BYTES, x->stride * (long)sizeof(factor));
+    struct product product = {x, weight, residual, y, rows, ceil_div(rows, most_rows), panels};
     run_parallel(multiply_piece, &product, product.row_pieces * panels, threads);
 }
 
