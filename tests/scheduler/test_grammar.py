@@ -211,6 +211,7 @@ def containers(inner):
 
 
 SCHEMAS = st.recursive(SCALARS, containers, max_leaves=6)
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
 def check_schemas(engine: Engine, tokenizer: Tokenizer, count: int) -> None:
@@ -242,7 +243,7 @@ def check_schemas(engine: Engine, tokenizer: Tokenizer, count: int) -> None:
                 assert not (refused := engine.take_refused()), refused
             text = tokenizer.decode(draft)
             assert reason == "stop", text
-            jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator)
+            jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
         nonlocal checked
         checked += 1
 

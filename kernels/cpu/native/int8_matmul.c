@@ -7,8 +7,8 @@
 #include "penstock.h"
 
 enum { VECTORS = PANEL / LANES, PANEL_LINES = PANEL * STEP / 64 };
-/* Activations of one piece of work: so many stay in a core's cache beside a panel. More rows are several pieces. */
-enum { MOST_PIECE_BYTES = 480 << 10 };
+/* A piece of work is a panel and all rows, or a part of them where threads would not have so many pieces each. */
+enum { PIECES_PER_THREAD = 4, LEAST_PIECE_ROWS = 32 };
 
 long padded(long k) { return (k + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
@@ -203,8 +203,9 @@ static inline __attribute__((always_inline)) void multiply_some(long m, const in
     }
 }
 
-/* Rows are multiplied by a panel in passes, when it is in cache. Meanwhile the next panel is fetched, a part of it in each pass,
- * so that memory is never idle. A single pass streams what it reads, which the machine foresees. */
+/* Rows are multiplied by a panel in passes. Meanwhile the next panel is fetched, as evenly as a step's lines divide among them.
+ * A single pass streams what it reads, which the machine foresees. */
+_Static_assert(PANEL_LINES <= 4, "of two passes or more, none fetches more than two lines");
 static void multiply_panel(const struct product *p, long panel, long row, long stop) {
     const long panel_bytes = steps_of(p->weight->k) * PANEL * STEP, passes = ceil_div(stop - row, SHARING_ROWS);
     const uint8_t *next = p->weight->packed + (panel + 1) * panel_bytes;
@@ -230,8 +231,8 @@ static void multiply_piece(const void *context, long index) {
 
 void multiply(const struct activations *x, long rows, const struct matrix *weight, const float *residual, float *y,
               int threads) {
-    const long panels = panels_of(weight->n), most_rows = ceil_div(MOST_PIECE_BYTES, x->stride * (long)sizeof(factor));
-    struct product product = {x, weight, residual, y, rows, ceil_div(rows, most_rows), panels};
+    const long panels = panels_of(weight->n), parts = at_most(ceil_div(PIECES_PER_THREAD * threads, panels), rows / LEAST_PIECE_ROWS);
+    struct product product = {x, weight, residual, y, rows, parts > 1 ? parts : 1, panels};
     run_parallel(multiply_piece, &product, product.row_pieces * panels, threads);
 }
 

@@ -28,6 +28,7 @@ enum { PATIENCE = 4000 };
 #define LEFT(job, first, stop) ((job) << 40 | (uint64_t)(first) << 20 | (uint64_t)(stop))
 enum { MOST_PIECES = 0xfffff, LAST_JOB = 0xffffff };
 
+/* In cache lines of their own, as is what all write to: a thread does not wait for the lines of others. */
 static struct {
     _Alignas(64) _Atomic uint64_t left;
 } shares[MOST_HELPERS + 1];
@@ -89,7 +90,8 @@ static void *help(void *argument) {
 }
 
 static void forget_helpers(void) {
-    /* A forked child has none. */
+    /* A forked child has none, and a job that another thread was at has nobody there. */
+    for (int i = 0; i <= MOST_HELPERS; i++) shares[i].left = 0;
     helpers = 0;
     asleep = 0;
     pthread_mutex_init(&caller, 0);
