@@ -124,7 +124,7 @@ class WorkFolder:
     """
 
     def __init__(self, target: Path, job: Mapping[str, Any]) -> None:
-        self.path = _beside(target, "work")
+        self.path = work_path(target)
         description = json.dumps(job, sort_keys=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -159,6 +159,11 @@ class WorkFolder:
         """The target is written: nothing is left to go on with."""
         _remove(self.path)
         self.close()
+
+
+def work_path(target: Path) -> Path:
+    """Where the work on `target` is kept."""
+    return _beside(target, "work")
 
 
 @contextmanager

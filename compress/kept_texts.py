@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
+from ..errors import CompressError
 from .distill.dataset import Dataset
-from .folder import WorkFolder
 from .texts import Example, Tokens
 from .training.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
+
+TEXTS = "texts.pt"
 
 
 def fingerprint_of(examples: Sequence[Example] | None) -> str:
@@ -23,15 +26,16 @@ def fingerprint_of(examples: Sequence[Example] | None) -> str:
     return digest.hexdigest()
 
 
-def kept_dataset(work: WorkFolder, given: str, make: Callable[[], Dataset]) -> Dataset:
+def kept_dataset(work: Path, given: str, make: Callable[[], Dataset]) -> Dataset:
     """What `make` makes when the job begins, and the same again whenever it goes on.
 
     Args:
+        work: the folder that the job keeps its work in.
         given: fingerprint of the examples that `make` makes it of; where others were given before, a line says so.
 
     Raises CompressError where it cannot be kept.
     """
-    file = work.path / "texts.pt"
+    file = work / TEXTS
     state = load_checkpoint(file)
     if state is None:
         dataset = make()
@@ -41,7 +45,17 @@ def kept_dataset(work: WorkFolder, given: str, make: Callable[[], Dataset]) -> D
         log.warning(
             "Going on with the texts that this began with, not with those that the cache holds now; remove %s to begin "
             "afresh with these.",
-            work.path,
+            work,
+        )
+    return _unpacked(state)
+
+
+def read_dataset(work: Path) -> Dataset:
+    """What another process keeps there. Raises CompressError where it cannot be read."""
+    state = load_checkpoint(work / TEXTS)
+    if state is None:
+        raise CompressError(
+            f"{work / TEXTS} is not there; processes that train together need a folder that all can read."
         )
     return _unpacked(state)
 

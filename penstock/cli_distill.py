@@ -15,6 +15,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .compress.distill.job import Distilled, DistillJob
     from .compress.texts import Example
+    from .compress.training.team import Team
 
 _LOSSES = ("forward-kl", "reverse-kl", "jsd")
 _BETA = 0.5
@@ -88,7 +89,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=4096,
         metavar="N",
-        help="of a step, padding included (%(default)s)",
+        help="of a step and device, padding included (%(default)s)",
     )
     training.add_argument(
         "--context", type=int, default=1024, metavar="N", help="tokens read of each text (%(default)s)"
@@ -111,36 +112,48 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     _check(arguments)
-    from .compress.distill.run import check_job
-    from .compress.texts import read_examples
+    from .compress.distill.run import assist, check_job, training_device
+    from .compress.training.team import team_of
 
     job = _job(settings, arguments)
     check_job(job)
-    try:
-        if arguments["from_cache"]:
-            found = examples_from_cache(settings, arguments)
-            print(found.summary, file=sys.stderr)
-            job = replace(job, data="answers that a cache kept", cache=found.identity)
-            done = _distilled(job, found.examples)
-        elif arguments["data"] is not None:
-            done = _distilled(job, read_examples(arguments["data"]))
-        else:
-            from .cli_distill_answers import teachers_answers
-
-            with teachers_answers(settings, job, arguments["generate"]) as examples:
-                done = _distilled(job, examples)
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        raise
+    with team_of(training_device(job.device)) as team:
+        if not team.leads:
+            with interruptible():
+                assist(job, team)
+            return 0
+        try:
+            job, done = _led(settings, arguments, job, team)
+        except KeyboardInterrupt:
+            print("Interrupted; the same command goes on from here.", file=sys.stderr)
+            raise
     print("\n".join(_summary(job, done)))
     return 0
 
 
-def _distilled(job: "DistillJob", examples: "Sequence[Example]") -> "Distilled":
+def _led(
+    settings: Settings, arguments: Mapping[str, Any], job: "DistillJob", team: "Team"
+) -> "tuple[DistillJob, Distilled]":
+    from .compress.texts import read_examples
+
+    if arguments["from_cache"]:
+        found = examples_from_cache(settings, arguments)
+        print(found.summary, file=sys.stderr)
+        job = replace(job, data="answers that a cache kept", cache=found.identity)
+        return job, _distilled(job, found.examples, team)
+    if arguments["data"] is not None:
+        return job, _distilled(job, read_examples(arguments["data"]), team)
+    from .cli_distill_answers import teachers_answers
+
+    with teachers_answers(settings, job, arguments["generate"]) as examples:
+        return job, _distilled(job, examples, team)
+
+
+def _distilled(job: "DistillJob", examples: "Sequence[Example]", team: "Team") -> "Distilled":
     from .compress.distill.run import distill
 
     with interruptible():
-        return distill(job, examples)
+        return distill(job, examples, team)
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

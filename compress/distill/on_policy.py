@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..texts import Tokens
-from ..training.batches import Batch, Batches, in_order
+from ..training.batches import ONLY, Batch, Batches, Place, in_order
 
 REFRESH = 20
 ROWS = 32  # sampled at a time
@@ -26,6 +26,7 @@ class OnPolicy:
         student: samples in whatever mode and place it is.
         ends: ids that end an answer.
         vocab_size: ids from there on are never written: they only pad the student's matrices.
+        place: all places draw from the data, or not, at the same steps, so that none waits for one that samples.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class OnPolicy:
         seed: int,
         ends: frozenset[int],
         vocab_size: int,
+        place: Place = ONLY,
     ) -> None:
-        self._data = Batches(texts, batch_tokens, seed)
+        self._data = Batches(texts, batch_tokens, seed, place)
         self._texts, self._student, self._ends, self._vocab_size = texts, student, ends, vocab_size
-        self._share, self._batch_tokens, self._seed = share, batch_tokens, seed
+        self._share, self._batch_tokens, self._seed, self._place = share, batch_tokens, seed, place
         self._round, self._written = -1, list[Tokens]()
 
     def at(self, step: int) -> Batch:
@@ -50,7 +52,9 @@ class OnPolicy:
             return self._data.at(step)
         if step // REFRESH != self._round:
             self._round = step // REFRESH
-            self._written = self._sampled(random.Random(f"{self._seed} round {self._round}"))
+            self._written = self._sampled(
+                random.Random(f"{self._seed} round {self._place.index(self._round)}")
+            )
         batches = list(in_order(self._written, self._batch_tokens))
         chosen = draw.choice(batches)
         return Batch(chosen.ids, chosen.labels, written_by_student=True)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from ...models.fingerprint import fingerprint
 from ...models.location import resolve_model
 from ...models.tokenizer import Tokenizer
 from ..companion_files import copy_companions
-from ..folder import check_target, new_folder, work_folder
-from ..kept_texts import fingerprint_of, kept_dataset
+from ..folder import check_target, new_folder, work_folder, work_path
+from ..kept_texts import fingerprint_of, kept_dataset, read_dataset
 from ..plain_model import PlainModel, load_plain
 from ..texts import Example
-from ..training.batches import Batches
-from ..training.loop import BatchSource, train
+from ..training.batches import Batches, Place
+from ..training.loop import BatchSource, TrainingReport, train
+from ..training.team import ALONE, Team
 from .card import card
 from .dataset import Dataset, make_dataset
 from .job import Distilled, DistillJob
@@ -45,50 +47,75 @@ def check_job(job: DistillJob) -> Tokenizer:
     return tokenizer
 
 
-def distill(job: DistillJob, examples: Sequence[Example]) -> Distilled:
+def distill(job: DistillJob, examples: Sequence[Example], team: Team = ALONE) -> Distilled:
     """Writes the student's folder. An interrupted job goes on where it was when it is run again with the same examples, or
     cache.
 
+    Args:
+        team: whom this process leads, each of whom calls `assist` with the same job.
+
     Raises PenstockError naming what is wrong; KeyboardInterrupt after Ctrl-C. The folder appears whole or not at all.
     """
-    tokenizer = check_job(job)
-    device = training_device(job.device)
-    teacher = load_plain(job.teacher, device=device)
-    student, origin = _student(job, teacher, device)
-    check_rows(teacher.module, tokenizer, "The teacher")
-    check_rows(student, tokenizer, "The student")
-    dtype = student.dtype if job.config is None else teacher.module.dtype
-    objective = Distillation(teacher.module, student.config.get_text_config().hidden_size, job.loss)
+    pair = _Pair(job, team)
+    student, teacher, dtype = pair.student, pair.teacher, pair.dtype
     given = fingerprint_of(examples)
-    with work_folder(job.output, _identity(job, teacher, origin, given)) as work:
+    with work_folder(job.output, _identity(job, teacher, pair.origin, given)) as work:
         make = partial(
             make_dataset,
-            tokenizer,
+            pair.tokenizer,
             examples,
             max_tokens=min(job.max_tokens, _context(teacher.module), _context(student)),
             held_out_share=job.held_out_share,
         )
-        dataset = kept_dataset(work, given, make)
-        source = _source(job, dataset, student, tokenizer)
-        report = train(
-            student,
-            source,
-            dataset.held_out[:WATCHED],
-            objective,
-            job.training,
-            work.path,
-            label="distilling",
-        )
+        dataset = kept_dataset(work.path, given, make)
+        team.wait()
+        report = pair.train(dataset, work.path)
         parameters = sum(p.numel() for p in student.parameters())
         with new_folder(job.output, force=job.force, expected_bytes=parameters * dtype.itemsize) as staging:
             student.to(dtype).save_pretrained(staging)
             copy_companions(teacher.path, staging)
             shutil.copy(report.log, staging / "training.jsonl")
-            measured = measure(staging, teacher, dataset.held_out[:MEASURED], device)
+            measured = measure(staging, teacher, dataset.held_out[:MEASURED], pair.device)
             done = Distilled(measured, report, dataset)
             text = card(job, done, parameters, sum(p.numel() for p in teacher.module.parameters()))
             (staging / "README.md").write_text(text, encoding="utf-8")
     return done
+
+
+def assist(job: DistillJob, team: Team) -> None:
+    """Trains along with the process that leads the team, on the texts that it keeps; writes nothing. Raises as `distill`."""
+    pair = _Pair(job, team)
+    team.wait()
+    work = work_path(job.output)
+    pair.train(read_dataset(work), work)
+
+
+class _Pair:
+    """Teacher and student, checked, on this process's device."""
+
+    def __init__(self, job: DistillJob, team: Team) -> None:
+        self.job, self.team = job, team
+        self.tokenizer = check_job(job)
+        self.device = team.device or training_device(job.device)
+        self.teacher = load_plain(job.teacher, device=self.device)
+        self.student, self.origin = _student(job, self.teacher, self.device)
+        check_rows(self.teacher.module, self.tokenizer, "The teacher")
+        check_rows(self.student, self.tokenizer, "The student")
+        self.dtype: torch.dtype = self.student.dtype if job.config is None else self.teacher.module.dtype
+        width = self.student.config.get_text_config().hidden_size
+        self.objective = Distillation(self.teacher.module, width, job.loss)
+
+    def train(self, dataset: Dataset, work: Path) -> TrainingReport:
+        return train(
+            self.student,
+            _source(self.job, dataset, self.student, self.tokenizer, self.team.place),
+            dataset.held_out[:WATCHED],
+            self.objective,
+            self.job.training,
+            work,
+            label="distilling",
+            team=self.team,
+        )
 
 
 def training_device(setting: str) -> str:
@@ -116,10 +143,12 @@ def _student(job: DistillJob, teacher: PlainModel, device: str) -> tuple[Any, st
     return student.to(device), job.config.read_text(encoding="utf-8")
 
 
-def _source(job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenizer) -> BatchSource:
+def _source(
+    job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenizer, place: Place
+) -> BatchSource:
     settings = job.training
     if not job.on_policy:
-        return Batches(dataset.train, settings.batch_tokens, settings.seed)
+        return Batches(dataset.train, settings.batch_tokens, settings.seed, place)
     ends = student.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else ends or []
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -131,6 +160,7 @@ def _source(job: DistillJob, dataset: Dataset, student: Any, tokenizer: Tokenize
         seed=settings.seed,
         ends=frozenset([*ends, *own]),
         vocab_size=size_of(tokenizer),
+        place=place,
     )
 
 

@@ -62,7 +62,7 @@ def prune(
         parent.module.float()
     given = fingerprint_of(examples)
     with work_folder(job.output, _identity(job, parent, given)) as work:
-        dataset = kept_dataset(work, given, partial(_dataset, job, parent, examples, progress))
+        dataset = kept_dataset(work.path, given, partial(_dataset, job, parent, examples, progress))
         if job.cache is not None:
             job = replace(job, source=f"{dataset.examples} {job.source}")
         plan = make_plan(job, parent, structure, dataset.train, work, measure_speed, progress)

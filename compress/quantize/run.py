@@ -74,7 +74,7 @@ def quantize(
     linears_of(model.module)  # what cannot be quantized is refused before anything is made
     given = fingerprint_of(examples)
     with work_folder(job.output, _identity(job, model, given)) as work:
-        dataset = kept_dataset(work, given, partial(_dataset, job, model, examples, progress))
+        dataset = kept_dataset(work.path, given, partial(_dataset, job, model, examples, progress))
         if job.cache is not None:
             job = replace(job, source=f"{dataset.examples} {job.source}")
         texts = divide(dataset.train, dataset.held_out)

@@ -32,25 +32,47 @@ class Batch:
         return Batch(self.ids.to(device), self.labels.to(device), self.written_by_student)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of `size` processes that train together this is, from 0."""
+
+    rank: int = 0
+    size: int = 1
+
+    def index(self, step: int) -> int:
+        """Of what this process takes at `step`, in the one order in which all take turns."""
+        return step * self.size + self.rank
+
+
+ONLY = Place()
+
+
 class Batches:
     """Endless: every text once an epoch, in another order and with other texts each time.
 
     Args:
         texts: at least one, each with something to learn after its first token.
         batch_tokens: most padded tokens of a batch; a text longer than that is a batch by itself.
+        place: whose batches; those of a step are neighbours in the order of the epoch.
     """
 
-    def __init__(self, texts: Sequence[Tokens], batch_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[Tokens],
+        batch_tokens: int,
+        seed: int,
+        place: Place = ONLY,
+    ) -> None:
         assert texts, "whoever reads texts refuses none"
         self._texts = texts
         self._batch_tokens = batch_tokens
-        self._seed = seed
+        self._seed, self._place = seed, place
         self._epoch, self._plan = -1, self._planned(0)
         # Grouping goes by the sorted lengths alone: as many batches in every epoch.
         self._per_epoch = len(self._plan)
 
     def at(self, step: int) -> Batch:
-        epoch, index = divmod(step, self._per_epoch)
+        epoch, index = divmod(self._place.index(step), self._per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._planned(epoch)
         return to_batch([self._texts[i] for i in self._plan[index]])

@@ -1,4 +1,4 @@
-"""Trains a transformers causal language model for a budget, on one device, and goes on where it was interrupted.
+"""Trains a transformers causal language model for a budget, on one device or several, and goes on where it was interrupted.
 
 A step is a pure function of the weights, the optimizer's state and (seed, step): a run that was interrupted ends with the
 same bits as one that was not, on the same machine. Knows no loss and no command.
@@ -23,6 +23,7 @@ from .log import TrainingLog
 from .objective import Objective
 from .optimizer import make_optimizer, set_rate
 from .schedule import GAP_SECONDS, Budget, rate_at
+from .team import ALONE, Team
 
 SAVE_EVERY_SECONDS = 120.0
 EVALUATIONS = 10
@@ -32,6 +33,7 @@ CLIP = 1.0
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """Attributes:
+    batch_tokens: most padded tokens of a step, of each process that trains.
     learning_rate: the highest.
     gradient_checkpointing: compute each layer twice, and keep only its input: a third slower, a fraction of the memory.
     bf16: matrix products in bfloat16 (autocast); weights and optimizer stay float32.
@@ -49,7 +51,7 @@ class TrainingSettings:
 class TrainingReport:
     """Attributes:
     seconds: of training, without evaluations.
-    held_out_before, held_out: means over the held-out texts, "loss" and the objective's parts.
+    held_out_before, held_out: means over the held-out texts, "loss" and the objective's parts; told to the leader alone.
     log: JSONL.
     """
 
@@ -80,6 +82,7 @@ def train(
     work: Path,
     *,
     label: str = "training",
+    team: Team = ALONE,
 ) -> TrainingReport:
     """Trains `student` in place, as float32, and leaves it in eval mode.
 
@@ -88,10 +91,11 @@ def train(
         held_out: texts never trained on; may be empty.
         work: a folder for checkpoint.pt and training.jsonl; what is there is gone on from.
         label: stands before the live line.
+        team: those that train the same student, from the same weights, each called with a `source` of its own.
 
     Raises CompressError where the loss is no number, or the disk is full; KeyboardInterrupt after Ctrl-C, with a checkpoint.
     """
-    return _Training(student, source, held_out, objective, settings, work, label).run()
+    return _Training(student, source, held_out, objective, settings, work, label, team).run()
 
 
 class _Training:
@@ -104,9 +108,10 @@ class _Training:
         settings: TrainingSettings,
         work: Path,
         label: str,
+        team: Team,
     ) -> None:
         self.student, self.source, self.held_out = student.float(), source, held_out
-        self.objective, self.settings, self.label = objective, settings, label
+        self.objective, self.settings, self.label, self.team = objective, settings, label, team
         self.device: torch.device = student.device
         self.halves: Halves = split(student)
         self.learning = [*student.parameters(), *objective.parameters()]
@@ -116,6 +121,7 @@ class _Training:
         self.checkpoint = work / "checkpoint.pt"
         self.log = TrainingLog(work / "training.jsonl")
         self.saved_at, self.saved_step = 0.0, 0
+        self.signal: int | None = None
 
     @property
     def progress(self) -> float:
@@ -136,10 +142,11 @@ class _Training:
         latest = self.before
         done = round(100 * self.progress)
         # disable=None: no line where nobody looks at a terminal
-        with tqdm(total=100, initial=done, desc=self.label, disable=None, bar_format=_BAR) as bar:
-            while self.progress < 1.0 and interruption.number is None:
+        hidden = None if self.team.leads else True
+        with tqdm(total=100, initial=done, desc=self.label, disable=hidden, bar_format=_BAR) as bar:
+            while self.progress < 1.0 and self.signal is None:
                 began = self.progress
-                told = self.one_step()
+                told = self.one_step(interruption)
                 if int(began * EVALUATIONS) != int(self.progress * EVALUATIONS) and self.progress < 1.0:
                     latest = self.evaluate()
                 if self.seconds - self.saved_at > SAVE_EVERY_SECONDS:
@@ -148,15 +155,20 @@ class _Training:
                 bar.set_postfix_str(_shown(self.step, told, latest))
         if self.step != self.saved_step:
             self.save()
+        self.team.wait()  # for the leader's checkpoint: launchers end all others when one has failed
+        interruption.number = interruption.number or self.signal
         interruption.raise_it()
         after = self.evaluate()
         interruption.raise_it()
         return TrainingReport(self.step, self.tokens, self.seconds, self.before, after, self.log.file)
 
-    def one_step(self) -> dict[str, float]:
-        """Raises CompressError, with the weights as they were, where loss or gradients are no numbers."""
+    def one_step(self, interruption: Interruption) -> dict[str, float]:
+        """What it came to, by name. A signal that anyone had by its end ends the training of all.
+
+        Raises CompressError, with the weights as they were, where loss or gradients are no numbers.
+        """
         started = time.monotonic()
-        torch.manual_seed(_seed(self.settings.seed, self.step))
+        torch.manual_seed(_seed(self.settings.seed, self.team.place.index(self.step)))
         rate = self.settings.learning_rate * rate_at(self.progress)
         set_rate(self.optimizer, rate)
         batch = self.source.at(self.step).to(self.device)
@@ -164,31 +176,32 @@ class _Training:
         with self.autocast():
             loss = self.objective(self.halves, batch)
         loss.value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.learning, CLIP)
-        value, size = loss.value.item(), norm.item()
-        for what, number in (("loss", value), ("gradient", size)):
+        told = self.team.averaged(self.learning, loss, batch.ids.numel())
+        size = torch.nn.utils.clip_grad_norm_(self.learning, CLIP).item()
+        for what, number in (("loss", told.means["loss"]), ("gradient", size)):
             if not math.isfinite(number):
                 raise self.diverged(f"The {what} is {number}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        spent = time.monotonic() - started
+        spent, number = self.team.largest(time.monotonic() - started, interruption.number or 0)
+        self.signal = int(number) or None
         self.seconds += min(spent, GAP_SECONDS)
-        self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
-        told = {"loss": value, **{name: part.item() for name, part in loss.parts.items()}}
-        speed = batch.ids.numel() / spent
-        self.log.write(
-            step=self.step,
-            **_rounded(told),
-            gradient=round(size, 4),
-            rate=rate,
-            tokens_per_second=round(speed),
-        )
-        return {**told, "tokens_per_second": speed}
+        self.step, self.tokens = self.step + 1, self.tokens + told.tokens
+        speed = told.tokens / spent
+        if self.team.leads:
+            self.log.write(
+                step=self.step,
+                **_rounded(told.means),
+                gradient=round(size, 4),
+                rate=rate,
+                tokens_per_second=round(speed),
+            )
+        return {**told.means, "tokens_per_second": speed}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Means over the held-out texts; empty without any."""
-        if not self.held_out:
+        """Means over the held-out texts; empty without any, and for all but the leader, for whom the others wait."""
+        if not self.held_out or not self.team.leads:
             return {}
         self.student.eval()
         sums: dict[str, float] = {}
@@ -218,30 +231,35 @@ class _Training:
     def save(self) -> None:
         if not all(bool(p.isfinite().all()) for p in self.learning):
             raise self.diverged("A weight is no number any more")
+        sources = self.team.gathered(self.source.state())
+        self.saved_at, self.saved_step = self.seconds, self.step
+        if not self.team.leads:
+            return
         save_checkpoint(
             self.checkpoint,
             {
                 "student": self.student.state_dict(),
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "source": self.source.state(),
+                "sources": sources,
                 "step": self.step,
                 "tokens": self.tokens,
                 "seconds": self.seconds,
                 "before": self.before,
             },
         )
-        self.saved_at, self.saved_step = self.seconds, self.step
 
     def restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
-        self.log.forget_after(-1 if state is None else state["step"])
+        if self.team.leads:
+            self.log.forget_after(-1 if state is None else state["step"])
         if state is None:
             return
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.source.restore(state["source"])
+        if len(state["sources"]) == self.team.place.size:  # others than before begin anew
+            self.source.restore(state["sources"][self.team.place.rank])
         self.step, self.tokens = state["step"], state["tokens"]
         self.saved_step = self.step
         self.seconds = self.saved_at = state["seconds"]

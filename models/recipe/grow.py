@@ -1,10 +1,10 @@
 """Makes a deeper model of a trained one, which computes the same at first: depth growing.
 
-Each layer is followed by copies of itself whose output projections (attention and feed-forward) are zero. In a
-pre-norm residual layer they then add nothing, and get a gradient from the first step: their inner matrices already
-compute features that fit at that depth, as they come from the neighbour. Muon's steps have the same size whatever the
-gradient's, so zeros grow within some tens of steps. (Function-preserving growth: Net2Net, arXiv:1511.05641; zero
-output projections as in LLaMA Pro, arXiv:2401.02415.)
+Layers, spread evenly, are followed by copies of themselves whose output projections (attention and feed-forward) are
+zero. In a pre-norm residual layer they then add nothing, and get a gradient from the first step: their inner matrices
+already compute features that fit at that depth, as they come from the neighbour. Muon's steps have the same size
+whatever the gradient's, so zeros grow within some tens of steps. (Function-preserving growth: Net2Net,
+arXiv:1511.05641; zero output projections as in LLaMA Pro, arXiv:2401.02415.)
 
 Knows the names of Llama's parameters; nothing of training.
 """
@@ -26,23 +26,21 @@ def grow(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]
     """A state dict of `layers` layers, in fp32, that computes what `state` computes.
 
     Raises:
-        ValueError: `layers` is no multiple of the layers of `state`.
+        ValueError: `layers` is fewer than `state` has.
     """
     present = layers_in(state)
-    if layers % present:
-        raise ValueError(
-            f"{layers} layers cannot be grown from {present}: each layer gets the same number of copies; "
-            f"use a multiple of {present}"
-        )
-    copies = layers // present
+    if layers < present:
+        raise ValueError(f"{present} layers cannot be grown to {layers}; use {present} or more")
+    first = [i * layers // present for i in range(present + 1)]  # where each layer, then its copies, lie
     grown = {}
     for name, tensor in state.items():
         match = _LAYER.match(name)
         if not match:
             grown[name] = tensor.float().clone()
             continue
-        for i in range(copies):
-            silent = i > 0 and match[2] in _OUTPUTS
+        original = int(match[1])
+        for layer in range(first[original], first[original + 1]):
+            silent = layer > first[original] and match[2] in _OUTPUTS
             new = torch.zeros_like(tensor, dtype=torch.float32) if silent else tensor.float().clone()
-            grown[f"model.layers.{int(match[1]) * copies + i}.{match[2]}"] = new
+            grown[f"model.layers.{layer}.{match[2]}"] = new
     return grown

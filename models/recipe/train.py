@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")
     parser.add_argument(
-        "--init", type=Path, help="model folder to start from; --layers must be a multiple of its layers"
+        "--init", type=Path, help="model folder to start from, of as many layers as --layers or fewer"
     )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--minutes", type=float, required=True, help="counted time, all runs together")

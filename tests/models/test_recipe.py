@@ -47,9 +47,10 @@ def tiny_llama(layers: int) -> LlamaForCausalLM:
     )
 
 
-def test_a_grown_model_computes_the_same_and_all_of_it_learns() -> None:
-    small, large = tiny_llama(2), tiny_llama(6)
-    large.load_state_dict(grow(small.state_dict(), 6))
+@pytest.mark.parametrize("layers", [2, 3, 6])
+def test_a_grown_model_computes_the_same_and_all_of_it_learns(layers: int) -> None:
+    small, large = tiny_llama(2), tiny_llama(layers)
+    large.load_state_dict(grow(small.state_dict(), layers))
     ids = torch.arange(20).reshape(2, 10)
 
     assert torch.allclose(large(ids).logits, small(ids).logits, atol=1e-5)
@@ -62,9 +63,9 @@ def test_a_grown_model_computes_the_same_and_all_of_it_learns() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in large.parameters())
 
 
-def test_growing_refuses_an_uneven_number_of_layers() -> None:
-    with pytest.raises(ValueError, match="multiple of 2"):
-        grow(tiny_llama(2).state_dict(), 5)
+def test_growing_refuses_fewer_layers() -> None:
+    with pytest.raises(ValueError, match="2 layers cannot be grown to 1; use 2 or more"):
+        grow(tiny_llama(2).state_dict(), 1)
 
 
 def test_the_rate_rises_stays_and_falls_to_zero() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from counting_texts import counting_texts, load
 
 from penstock.compress.distill.recover import recover
 from penstock.compress.folder import WorkFolder
-from penstock.compress.texts import Tokens
 from penstock.compress.training import loop
 from penstock.compress.training.batches import Batches
 from penstock.compress.training.loop import TrainingSettings, train
@@ -22,21 +21,11 @@ from penstock.compress.training.schedule import Budget, rate_at
 from penstock.errors import CompressError
 
 
-def texts(first: int, count: int) -> list[Tokens]:
-    """Counting upwards, from anywhere: what a model of two layers learns within a few steps."""
-    runs = [[3 + (first + 7 * i + j) % 200 for j in range(8 + i % 9)] for i in range(count)]
-    return [Tokens(ids, [False] + [True] * (len(ids) - 1)) for ids in runs]
-
-
-def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
 def run(model, work: Path, **settings):
     work.mkdir(exist_ok=True)
     known = {"budget": Budget(steps=12), "batch_tokens": 256, "seed": 5} | settings
-    source = Batches(texts(0, 80), known["batch_tokens"], known["seed"])
-    return train(model, source, texts(1, 9), CrossEntropy(), TrainingSettings(**known), work)
+    source = Batches(counting_texts(0, 80), known["batch_tokens"], known["seed"])
+    return train(model, source, counting_texts(1, 9), CrossEntropy(), TrainingSettings(**known), work)
 
 
 def lines(work: Path) -> list[dict]:
@@ -69,9 +58,9 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(tiny_llama, tmp_path
 
     (tmp_path / "parts").mkdir()
     settings = TrainingSettings(Budget(steps=12), batch_tokens=256, seed=5)
-    source = Interrupted(texts(0, 80), 256, 5)
+    source = Interrupted(counting_texts(0, 80), 256, 5)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
-        train(parts, source, texts(1, 9), CrossEntropy(), settings, tmp_path / "parts")
+        train(parts, source, counting_texts(1, 9), CrossEntropy(), settings, tmp_path / "parts")
     assert lines(tmp_path / "parts")[-1]["step"] == 6
     # What a kill would leave: lines of steps after the checkpoint, the last one torn.
     with (tmp_path / "parts/training.jsonl").open("a") as log:
@@ -115,7 +104,9 @@ def test_a_loss_that_is_no_number_ends_training_with_what_to_do(tiny_llama, tmp_
     settings = TrainingSettings(Budget(steps=12), batch_tokens=256, learning_rate=0.004)
     model = load(tiny_llama)
     with pytest.raises(CompressError) as raised:
-        train(model, Batches(texts(0, 80), 256, 0), texts(1, 9), Spoilt(), settings, tmp_path)
+        train(
+            model, Batches(counting_texts(0, 80), 256, 0), counting_texts(1, 9), Spoilt(), settings, tmp_path
+        )
     assert raised.value.message == (
         "The loss is nan at step 3, where the learning rate was 0.004. Run the same command with "
         "--learning-rate 0.001 to go on from the checkpoint of step 3."
@@ -157,8 +148,8 @@ def test_a_spoilt_model_is_recovered_from_what_it_was(tiny_llama, tmp_path):
     report = recover(
         student,
         teacher,
-        texts(0, 80),
-        texts(1, 9),
+        counting_texts(0, 80),
+        counting_texts(1, 9),
         work=work,
         steps=20,
         batch_tokens=256,
