@@ -35,7 +35,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         with interruptible():
             return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
     except KeyboardInterrupt:
-        print("penstock eval: interrupted; nothing was written.", file=sys.stderr)
+        goes_on = arguments["what"] == "models" and arguments["output"] is not None
+        kept = "the same command goes on from here" if goes_on else "nothing was written"
+        print(f"penstock eval: interrupted; {kept}.", file=sys.stderr)
         raise
 
 

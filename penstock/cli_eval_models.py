@@ -17,6 +17,7 @@ from .errors import CompressError, ConfigError
 
 if TYPE_CHECKING:
     from .compress.evaluate import Comparison, ServedScorer
+    from .compress.evaluate.findings import Findings
     from .compress.evaluate.report import Report
     from .compress.evaluate.tasks import Answers, Task
     from .compress.texts import Example
@@ -53,13 +54,45 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     examples = None if arguments["text"] is None else read_examples(Path(arguments["text"]))
     tasks = None if arguments["tasks"] is None else read_tasks(Path(arguments["tasks"]))
     models = [_load(spec, settings, len(specs)) for spec in specs]
-    comparisons = None if examples is None else _compare(models, settings, arguments, examples)
-    answers = None if tasks is None else _answer(models, tasks, arguments["max_tokens"] or MAX_TOKENS)
-    report = _report(models, arguments, comparisons, answers)
-    print("\n".join(tables(report)))
-    if output is not None:
-        _write(output, report, tasks, answers, force=arguments["force"])
+    reference = None if examples is None else _reference(models, settings, arguments["reference"])
+    with _findings(output, [*models, *([reference] if reference else [])], arguments) as findings:
+        comparisons, answers = None, None
+        if examples is not None and reference is not None:
+            comparisons = _compare(models, reference, arguments["context"], examples, findings)
+        if tasks is not None:
+            answers = _answer(models, tasks, arguments["max_tokens"] or MAX_TOKENS, findings)
+        report = _report(models, arguments, comparisons, answers)
+        print("\n".join(tables(report)))
+        if output is not None:
+            _write(output, report, tasks, answers, force=arguments["force"])
     return 0
+
+
+@contextmanager
+def _findings(
+    output: Path | None, models: "Sequence[_Loaded]", arguments: Mapping[str, Any]
+) -> "Iterator[Findings]":
+    """Those of an earlier call with the same models, texts, tasks and output, which ended before that was written."""
+    from .compress.evaluate.findings import Findings
+    from .compress.folder import work_folder
+
+    if output is None:
+        yield Findings()
+        return
+    identity = {
+        "models": [(model.spec.text, model.engine.info.fingerprint, _precision(model)) for model in models],
+        "files": [_digest(arguments[name]) for name in ("text", "tasks")],
+        "context": arguments["context"],
+        "max_tokens": arguments["max_tokens"],
+    }
+    with work_folder(output, identity) as work:
+        yield Findings(work.path / "findings.jsonl")
+
+
+def _digest(file: str | None) -> str | None:
+    import xxhash
+
+    return None if file is None else xxhash.xxh3_128_hexdigest(Path(file).read_bytes())
 
 
 def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
@@ -105,18 +138,22 @@ def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
 
 
 def _compare(
-    models: Sequence[_Loaded], settings: Settings, arguments: Mapping[str, Any], examples: "Sequence[Example]"
+    models: Sequence[_Loaded],
+    reference: _Loaded,
+    context: int,
+    examples: "Sequence[Example]",
+    findings: "Findings",
 ) -> "list[Comparison]":
     from .compress.evaluate import compare_all
     from .compress.texts import tokenize
 
-    reference = _reference(models, settings, arguments["reference"])
     for model in models:
         _refuse_other_vocabulary(model, reference)
-    context = min(arguments["context"], *(model.scorer.max_tokens for model in (reference, *models)))
+    context = min(context, *(model.scorer.max_tokens for model in (reference, *models)))
     texts = tokenize(reference.tokenizer, examples, context)
     with _bar("text") as progress:
-        return compare_all([model.scorer for model in models], reference.scorer, texts, progress=progress)
+        candidates = [model.scorer for model in models]
+        return compare_all(candidates, reference.scorer, texts, progress=progress, findings=findings)
 
 
 def _reference(models: Sequence[_Loaded], settings: Settings, asked: str | None) -> _Loaded:
@@ -141,13 +178,19 @@ def _refuse_other_vocabulary(model: _Loaded, reference: _Loaded) -> None:
         )
 
 
-def _answer(models: Sequence[_Loaded], tasks: "Sequence[Task]", max_tokens: int) -> "list[Answers]":
+def _answer(
+    models: Sequence[_Loaded], tasks: "Sequence[Task]", max_tokens: int, findings: "Findings"
+) -> "list[Answers]":
     from .cli_engine_runs import answering
     from .compress.evaluate.tasks import answer_tasks
 
     return [
         answer_tasks(
-            tasks, model.tokenizer, answering(model.engine, model.tokenizer, model.spec.text, max_tokens)
+            tasks,
+            model.tokenizer,
+            answering(model.engine, model.tokenizer, model.spec.text, max_tokens),
+            name=model.spec.text,
+            findings=findings,
         )
         for model in models
     ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import CompressError
 from ..texts import Tokens
 from .estimate import Estimate, interval, resampled_totals
+from .findings import Findings
 from .scorers import Scorer
 
 # Of one model's float32 logits at a time. Their softmaxes take some ten times as much (measured, vocabulary of 152k).
@@ -59,21 +60,28 @@ def compare_all(
     texts: Sequence[Tokens],
     *,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    findings: Findings | None = None,
 ) -> list[Comparison]:
     """Each candidate against `reference`, whose logits are computed once, text by text.
 
     Args:
         texts: at least two, for the intervals; what counts of one is its tokens with `learn` set, but for the very first.
         progress: told how many texts are done, and of how many.
+        findings: of the same models on the same texts, as far as an earlier call came; what is computed is added.
 
     Raises CompressError before anything is computed where a model has another vocabulary or takes shorter texts, or there is
     nothing to measure; afterwards where a model gives logits that are no numbers.
     """
     _check(candidates, reference, texts)
+    findings = Findings() if findings is None else findings
     rows = max(1, min(MOST_ROWS, RUN_BYTES // (4 * reference.vocab_size)))
     sums = torch.zeros(len(candidates), len(texts), 5, dtype=torch.double)
     for number, text in enumerate(texts):
-        sums[:, number] = _sums(candidates, reference, text, number, rows)
+        found = findings.get(f"text {number}")
+        if found is None:
+            found = _sums(candidates, reference, text, number, rows).tolist()
+            findings.keep(f"text {number}", found)
+        sums[:, number] = torch.tensor(found, dtype=torch.double)
         progress(number + 1, len(texts))
     return [_comparison(table) for table in sums]
 

@@ -10,9 +10,12 @@ from typing import Any
 from ...errors import CompressError
 from ...models.tokenizer import Tokenizer
 from ..texts import Example, prompt_ids
+from .findings import Findings
 from .matchers import MATCHERS, Matcher
 
 FORM = '{"messages": [...], "question": "..." or "prompt": "...", and "accept": [...] or "answer": "..."}'
+# As many prompts go to the engine together: many times what it has in flight, and few enough to lose.
+AT_ONCE = 256
 # Token ids of the prompts -> those of the answers, without the token that ended each.
 Generate = Callable[[list[list[int]]], list[list[int]]]
 
@@ -52,10 +55,29 @@ def read_tasks(file: Path) -> list[Task]:
     return tasks
 
 
-def answer_tasks(tasks: Sequence[Task], tokenizer: Tokenizer, generate: Generate) -> Answers:
-    """Raises CompressError where the model's template refuses a conversation."""
-    answers = generate([prompt_ids(tokenizer, task.example) for task in tasks])
-    texts = [tokenizer.decode(ids) for ids in answers]
+def answer_tasks(
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    generate: Generate,
+    *,
+    name: str = "",
+    findings: Findings | None = None,
+) -> Answers:
+    """Args:
+        name: the model's among those in `findings`.
+        findings: answers to the same tasks, as far as an earlier call came; what is generated is added, AT_ONCE together.
+
+    Raises CompressError where the model's template refuses a conversation.
+    """
+    findings = Findings() if findings is None else findings
+    prompts = [prompt_ids(tokenizer, task.example) for task in tasks]
+    keys = [f"{name}, task {number}" for number in range(len(tasks))]
+    todo = [number for number, key in enumerate(keys) if findings.get(key) is None]
+    for start in range(0, len(todo), AT_ONCE):
+        numbers = todo[start : start + AT_ONCE]
+        for number, ids in zip(numbers, generate([prompts[number] for number in numbers]), strict=True):
+            findings.keep(keys[number], tokenizer.decode(ids))
+    texts: list[str] = [findings.get(key) for key in keys]
     return Answers(texts, [task.matcher.accepts(text) for task, text in zip(tasks, texts, strict=True)])
 
 

@@ -58,11 +58,13 @@ def llama_config(tokenizer: Tokenizer, layers: int, attention: str = "eager") ->
 
 
 def learning_rate(seconds: float, budget: float, decay: float) -> float:
-    """Trapezoid over counted time: up, flat, and in the last `decay` seconds of `budget` linearly down to zero."""
+    """Trapezoid over counted time: up, flat, and in the last `decay` seconds of `budget` linearly down to zero.
+
+    A `decay` of twice the budget goes from half of the full rate to zero.
+    """
     warmup = min(WARMUP_SECONDS, WARMUP_SHARE * budget)
-    if seconds < warmup:
-        return max(seconds / warmup, 0.01)
-    return min(1.0, max(0.0, (budget - seconds) / decay))
+    highest = min(1.0, max(0.0, (budget - seconds) / decay))
+    return min(highest, max(seconds / warmup, 0.01))
 
 
 class Trainer:

@@ -15,7 +15,7 @@ from tiny_model import write_tiny_model
 from penstock import cli_engine_runs
 from penstock.cli import main
 from penstock.cli_model_spec import WEIGHTS, ModelSpec, model_spec
-from penstock.compress.evaluate import plot, speed
+from penstock.compress.evaluate import ServedScorer, plot, speed
 from penstock.config import load_settings
 from penstock.errors import ConfigError
 
@@ -179,22 +179,56 @@ def test_what_is_there_stays_unless_forced(tiny, text, tmp_path, capsys):
         (
             lambda: os.kill(os.getpid(), signal.SIGINT),
             130,
-            "penstock eval: interrupted; nothing was written.",
+            "penstock eval: interrupted; the same command goes on from here.",
         ),
     ],
     ids=["full disk", "Ctrl-C"],
 )
-def test_nothing_is_half_written(ends, code, says, tiny, text, tmp_path, capsys, monkeypatch):
-    drawn = plot.draw
-
+def test_nothing_is_half_written_and_nothing_computed_again(
+    ends, code, says, tiny, text, tasks, tmp_path, capsys, monkeypatch
+):
     def draw(report, folder):
-        drawn(report, folder)
+        (folder / "eval.png").touch()
         ends()
 
-    monkeypatch.setattr(plot, "draw", draw)
-    out = tmp_path / "out"
-    assert says in failure(capsys, tiny, "--text", text, "--output", out, code=code)
-    assert list(tmp_path.iterdir()) == []
+    command = ["--text", text, "--tasks", tasks, "--output"]
+    assert main(["eval", "models", str(tiny), *map(str, command), str(tmp_path / "whole")]) == 0
+    whole = json.loads((tmp_path / "whole/eval.json").read_text())
+    shutil.rmtree(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(plot, "draw", draw)
+        assert says in failure(capsys, tiny, *command, tmp_path / "out", code=code)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.work"]
+
+    findings = tmp_path / ".out.work/findings.jsonl"
+    lines = findings.read_text().splitlines(keepends=True)
+    assert len(lines) == 5, "three texts and two tasks"
+    findings.write_text("".join(lines[:-1]) + lines[-1][:9])  # as a kill would leave it
+    asked = []
+    answering = cli_engine_runs.answering
+
+    def counted(engine, *others):
+        answer = answering(engine, *others)
+        return lambda prompts: asked.append(len(prompts)) or answer(prompts)
+
+    monkeypatch.setattr(cli_engine_runs, "answering", counted)
+    monkeypatch.setattr(ServedScorer, "logits", None)  # a text computed again would fail
+    assert main(["eval", "models", str(tiny), *map(str, command), str(tmp_path / "out")]) == 0
+    assert asked == [1]
+    assert json.loads((tmp_path / "out/eval.json").read_text()) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_findings_of_other_texts_are_not_gone_on_with(tiny, text, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "other.jsonl"
+    other.write_text(text.read_text().replace("here, there", "nowhere"))
+    with monkeypatch.context() as patched:
+        patched.setattr(plot, "draw", lambda report, folder: os.kill(os.getpid(), signal.SIGINT))
+        failure(capsys, tiny, "--text", text, "--output", tmp_path / "out", code=130)
+    assert main(["eval", "models", str(tiny), "--text", str(other), "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/eval.json").read_text())
+    assert main(["eval", "models", str(tiny), "--text", str(other), "--output", str(tmp_path / "new")]) == 0
+    assert found == json.loads((tmp_path / "new/eval.json").read_text())
 
 
 def test_a_plot_without_matplotlib_is_refused_at_the_start(text, tmp_path, capsys, monkeypatch):

@@ -72,6 +72,9 @@ def test_the_rate_rises_stays_and_falls_to_zero() -> None:
     rates = [learning_rate(60.0 * minute, budget=6000, decay=1800) for minute in (0, 1, 69, 85, 100)]
 
     assert rates == [0.01, 1.0, 1.0, 0.5, 0.0]
+    assert max(learning_rate(second, budget=6000, decay=12000) for second in range(6000)) == pytest.approx(
+        0.5, rel=0.01
+    )
 
 
 @pytest.mark.parametrize(
