@@ -10,7 +10,13 @@ from .cli_long_job import interruptible
 from .config import Settings, add_arguments
 
 MAX_TOKENS = 256  # of an answer to a task, where it is not said
-_WHAT = {"models": ".cli_eval_models", "sparse": ".cli_eval_sparse", "sparse-prompts": ".cli_eval_sparse"}
+_WHAT = {
+    "models": ".cli_eval_models",
+    "harness": ".cli_eval_harness",
+    "sparse": ".cli_eval_sparse",
+    "sparse-prompts": ".cli_eval_sparse",
+}
+_GO_ON = ("models", "harness")
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +31,9 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
             "several models, or one in several precisions: accuracy, speed and size beside each other",
         )
     )
+    _add_harness_arguments(
+        what("harness", "tasks of lm-evaluation-harness, of several models beside each other")
+    )
     _add_sparse_arguments(what("sparse", "attention to the keys that matter, of what is decoded"))
     _add_sparse_arguments(what("sparse-prompts", "attention to the keys that matter, of prompts"))
 
@@ -35,19 +44,39 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         with interruptible():
             return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
     except KeyboardInterrupt:
-        goes_on = arguments["what"] == "models" and arguments["output"] is not None
+        goes_on = arguments["what"] in _GO_ON and arguments["output"] is not None
         kept = "the same command goes on from here" if goes_on else "nothing was written"
         print(f"penstock eval: interrupted; {kept}.", file=sys.stderr)
         raise
 
 
-def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_which_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
         nargs="+",
         metavar="MODEL",
         help="'builtin', a folder or a hub id, and how to serve it: MODEL:w8a8, MODEL:w4a16+kv8, MODEL:float32",
     )
+
+
+def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_which_models(parser)
+    parser.add_argument(
+        "--tasks", required=True, metavar="NAME,...", help="as `lm_eval --tasks list` names them"
+    )
+    parser.add_argument("--include", metavar="FOLDER", help="tasks of your own: the harness's YAML files")
+    parser.add_argument("--limit", type=int, metavar="N", help="first questions of each task (default: all)")
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="examples before each question (default: as the task says)"
+    )
+    parser.add_argument("--chat", action="store_true", help="ask through the model's chat template")
+    parser.add_argument("--output", metavar="DIR", help="also write the table and JSON into this new folder")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it has something in it")
+    add_arguments(parser, names=("dtype", "device", "threads"))
+
+
+def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_which_models(parser)
     parser.add_argument(
         "--reference", metavar="MODEL", help="what texts are compared with (default: the first)"
     )

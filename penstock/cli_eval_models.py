@@ -6,34 +6,21 @@ Checks what is asked and loads models; the measures are in `compress/evaluate/`.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_eval import MAX_TOKENS
+from .cli_eval_loading import Loaded, load, refuse_twice
 from .cli_model_spec import ModelSpec, model_spec
 from .config import Settings
 from .errors import CompressError, ConfigError
 
 if TYPE_CHECKING:
-    from .compress.evaluate import Comparison, ServedScorer
+    from .compress.evaluate import Comparison
     from .compress.evaluate.findings import Findings
     from .compress.evaluate.report import Report
     from .compress.evaluate.tasks import Answers, Task
     from .compress.texts import Example
-    from .models.tokenizer import Tokenizer
-    from .scheduler import Engine
-
-# Of a GPU's memory, for the KV of all models together: their weights, and logits, have to fit beside.
-_KV_SHARE = 0.5
-
-
-@dataclass(slots=True)
-class _Loaded:
-    spec: ModelSpec
-    engine: "Engine"
-    tokenizer: "Tokenizer"
-    scorer: "ServedScorer"
 
 
 def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
@@ -53,7 +40,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         plot.require_matplotlib()
     examples = None if arguments["text"] is None else read_examples(Path(arguments["text"]))
     tasks = None if arguments["tasks"] is None else read_tasks(Path(arguments["tasks"]))
-    models = [_load(spec, settings, len(specs)) for spec in specs]
+    models = [load(spec, settings, len(specs)) for spec in specs]
     reference = None if examples is None else _reference(models, settings, arguments["reference"])
     with _findings(output, [*models, *([reference] if reference else [])], arguments) as findings:
         comparisons, answers = None, None
@@ -70,7 +57,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _findings(
-    output: Path | None, models: "Sequence[_Loaded]", arguments: Mapping[str, Any]
+    output: Path | None, models: "Sequence[Loaded]", arguments: Mapping[str, Any]
 ) -> "Iterator[Findings]":
     """Those of an earlier call with the same models, texts, tasks and output, which ended before that was written."""
     from .compress.evaluate.findings import Findings
@@ -80,7 +67,7 @@ def _findings(
         yield Findings()
         return
     identity = {
-        "models": [(model.spec.text, model.engine.info.fingerprint, _precision(model)) for model in models],
+        "models": [model.identity for model in models],
         "files": [_digest(arguments[name]) for name in ("text", "tasks")],
         "context": arguments["context"],
         "max_tokens": arguments["max_tokens"],
@@ -110,36 +97,12 @@ def _check(arguments: Mapping[str, Any], specs: Sequence[ModelSpec]) -> None:
         raise ConfigError(
             "reference is what texts are compared with; give --text FILE too.", param="reference"
         )
-    if len({spec.text for spec in specs}) < len(specs):
-        raise ConfigError("A model is named twice; name each once.", param="models")
-
-
-def _load(spec: ModelSpec, settings: Settings, count: int) -> _Loaded:
-    from .compress.evaluate import ServedScorer
-    from .compress.training.interruption import Interruption
-    from .models.tokenizer import Tokenizer
-    from .scheduler import Engine, EngineConfig
-
-    config = EngineConfig(
-        model=spec.model,
-        quantize=spec.quantize,
-        kv_cache_dtype=spec.kv_cache_dtype,
-        dtype=settings.dtype if spec.dtype == "auto" else spec.dtype,
-        device=settings.device,
-        threads=settings.threads,
-        gpu_memory_utilization=_KV_SHARE / count,
-        prefix_caching=False,  # so that no round of timing has its prompts computed already
-    )
-    with Interruption() as interruption:
-        engine = Engine(config)
-    interruption.raise_it()
-    scorer = ServedScorer(engine.runner.model, spec.text)
-    return _Loaded(spec, engine, Tokenizer.load(spec.model), scorer)
+    refuse_twice(specs)
 
 
 def _compare(
-    models: Sequence[_Loaded],
-    reference: _Loaded,
+    models: Sequence[Loaded],
+    reference: Loaded,
     context: int,
     examples: "Sequence[Example]",
     findings: "Findings",
@@ -156,15 +119,15 @@ def _compare(
         return compare_all(candidates, reference.scorer, texts, progress=progress, findings=findings)
 
 
-def _reference(models: Sequence[_Loaded], settings: Settings, asked: str | None) -> _Loaded:
+def _reference(models: Sequence[Loaded], settings: Settings, asked: str | None) -> Loaded:
     for model in models:
         if asked is None or asked == model.spec.text:
             return model
     assert asked is not None
-    return _load(model_spec(asked), settings, len(models) + 1)
+    return load(model_spec(asked), settings, len(models) + 1)
 
 
-def _refuse_other_vocabulary(model: _Loaded, reference: _Loaded) -> None:
+def _refuse_other_vocabulary(model: Loaded, reference: Loaded) -> None:
     """`compare_all` sees to the sizes: where those differ, that is the better thing to say."""
     from .models.vocabulary import vocabulary_difference
 
@@ -179,7 +142,7 @@ def _refuse_other_vocabulary(model: _Loaded, reference: _Loaded) -> None:
 
 
 def _answer(
-    models: Sequence[_Loaded], tasks: "Sequence[Task]", max_tokens: int, findings: "Findings"
+    models: Sequence[Loaded], tasks: "Sequence[Task]", max_tokens: int, findings: "Findings"
 ) -> "list[Answers]":
     from .cli_engine_runs import answering
     from .compress.evaluate.tasks import answer_tasks
@@ -197,7 +160,7 @@ def _answer(
 
 
 def _report(
-    models: Sequence[_Loaded],
+    models: Sequence[Loaded],
     arguments: Mapping[str, Any],
     comparisons: "list[Comparison] | None",
     answers: "list[Answers] | None",
@@ -211,7 +174,7 @@ def _report(
 
     rows = []
     for number, model in enumerate(models):
-        row = Row(model.spec.text, _precision(model), weight_bytes(model.engine.runner.model.module))
+        row = Row(model.spec.text, model.precision, weight_bytes(model.engine.runner.model.module))
         if comparisons is not None:
             row.comparison = comparisons[number]
         if answers is not None:
@@ -231,14 +194,6 @@ def _report(
         tasks=arguments["tasks"],
         rows=rows,
     )
-
-
-def _precision(model: _Loaded) -> str:
-    served = model.engine.runner.model
-    weights = model.engine.info.dtype if served.precision == "none" else served.precision
-    if weights == "mixed":
-        weights = ", ".join(f"{count} {name}" for name, count in served.linears.items())
-    return weights + (" + int8 KV" if served.kv_cache_dtype == "int8" else "")
 
 
 def _write(

@@ -1,7 +1,7 @@
 """What was measured of several models: as one table in Markdown, and as JSON."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ def tables(report: Report) -> Iterator[str]:
         measured = first.comparison
         yield (
             f"Texts: {report.texts}, {measured.kl.count} tokens that count, beside {report.reference} "
-            f"(perplexity {_number(measured.reference_perplexity, '#.4g')})."
+            f"(perplexity {shown(measured.reference_perplexity, '#.4g')})."
         )
     if first.accuracy is not None:
         yield f"Tasks: {report.tasks}, {first.accuracy.share.count} of them, beside {first.name}."
@@ -70,6 +70,11 @@ def tables(report: Report) -> Iterator[str]:
     columns = _columns(report)
     cells = [[title for title, _ in columns]]
     cells += [[show(row) for _, show in columns] for row in report.rows]
+    yield from aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table, whose first line is its head, with columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     head, *body = (
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
@@ -95,7 +100,7 @@ def _columns(report: Report) -> list[Column]:
         columns += [
             ("perplexity", lambda row: f"{_comparison(row).perplexity.value:#.4g}"),
             ("change", _beside(report.reference, _perplexity_change)),
-            ("KL, nats", _beside(report.reference, lambda row: _number(_comparison(row).kl, ".2g"))),
+            ("KL, nats", _beside(report.reference, lambda row: shown(_comparison(row).kl, ".2g"))),
             ("same top token", _beside(report.reference, lambda row: _percent(_comparison(row).agreement))),
         ]
     if first.accuracy is not None:
@@ -136,10 +141,11 @@ def _rate_at(place: int) -> Callable[[Row], str]:
 
 
 def _ratio_at(place: int) -> Callable[[Row], str]:
-    return lambda row: f"{_number(row.speeds[place].ratio, '.2f')}x"
+    return lambda row: f"{shown(row.speeds[place].ratio, '.2f')}x"
 
 
-def _number(measured: Estimate, form: str) -> str:
+def shown(measured: Estimate, form: str) -> str:
+    """With its interval."""
     return f"{measured.value:{form}} [{measured.low:{form}}, {measured.high:{form}}]"
 
 

@@ -1,0 +1,164 @@
+"""A model as lm-evaluation-harness sees it: answers by the engine, likelihoods by the kernels that serve it, in one process.
+
+Importing this imports the harness, which is an extra: `pip install 'penstock[harness]'`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from tqdm import tqdm
+
+from ...errors import CompressError
+from ...models.tokenizer import Tokenizer
+from ...scheduler import Engine, SamplingParams
+from .scorers import ServedScorer
+
+# Rows of logits at a time, as of a step of the engine.
+ROWS = 512
+# The harness's own default for tasks that name no length.
+MAX_TOKENS = 256
+# As many prompts go to the engine together, so that those that were answered are kept if it is interrupted.
+AT_ONCE = 256
+# What a task may say of how its answers are generated, and which of SamplingParams that is.
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "seed": "seed",
+}
+_KNOWN = {*_SAMPLING, "until", "max_gen_toks", "max_new_tokens", "do_sample"}
+
+
+class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped here
+    """Texts that are longer than the model's context lose their beginning, as with the harness's own models."""
+
+    def __init__(self, engine: Engine, words: Tokenizer, scorer: ServedScorer) -> None:
+        super().__init__()
+        self.name = scorer.name
+        self._engine, self._words, self._scorer = engine, words, scorer
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Prompts that the harness keeps are those of one tokenizer."""
+        return self._words.fingerprint
+
+    @property
+    def eot_token_id(self) -> int:
+        if self._words.eos_token_id is None:
+            raise CompressError(
+                f"{self.name} names no token that ends a text (eos_token), which the harness begins with."
+            )
+        return self._words.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that nothing stands before."""
+        return self.eot_token_id if self._words.bos_token_id is None else self._words.bos_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
+        """A chat that was rendered begins with its special token already: it gets no second one."""
+        if add_special_tokens is not None:
+            return self._words.encode(string, add_special_tokens=add_special_tokens)
+        plain = self._words.encode(string, add_special_tokens=False)
+        begun = plain[:1] == [self._words.bos_token_id]
+        return plain if begun else self._words.encode(string)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        if add_generation_prompt:
+            return self._words.render_chat(chat_history)
+        # The last message is the beginning of the answer.
+        return self._words.render_chat(chat_history[:-1]) + str(chat_history[-1]["content"])
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **others: Any
+    ) -> list[tuple[float, bool]]:
+        found = []
+        for asked, context, answer in tqdm(
+            requests, desc=self.name, unit="text", disable=disable_tqdm or None
+        ):
+            found.append(self._likelihood(context, answer))
+            self.cache_hook.add_partial("loglikelihood", asked, found[-1])
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        found = []
+        for request in tqdm(requests, desc=self.name, unit="text", disable=disable_tqdm or None):
+            (text,) = request.args
+            found.append(sum(self._likelihood(*piece)[0] for piece in self._rolled(self.tok_encode(text))))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+        return found
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(requests), AT_ONCE):
+            asked = [request.args for request in requests[start : start + AT_ONCE]]
+            prompts, params = zip(*(self._prompt(*arguments) for arguments in asked), strict=True)
+            results = self._engine.generate(prompts, params, tokenizer=self._words, progress=not disable_tqdm)
+            for arguments, result in zip(asked, results, strict=True):
+                (completion,) = result.completions
+                if completion.finish_reason == "error":
+                    raise self._no_numbers()
+                texts.append(completion.text)
+                self.cache_hook.add_partial("generate_until", arguments, completion.text)
+        return texts
+
+    def _likelihood(self, context: list[int], answer: list[int]) -> tuple[float, bool]:
+        """The log-probability of `answer` behind `context`, and whether greedy decoding would write it."""
+        ids = (context + answer)[-self._scorer.max_tokens - 1 :]
+        scored = answer[
+            1 - len(ids) :
+        ]  # of an answer longer than the context: what fits, but for its first token
+        likelihood, greedy, start = 0.0, True, len(ids) - len(scored) - 1
+        at = 0
+        for run in self._scorer.logits(ids[:-1], ROWS):
+            rows = run[max(0, start - at) :]
+            first = max(0, at - start)
+            tokens = torch.tensor(scored[first : first + len(rows)], device=run.device)
+            at += len(run)
+            if not len(rows):
+                continue
+            if not bool(rows.isfinite().all()):
+                raise self._no_numbers()
+            likelihood += float(rows.log_softmax(-1).gather(1, tokens[:, None]).double().sum())
+            greedy = greedy and bool((rows.argmax(-1) == tokens).all())
+        return likelihood, greedy
+
+    def _rolled(self, ids: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """All of a text, each token with as much before it as fits: the last piece overlaps the one before."""
+        most = self._scorer.max_tokens
+        yield [self.prefix_token_id], ids[:most]
+        for start in range(most, len(ids), most):
+            end = min(start + most, len(ids))
+            yield ids[end - most - 1 : start], ids[start:end]
+
+    def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+        unknown = sorted(set(how) - _KNOWN)
+        if unknown:
+            raise CompressError(
+                f"A task asks for {', '.join(unknown)} of its answers, which is not known here; known are "
+                f"{', '.join(sorted(_KNOWN))}."
+            )
+        until = how.get("until") or ()
+        stop = (until,) if isinstance(until, str) else tuple(until)
+        longest = int(how.get("max_gen_toks", how.get("max_new_tokens", MAX_TOKENS)))
+        # "do_sample: false" goes before a temperature that stands beside it, as in transformers.
+        sampled = bool(how.get("do_sample", how.get("temperature", 0) > 0))
+        sampling = (
+            {_SAMPLING[name]: value for name, value in how.items() if name in _SAMPLING} if sampled else {}
+        )
+        room = max(1, self._engine.max_model_len - longest)
+        ids = self.tok_encode(context)[-room:]
+        most = min(longest, self._engine.max_model_len - len(ids))
+        return ids, SamplingParams(**({"temperature": 0.0} | sampling), max_tokens=most, stop=stop)
+
+    def _no_numbers(self) -> CompressError:
+        return CompressError(
+            f"{self.name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its numbers "
+            "overflow in this dtype (try float32)."
+        )

@@ -1,0 +1,89 @@
+"""Models answer lm-evaluation-harness as its own transformers models do. Skipped without `penstock[harness]`."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from penstock.compress.evaluate import ServedScorer
+from penstock.compress.evaluate.harness import Harnessed
+from penstock.errors import CompressError
+from penstock.models.tokenizer import Tokenizer
+from penstock.scheduler import Engine, EngineConfig
+
+
+@pytest.fixture(scope="module")
+def ours(other_llama: Path) -> Harnessed:
+    """Contexts of 100 tokens."""
+    engine = Engine(EngineConfig(model=str(other_llama), dtype="float32", quantize="none"))
+    return Harnessed(engine, Tokenizer.load(str(other_llama)), ServedScorer(engine.runner.model, "ours"))
+
+
+@pytest.fixture(scope="module")
+def theirs(other_llama: Path) -> Any:
+    return HFLM(pretrained=str(other_llama), device="cpu", dtype="float32")
+
+
+def words(seed: int, count: int) -> str:
+    draw = random.Random(seed)
+    return " ".join("".join(draw.choices("abcdefgh", k=4)) for _ in range(count))
+
+
+def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, given, number) for number, given in enumerate(arguments)]
+
+
+def test_likelihoods_of_answers_also_behind_nothing_and_behind_too_much(ours, theirs):
+    pairs = [
+        (words(1, 4), " " + words(2, 2)),
+        ("", words(3, 3)),
+        (words(4, 60), " " + words(5, 4)),
+        ("a ", "b"),
+    ]
+    requests = asked("loglikelihood", *pairs)
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    for (mine, greedy), (likelihood, was_greedy) in zip(
+        ours.loglikelihood(requests, disable_tqdm=True), expected, strict=True
+    ):
+        assert mine == pytest.approx(likelihood, abs=2e-3)
+        assert greedy == was_greedy
+
+
+def test_whole_texts_each_token_behind_as_much_as_fits(ours, theirs):
+    requests = asked("loglikelihood_rolling", (words(6, 3),), (words(7, 70),), (words(8, 20),))
+    expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, rel=1e-4)
+
+
+def test_greedy_answers_end_where_the_task_says(ours, theirs):
+    how = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
+    requests = asked("generate_until", *((words(seed, 3), how) for seed in range(6)))
+    assert ours.generate_until(requests, disable_tqdm=True) == theirs.generate_until(
+        requests, disable_tqdm=True
+    )
+    whole = ours.generate_until(
+        asked("generate_until", (words(0, 3), how | {"until": []})), disable_tqdm=True
+    )[0]
+    cut = asked("generate_until", (words(0, 3), how | {"until": whole[3:5]}))
+    assert ours.generate_until(cut, disable_tqdm=True) == [whole[: whole.index(whole[3:5])]]
+
+
+def test_what_a_task_asks_and_is_not_known_is_refused(ours):
+    with pytest.raises(CompressError, match="asks for num_beams of its answers"):
+        ours.generate_until(asked("generate_until", ("a", {"num_beams": 4})), disable_tqdm=True)
+
+
+def test_logits_that_are_no_numbers_are_no_score(other_llama):
+    engine = Engine(EngineConfig(model=str(other_llama), dtype="float32", quantize="none"))
+    with torch.no_grad():
+        engine.runner.model.module.lm_head.weight.fill_(float("nan"))
+    broken = Harnessed(engine, Tokenizer.load(str(other_llama)), ServedScorer(engine.runner.model, "broken"))
+    with pytest.raises(CompressError, match="broken gives logits that are not numbers"):
+        broken.loglikelihood(asked("loglikelihood", ("a", "b")), disable_tqdm=True)
