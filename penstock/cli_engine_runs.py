@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Settings
 from .errors import CompressError
@@ -52,6 +52,29 @@ def answering(
         return answers
 
     return answer
+
+
+def writing(
+    engine: "Engine", tokenizer: "Tokenizer", name: str
+) -> Callable[[list[list[int]], list[dict[str, Any]]], list[str]]:
+    """From the ids of prompts, and the sampling parameters of each by name, to the texts of their answers.
+
+    Raises, when called, CompressError where the model gives no finite logits; InvalidRequestError for parameters that
+    cannot be.
+    """
+    from .scheduler import SamplingParams
+
+    def write(prompts: list[list[int]], how: list[dict[str, Any]]) -> list[str]:
+        params = [SamplingParams(**one) for one in how]
+        results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
+        if any(result.completions[0].finish_reason == "error" for result in results):
+            raise CompressError(
+                f"{name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its numbers "
+                "overflow in this dtype (try float32)."
+            )
+        return [result.completions[0].text for result in results]
+
+    return write
 
 
 def decoding(engine: "Engine") -> Callable[[int], float]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_engine_runs import writing
 from .cli_eval_loading import Loaded, load, refuse_twice
 from .cli_model_spec import model_spec
 from .config import Settings
@@ -96,7 +97,9 @@ def _measured(
     for number, model in enumerate(models):
         with _one_line():
             results = simple_evaluate(
-                Harnessed(model.engine, model.tokenizer, model.scorer),
+                Harnessed(
+                    model.tokenizer, model.scorer, writing(model.engine, model.tokenizer, model.spec.text)
+                ),
                 tasks=names,
                 task_manager=manager,
                 num_fewshot=arguments["shots"],

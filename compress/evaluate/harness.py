@@ -1,9 +1,9 @@
-"""A model as lm-evaluation-harness sees it: answers by the engine, likelihoods by the kernels that serve it, in one process.
+"""A model as lm-evaluation-harness sees it: likelihoods by the kernels that serve it, answers by whoever is handed in.
 
 Importing this imports the harness, which is an extra: `pip install 'penstock[harness]'`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ...errors import CompressError
 from ...models.tokenizer import Tokenizer
-from ...scheduler import Engine, SamplingParams
 from .scorers import ServedScorer
 
 # Rows of logits at a time, as of a step of the engine.
@@ -22,24 +21,20 @@ ROWS = 512
 MAX_TOKENS = 256
 # As many prompts go to the engine together, so that those that were answered are kept if it is interrupted.
 AT_ONCE = 256
-# What a task may say of how its answers are generated, and which of SamplingParams that is.
-_SAMPLING = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "seed": "seed",
-}
+# From the ids of prompts, and the engine's sampling parameters of each by name, to the answers.
+Write = Callable[[list[list[int]], list[dict[str, Any]]], list[str]]
+# What a task may say of how its answers are sampled; the engine's names are the same.
+_SAMPLING = {"temperature", "top_p", "top_k", "min_p", "seed"}
 _KNOWN = {*_SAMPLING, "until", "max_gen_toks", "max_new_tokens", "do_sample"}
 
 
 class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped here
     """Texts that are longer than the model's context lose their beginning, as with the harness's own models."""
 
-    def __init__(self, engine: Engine, words: Tokenizer, scorer: ServedScorer) -> None:
+    def __init__(self, words: Tokenizer, scorer: ServedScorer, write: Write) -> None:
         super().__init__()
         self.name = scorer.name
-        self._engine, self._words, self._scorer = engine, words, scorer
+        self._words, self._scorer, self._write = words, scorer, write
 
     @property
     def tokenizer_name(self) -> str:
@@ -99,13 +94,9 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
         for start in range(0, len(requests), AT_ONCE):
             asked = [request.args for request in requests[start : start + AT_ONCE]]
             prompts, params = zip(*(self._prompt(*arguments) for arguments in asked), strict=True)
-            results = self._engine.generate(prompts, params, tokenizer=self._words, progress=not disable_tqdm)
-            for arguments, result in zip(asked, results, strict=True):
-                (completion,) = result.completions
-                if completion.finish_reason == "error":
-                    raise self._no_numbers()
-                texts.append(completion.text)
-                self.cache_hook.add_partial("generate_until", arguments, completion.text)
+            texts += self._write(list(prompts), list(params))
+            for arguments, text in zip(asked, texts[start:], strict=True):
+                self.cache_hook.add_partial("generate_until", arguments, text)
         return texts
 
     def _likelihood(self, context: list[int], answer: list[int]) -> tuple[float, bool]:
@@ -124,7 +115,10 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
             if not len(rows):
                 continue
             if not bool(rows.isfinite().all()):
-                raise self._no_numbers()
+                raise CompressError(
+                    f"{self.name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its "
+                    "numbers overflow in this dtype (try float32)."
+                )
             likelihood += float(rows.log_softmax(-1).gather(1, tokens[:, None]).double().sum())
             greedy = greedy and bool((rows.argmax(-1) == tokens).all())
         return likelihood, greedy
@@ -137,7 +131,7 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
             end = min(start + most, len(ids))
             yield ids[end - most - 1 : start], ids[start:end]
 
-    def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+    def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         unknown = sorted(set(how) - _KNOWN)
         if unknown:
             raise CompressError(
@@ -145,20 +139,11 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
                 f"{', '.join(sorted(_KNOWN))}."
             )
         until = how.get("until") or ()
-        stop = (until,) if isinstance(until, str) else tuple(until)
         longest = int(how.get("max_gen_toks", how.get("max_new_tokens", MAX_TOKENS)))
         # "do_sample: false" goes before a temperature that stands beside it, as in transformers.
         sampled = bool(how.get("do_sample", how.get("temperature", 0) > 0))
-        sampling = (
-            {_SAMPLING[name]: value for name, value in how.items() if name in _SAMPLING} if sampled else {}
-        )
-        room = max(1, self._engine.max_model_len - longest)
-        ids = self.tok_encode(context)[-room:]
-        most = min(longest, self._engine.max_model_len - len(ids))
-        return ids, SamplingParams(**({"temperature": 0.0} | sampling), max_tokens=most, stop=stop)
-
-    def _no_numbers(self) -> CompressError:
-        return CompressError(
-            f"{self.name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its numbers "
-            "overflow in this dtype (try float32)."
-        )
+        asked = {name: value for name, value in how.items() if name in _SAMPLING} if sampled else {}
+        ids = self.tok_encode(context)[-max(1, self._scorer.max_tokens - longest) :]
+        most = min(longest, self._scorer.max_tokens - len(ids))
+        stop = (until,) if isinstance(until, str) else tuple(until)
+        return ids, {"temperature": 0.0, **asked, "max_tokens": most, "stop": stop}

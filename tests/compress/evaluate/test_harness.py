@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from penstock.cli_engine_runs import writing
 from penstock.compress.evaluate import ServedScorer
 from penstock.compress.evaluate.harness import Harnessed
 from penstock.errors import CompressError
@@ -22,8 +23,12 @@ from penstock.scheduler import Engine, EngineConfig
 @pytest.fixture(scope="module")
 def ours(other_llama: Path) -> Harnessed:
     """Contexts of 100 tokens."""
-    engine = Engine(EngineConfig(model=str(other_llama), dtype="float32", quantize="none"))
-    return Harnessed(engine, Tokenizer.load(str(other_llama)), ServedScorer(engine.runner.model, "ours"))
+    return harnessed(Engine(EngineConfig(model=str(other_llama), dtype="float32", quantize="none")))
+
+
+def harnessed(engine: Engine) -> Harnessed:
+    words = Tokenizer.load(engine.config.model)
+    return Harnessed(words, ServedScorer(engine.runner.model, "ours"), writing(engine, words, "ours"))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,8 @@ def test_logits_that_are_no_numbers_are_no_score(other_llama):
     engine = Engine(EngineConfig(model=str(other_llama), dtype="float32", quantize="none"))
     with torch.no_grad():
         engine.runner.model.module.lm_head.weight.fill_(float("nan"))
-    broken = Harnessed(engine, Tokenizer.load(str(other_llama)), ServedScorer(engine.runner.model, "broken"))
-    with pytest.raises(CompressError, match="broken gives logits that are not numbers"):
+    broken, says = harnessed(engine), "ours gives logits that are not numbers"
+    with pytest.raises(CompressError, match=says):
         broken.loglikelihood(asked("loglikelihood", ("a", "b")), disable_tqdm=True)
+    with pytest.raises(CompressError, match=says):
+        broken.generate_until(asked("generate_until", ("a", {})), disable_tqdm=True)
