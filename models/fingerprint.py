@@ -12,6 +12,7 @@ DECISIVE = (
     "adapter_config.json",
     "generation_config.json",
     "tokenizer*",
+    "special_tokens_map.json",
     "*.jinja",
     "*.model",
 )

@@ -1,6 +1,7 @@
 """`penstock distill`: a small model learns from a large one. Reads arguments; the work is in `compress/distill/`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -117,7 +118,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
 
     job = _job(settings, arguments)
     check_job(job)
-    with team_of(training_device(job.device)) as team:
+    with team_of(_processes(), training_device(job.device)) as team:
         if not team.leads:
             with interruptible():
                 assist(job, team)
@@ -129,6 +130,11 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
             raise
     print("\n".join(_summary(job, done)))
     return 0
+
+
+def _processes() -> int:
+    """How many a launcher (accelerate's, torchrun) started of this command."""
+    return int(os.environ["WORLD_SIZE"]) if {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys() else 1
 
 
 def _led(

@@ -28,23 +28,23 @@ TOGETHER_BYTES = 1 << 30
 
 def answering(
     engine: "Engine", tokenizer: "Tokenizer", name: str, max_tokens: int
-) -> Callable[[list[list[int]]], list[list[int]]]:
-    """From the ids of prompts to those of their greedy answers, without the token that ended them.
+) -> Callable[[list[int], list[list[int]]], list[list[int]]]:
+    """From tasks' numbers, from 0, and their prompts' ids to those of greedy answers, without the token that ended each.
 
     Raises CompressError, when called, where the model gives no finite logits; ContextLengthError for a prompt too long.
     """
     from .scheduler import SamplingParams
 
-    def answer(prompts: list[list[int]]) -> list[list[int]]:
+    def answer(numbers: list[int], prompts: list[list[int]]) -> list[list[int]]:
         room = [max(1, engine.max_model_len - len(prompt)) for prompt in prompts]
         params = [SamplingParams(temperature=0, max_tokens=min(max_tokens, left)) for left in room]
         answers = []
         results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
-        for number, result in enumerate(results, 1):
+        for number, result in zip(numbers, results, strict=True):
             (completion,) = result.completions
             if completion.finish_reason == "error":
                 raise CompressError(
-                    f"{name} gives logits that are not numbers (NaN or infinite) for task {number}; its weights are "
+                    f"{name} gives logits that are not numbers (NaN or infinite) for task {number + 1}; its weights are "
                     "broken, or its numbers overflow in this dtype (try float32)."
                 )
             ids = completion.token_ids

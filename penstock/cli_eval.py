@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from .cli_long_job import interruptible
@@ -44,10 +45,17 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         with interruptible():
             return int(import_module(_WHAT[arguments["what"]], __package__).run(settings, arguments))
     except KeyboardInterrupt:
-        goes_on = arguments["what"] in _GO_ON and arguments["output"] is not None
-        kept = "the same command goes on from here" if goes_on else "nothing was written"
+        kept = "the same command goes on from here" if _is_kept(arguments) else "nothing was written"
         print(f"penstock eval: interrupted; {kept}.", file=sys.stderr)
         raise
+
+
+def _is_kept(arguments: Mapping[str, Any]) -> bool:
+    """Whether anything was found by then, and lies beside the output."""
+    from .compress.folder import work_path
+
+    output = arguments["output"]
+    return arguments["what"] in _GO_ON and output is not None and work_path(Path(output)).exists()
 
 
 def _add_which_models(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +75,10 @@ def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", metavar="FOLDER", help="tasks of your own: the harness's YAML files")
     parser.add_argument("--limit", type=int, metavar="N", help="first questions of each task (default: all)")
     parser.add_argument(
-        "--shots", type=int, metavar="N", help="examples before each question (default: as the task says)"
+        "--shots",
+        type=int,
+        metavar="N",
+        help="examples before each question, unless the task says 0 (default: as it says)",
     )
     parser.add_argument("--chat", action="store_true", help="ask through the model's chat template")
     parser.add_argument("--output", metavar="DIR", help="also write the table and JSON into this new folder")

@@ -28,6 +28,8 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     for name in ("limit", "shots"):
         if arguments[name] is not None and arguments[name] < (least := 1 if name == "limit" else 0):
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
+    if arguments["force"] and arguments["output"] is None:
+        raise ConfigError("force is of --output, which is not given.", param="force")
     output = None if arguments["output"] is None else Path(arguments["output"])
 
     from .compress.evaluate.harness_report import tables
@@ -37,6 +39,9 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         check_target(output, force=arguments["force"])
     tasks = _tasks(arguments["tasks"], arguments["include"])
     models = [load(spec, settings, len(specs)) for spec in specs]
+    for model in models:
+        if arguments["chat"] and model.tokenizer.chat_template is None:
+            raise CompressError(f"{model.spec.text} has no chat template; leave --chat out.", param="chat")
     with _kept(output, models, arguments) as work:
         report = _measured(models, tasks, arguments, work)
         print("\n".join(tables(report)))
@@ -93,7 +98,7 @@ def _measured(
     from .compress.machine import machine
 
     manager, names = tasks
-    found = {}
+    found, shots = {}, {}
     for number, model in enumerate(models):
         with _one_line():
             results = simple_evaluate(
@@ -108,10 +113,9 @@ def _measured(
                 use_cache=None if work is None else str(work / f"model-{number}"),
                 bootstrap_iters=0,  # intervals are our own, of the samples
             )
-        found[model.spec.text] = scores(results)
-    return HarnessReport(
-        machine(models[0].engine.info.device), {m.spec.text: m.precision for m in models}, found
-    )
+        found[model.spec.text], shots = scores(results), results["n-shot"]
+    precisions = {model.spec.text: model.precision for model in models}
+    return HarnessReport(machine(models[0].engine.info.device), shots, precisions, found)
 
 
 @contextmanager

@@ -153,6 +153,7 @@ def _answer(
             model.tokenizer,
             answering(model.engine, model.tokenizer, model.spec.text, max_tokens),
             name=model.spec.text,
+            longest=model.engine.max_model_len - 1,
             findings=findings,
         )
         for model in models

@@ -59,7 +59,7 @@ def distill(job: DistillJob, examples: Sequence[Example], team: Team = ALONE) ->
     pair = _Pair(job, team)
     student, teacher, dtype = pair.student, pair.teacher, pair.dtype
     given = fingerprint_of(examples)
-    with work_folder(job.output, _identity(job, teacher, pair.origin, given)) as work:
+    with work_folder(job.output, _identity(job, teacher, given)) as work:
         make = partial(
             make_dataset,
             pair.tokenizer,
@@ -98,7 +98,7 @@ class _Pair:
         self.tokenizer = check_job(job)
         self.device = team.device or training_device(job.device)
         self.teacher = load_plain(job.teacher, device=self.device)
-        self.student, self.origin = _student(job, self.teacher, self.device)
+        self.student = _student(job, self.teacher, self.device)
         check_rows(self.teacher.module, self.tokenizer, "The teacher")
         check_rows(self.student, self.tokenizer, "The student")
         self.dtype: torch.dtype = self.student.dtype if job.config is None else self.teacher.module.dtype
@@ -106,6 +106,7 @@ class _Pair:
         self.objective = Distillation(self.teacher.module, width, job.loss)
 
     def train(self, dataset: Dataset, work: Path) -> TrainingReport:
+        self.team.check_same("texts", (len(dataset.train), dataset.train[0].ids))
         return train(
             self.student,
             _source(self.job, dataset, self.student, self.tokenizer, self.team.place),
@@ -131,16 +132,22 @@ def training_device(setting: str) -> str:
     return "cuda"
 
 
-def _student(job: DistillJob, teacher: PlainModel, device: str) -> tuple[Any, str]:
-    """The module, and what it was made of, as a digest."""
+def _student(job: DistillJob, teacher: PlainModel, device: str) -> Any:
     if job.student is not None:
-        return load_plain(job.student, device=device).module, fingerprint(resolve_model(job.student))
+        return load_plain(job.student, device=device).module
     if job.layers is not None:
-        return take_layers(teacher.module, job.layers), f"{job.layers} layers"
+        return take_layers(teacher.module, job.layers)
     assert job.config is not None
     student = from_config(job.config, job.training.seed)
     student.generation_config = teacher.module.generation_config
-    return student.to(device), job.config.read_text(encoding="utf-8")
+    return student.to(device)
+
+
+def _origin(job: DistillJob) -> str:
+    """What the student is made of, as a digest."""
+    if job.student is not None:
+        return fingerprint(resolve_model(job.student))
+    return f"{job.layers} layers" if job.config is None else job.config.read_text(encoding="utf-8")
 
 
 def _source(
@@ -164,13 +171,13 @@ def _source(
     )
 
 
-def _identity(job: DistillJob, teacher: PlainModel, origin: str, given: str) -> dict[str, Any]:
+def _identity(job: DistillJob, teacher: PlainModel, given: str) -> dict[str, Any]:
     """What makes it the same job. Not the learning rate: one that was too high is lowered on the way."""
     training = asdict(job.training)
     del training["learning_rate"]
     return {
         "teacher": teacher.fingerprint,
-        "student": origin,
+        "student": _origin(job),
         "data": job.cache or given,
         "max_tokens": job.max_tokens,
         "held_out_share": job.held_out_share,

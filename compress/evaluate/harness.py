@@ -25,7 +25,7 @@ AT_ONCE = 256
 Write = Callable[[list[list[int]], list[dict[str, Any]]], list[str]]
 # What a task may say of how its answers are sampled; the engine's names are the same.
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "seed"}
-_KNOWN = {*_SAMPLING, "until", "max_gen_toks", "max_new_tokens", "do_sample"}
+_KNOWN = {*_SAMPLING, "until", "max_gen_toks", "max_new_tokens", "do_sample", "num_beams"}
 
 
 class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped here
@@ -96,21 +96,24 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
             prompts, params = zip(*(self._prompt(*arguments) for arguments in asked), strict=True)
             texts += self._write(list(prompts), list(params))
             for arguments, text in zip(asked, texts[start:], strict=True):
-                self.cache_hook.add_partial("generate_until", arguments, text)
+                if not arguments[1].get("do_sample"):  # repeats of a question are not to be one sample
+                    self.cache_hook.add_partial("generate_until", arguments, text)
         return texts
 
     def _likelihood(self, context: list[int], answer: list[int]) -> tuple[float, bool]:
         """The log-probability of `answer` behind `context`, and whether greedy decoding would write it."""
+        if not 0 < len(answer) <= self._scorer.max_tokens:
+            raise CompressError(
+                f"An answer to score has {len(answer)} tokens of its own, and {self.name} takes 1 to "
+                f"{self._scorer.max_tokens}: {self._words.decode(context + answer)[-80:]!r}."
+            )
         ids = (context + answer)[-self._scorer.max_tokens - 1 :]
-        scored = answer[
-            1 - len(ids) :
-        ]  # of an answer longer than the context: what fits, but for its first token
-        likelihood, greedy, start = 0.0, True, len(ids) - len(scored) - 1
+        likelihood, greedy, start = 0.0, True, len(ids) - len(answer) - 1
         at = 0
         for run in self._scorer.logits(ids[:-1], ROWS):
             rows = run[max(0, start - at) :]
             first = max(0, at - start)
-            tokens = torch.tensor(scored[first : first + len(rows)], device=run.device)
+            tokens = torch.tensor(answer[first : first + len(rows)], device=run.device)
             at += len(run)
             if not len(rows):
                 continue
@@ -132,18 +135,28 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
             yield ids[end - most - 1 : start], ids[start:end]
 
     def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-        unknown = sorted(set(how) - _KNOWN)
+        unknown = [name for name in how if name not in _KNOWN]
+        if how.get("num_beams", 1) != 1:
+            unknown.append("num_beams")
         if unknown:
             raise CompressError(
                 f"A task asks for {', '.join(unknown)} of its answers, which is not known here; known are "
-                f"{', '.join(sorted(_KNOWN))}."
+                f"{', '.join(sorted(_KNOWN))} (of 1)."
             )
-        until = how.get("until") or ()
+        sampled = how.get("do_sample", False)
+        if how.get("temperature") and "do_sample" not in how:
+            raise CompressError(
+                f"A task gives a temperature of {how['temperature']} and does not say whether its answers are sampled; add "
+                "do_sample to its generation_kwargs."
+            )
+        asked = {name: value for name, value in how.items() if name in _SAMPLING}
         longest = int(how.get("max_gen_toks", how.get("max_new_tokens", MAX_TOKENS)))
-        # "do_sample: false" goes before a temperature that stands beside it, as in transformers.
-        sampled = bool(how.get("do_sample", how.get("temperature", 0) > 0))
-        asked = {name: value for name, value in how.items() if name in _SAMPLING} if sampled else {}
-        ids = self.tok_encode(context)[-max(1, self._scorer.max_tokens - longest) :]
-        most = min(longest, self._scorer.max_tokens - len(ids))
-        stop = (until,) if isinstance(until, str) else tuple(until)
-        return ids, {"temperature": 0.0, **asked, "max_tokens": most, "stop": stop}
+        # Where both do not fit, half of the context is for the prompt's end at least, as far as it is that long.
+        context_tokens = self._scorer.max_tokens
+        ids = self.tok_encode(context)[min(longest, context_tokens // 2) - context_tokens :]
+        until = how.get("until") or ()
+        return ids, {
+            **(asked if sampled else {"temperature": 0.0}),
+            "max_tokens": min(longest, context_tokens - len(ids)),
+            "stop": (until,) if isinstance(until, str) else tuple(until),
+        }

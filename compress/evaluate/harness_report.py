@@ -56,10 +56,12 @@ Scores = Mapping[str, Score]
 class HarnessReport:
     """Attributes:
     precisions: of the models, by name, in the order they were named.
+    shots: examples before each question, by task.
     scores: by model. All have the same ones.
     """
 
     machine: str
+    shots: Mapping[str, int]
     precisions: Mapping[str, str]
     scores: Mapping[str, Scores]
 
@@ -98,6 +100,9 @@ def tables(report: HarnessReport) -> Iterator[str]:
     yield report.machine
     yield ""
     yield "; ".join(f"{name}: {precision}" for name, precision in report.precisions.items())
+    yield "examples before each question: " + ", ".join(
+        f"{task} {count}" for task, count in report.shots.items()
+    )
     yield ""
     cells = [["", first, *(title for name in others for title in (name, f"beside {first}"))]]
     for metric, score in report.scores[first].items():
@@ -128,11 +133,11 @@ def _are_shares(samples: Sequence[float]) -> bool:
     return all(sample in (0.0, 1.0) for sample in samples)
 
 
-def _mean(samples: Sequence[float]) -> Estimate:
-    """Of independent samples, by the normal distribution; of one alone, nobody knows how far off it is."""
+def _mean(samples: Sequence[float]) -> Estimate | None:
+    """Of independent samples, by the normal distribution; None of one alone, which may be off by anything."""
     count = len(samples)
-    mean = sum(samples) / count
     if count == 1:
-        return Estimate(mean, -math.inf, math.inf, 1)
+        return None
+    mean = sum(samples) / count
     half = Z * math.sqrt(sum((sample - mean) ** 2 for sample in samples) / (count - 1) / count)
     return Estimate(mean, mean - half, mean + half, count)

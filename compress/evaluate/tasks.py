@@ -16,8 +16,8 @@ from .matchers import MATCHERS, Matcher
 FORM = '{"messages": [...], "question": "..." or "prompt": "...", and "accept": [...] or "answer": "..."}'
 # As many prompts go to the engine together: many times what it has in flight, and few enough to lose.
 AT_ONCE = 256
-# Token ids of the prompts -> those of the answers, without the token that ended each.
-Generate = Callable[[list[list[int]]], list[list[int]]]
+# Numbers of tasks, from 0, and the token ids of their prompts -> those of the answers, without the token that ended each.
+Generate = Callable[[list[int], list[list[int]]], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +60,33 @@ def answer_tasks(
     tokenizer: Tokenizer,
     generate: Generate,
     *,
-    name: str = "",
+    name: str = "the model",
+    longest: int | None = None,
     findings: Findings | None = None,
 ) -> Answers:
     """Args:
-        name: the model's among those in `findings`.
+        name: what messages, and `findings`, call the model.
+        longest: tokens of a prompt that it takes.
         findings: answers to the same tasks, as far as an earlier call came; what is generated is added, AT_ONCE together.
 
-    Raises CompressError where the model's template refuses a conversation.
+    Raises CompressError where the model's template refuses a conversation, or it takes no prompts that are as long.
     """
     findings = Findings() if findings is None else findings
     prompts = [prompt_ids(tokenizer, task.example) for task in tasks]
+    for number, prompt in enumerate(prompts, 1):
+        if longest is not None and len(prompt) > longest:
+            raise CompressError(
+                f"Task {number} has {len(prompt)} tokens, and {name} takes {longest} before its answer; shorten it, or "
+                "leave it out.",
+                param="tasks",
+            )
     keys = [f"{name}, task {number}" for number in range(len(tasks))]
     todo = [number for number, key in enumerate(keys) if findings.get(key) is None]
     for start in range(0, len(todo), AT_ONCE):
         numbers = todo[start : start + AT_ONCE]
-        for number, ids in zip(numbers, generate([prompts[number] for number in numbers]), strict=True):
+        for number, ids in zip(
+            numbers, generate(numbers, [prompts[number] for number in numbers]), strict=True
+        ):
             findings.keep(keys[number], tokenizer.decode(ids))
     texts: list[str] = [findings.get(key) for key in keys]
     return Answers(texts, [task.matcher.accepts(text) for task, text in zip(tasks, texts, strict=True)])

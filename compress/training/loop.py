@@ -121,7 +121,6 @@ class _Training:
         self.checkpoint = work / "checkpoint.pt"
         self.log = TrainingLog(work / "training.jsonl")
         self.saved_at, self.saved_step = 0.0, 0
-        self.signal: int | None = None
 
     @property
     def progress(self) -> float:
@@ -144,9 +143,9 @@ class _Training:
         # disable=None: no line where nobody looks at a terminal
         hidden = None if self.team.leads else True
         with tqdm(total=100, initial=done, desc=self.label, disable=hidden, bar_format=_BAR) as bar:
-            while self.progress < 1.0 and self.signal is None:
+            while self.progress < 1.0 and not self.is_ended_by(interruption):
                 began = self.progress
-                told = self.one_step(interruption)
+                told = self.one_step()
                 if int(began * EVALUATIONS) != int(self.progress * EVALUATIONS) and self.progress < 1.0:
                     latest = self.evaluate()
                 if self.seconds - self.saved_at > SAVE_EVERY_SECONDS:
@@ -156,17 +155,20 @@ class _Training:
         if self.step != self.saved_step:
             self.save()
         self.team.wait()  # for the leader's checkpoint: launchers end all others when one has failed
-        interruption.number = interruption.number or self.signal
         interruption.raise_it()
         after = self.evaluate()
         interruption.raise_it()
         return TrainingReport(self.step, self.tokens, self.seconds, self.before, after, self.log.file)
 
-    def one_step(self, interruption: Interruption) -> dict[str, float]:
-        """What it came to, by name. A signal that anyone had by its end ends the training of all.
+    def is_ended_by(self, interruption: Interruption) -> bool:
+        """Whether anyone was signalled. Here, where no clock runs, the others wait for what the leader does beside steps."""
+        (number,) = self.team.largest(interruption.number or 0)
+        if number:
+            interruption.number = int(number)
+        return bool(number)
 
-        Raises CompressError, with the weights as they were, where loss or gradients are no numbers.
-        """
+    def one_step(self) -> dict[str, float]:
+        """Raises CompressError, with the weights as they were, where loss or gradients are no numbers."""
         started = time.monotonic()
         torch.manual_seed(_seed(self.settings.seed, self.team.place.index(self.step)))
         rate = self.settings.learning_rate * rate_at(self.progress)
@@ -183,8 +185,7 @@ class _Training:
                 raise self.diverged(f"The {what} is {number}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        spent, number = self.team.largest(time.monotonic() - started, interruption.number or 0)
-        self.signal = int(number) or None
+        (spent,) = self.team.largest(time.monotonic() - started)
         self.seconds += min(spent, GAP_SECONDS)
         self.step, self.tokens = self.step + 1, self.tokens + told.tokens
         speed = told.tokens / spent
@@ -251,6 +252,7 @@ class _Training:
 
     def restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
+        self.team.check_same("checkpoint", 0 if state is None else state["step"])
         if self.team.leads:
             self.log.forget_after(-1 if state is None else state["step"])
         if state is None:

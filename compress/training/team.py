@@ -3,7 +3,6 @@
 `accelerate launch` (or torchrun) starts them, accelerate finds device and backend. Alone, nothing here costs a thing.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,16 +50,16 @@ class Team:
         own = {"loss": loss.value, **loss.parts}
         if self.place.size == 1:
             return Told({name: part.item() for name, part in own.items()}, tokens)
-        for parameter in learning:
-            if parameter.grad is None:  # an expert that none of these tokens went to
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+        learning = [parameter for parameter in learning if parameter.requires_grad]
         means = torch.stack([part.detach().float() for part in own.values()])
-        weighted = torch.cat([*(gradient.flatten() for gradient in gradients), means]) * loss.positions
-        counts = torch.tensor([loss.positions, tokens], dtype=torch.float64, device=weighted.device)
-        distributed.all_reduce(weighted)
-        distributed.all_reduce(counts)
-        positions, all_tokens = counts.tolist()
+        # Of an expert that none of anybody's tokens went to there is no gradient, which is not the same as zeros.
+        reached = [parameter.grad is not None for parameter in learning]
+        counts = torch.tensor([loss.positions, tokens, *reached], dtype=torch.float64, device=means.device)
+        self._all_reduce(counts)
+        positions, all_tokens, *reached_by = counts.tolist()
+        gradients = [_gradient(parameter) for parameter, by in zip(learning, reached_by, strict=True) if by]
+        weighted = torch.cat([*(gradient.flatten() for gradient in gradients), means]).mul_(loss.positions)
+        self._all_reduce(weighted)
         weighted /= max(1.0, positions)
         *parts, found = torch.split(weighted, [*(gradient.numel() for gradient in gradients), len(means)])
         for gradient, part in zip(gradients, parts, strict=True):
@@ -71,49 +70,75 @@ class Team:
         """Of each the largest that anyone has."""
         if self.place.size == 1:
             return list(numbers)
-        shared: Tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        shared = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self._all_reduce(shared, distributed.ReduceOp.MAX)
         found: list[float] = shared.tolist()
         return found
 
-    def gathered(self, own: dict[str, Any]) -> list[dict[str, Any]]:
+    def gathered(self, own: Any) -> list[Any]:
         """Everybody's, by rank."""
         if self.place.size == 1:
             return [own]
         everybody: list[Any] = [None] * self.place.size
-        distributed.all_gather_object(everybody, own)
+        with self._telling():
+            distributed.all_gather_object(everybody, own)
         return everybody
+
+    def check_same(self, what: str, own: Any) -> None:
+        """Raises CompressError where not all have the same."""
+        everybody = self.gathered(own)
+        if any(theirs != own for theirs in everybody):
+            raise CompressError(
+                f"The processes that train together found different ones of the {what} beside the output; write to a folder "
+                "that all of them see."
+            )
 
     def wait(self) -> None:
         """Until all are here."""
         self.largest(0.0)
 
+    def _all_reduce(self, shared: Tensor, how: Any = distributed.ReduceOp.SUM) -> None:
+        with self._telling():
+            distributed.all_reduce(shared, how)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # each backend's own
+            raise CompressError(
+                f"Another of the {self.place.size} processes that train together has ended; what it says tells why."
+            ) from error
+
 
 ALONE = Team()
 
 
-def processes_started() -> int:
-    """How many a launcher started of this command; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Zeros where only others have one."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 @contextmanager
-def team_of(device: str) -> Iterator[Team]:
+def team_of(processes: int, device: str) -> Iterator[Team]:
     """This process's place among those that a launcher started, and its device; alone without a launcher.
 
     Args:
+        processes: how many a launcher started.
         device: "cpu" or "cuda".
 
     Raises CompressError without accelerate.
     """
-    if processes_started() == 1:
+    if processes == 1:
         yield ALONE
         return
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise CompressError(
-            f"{processes_started()} processes were started to train together, which needs accelerate: "
+            f"{processes} processes were started to train together, which needs accelerate: "
             "pip install 'penstock[devices]'."
         ) from error
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)

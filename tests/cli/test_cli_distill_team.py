@@ -37,7 +37,7 @@ def test_ctrl_c_in_the_middle_and_the_same_student_in_the_end(tmp_path: Path) ->
     command += ["--steps", "150", "--batch-tokens", "256", "--on-policy", "0.2", "--output"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     job = start([*command, str(whole)])
-    assert job.wait() == 0, job.communicate()[1]
+    assert job.communicate()[1].count("Traceback") == 0 and job.returncode == 0
 
     job = start([*command, str(parts)])
     log = tmp_path / ".parts.work/training.jsonl"
@@ -51,7 +51,21 @@ def test_ctrl_c_in_the_middle_and_the_same_student_in_the_end(tmp_path: Path) ->
     assert 10 <= stopped < 150
 
     job = start([*command, str(parts)])
-    assert job.wait() == 0, job.communicate()[1]
+    assert job.communicate()[1].count("Traceback") == 0 and job.returncode == 0
     expected, found = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
     assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_the_first_process_finds_wrong_is_a_line_of_each(tmp_path: Path) -> None:
+    teacher = write_tiny_model(tmp_path / "teacher")
+    data = tmp_path / "one.jsonl"
+    data.write_text('{"prompt": "how", "completion": "so"}\n')
+    command = ["distill", "--teacher", str(teacher), "--layers", "1", "--data", str(data), "--steps", "9"]
+    job = start([*command, "--output", str(tmp_path / "student")])
+    told = job.communicate()[1]
+    lines = [line for line in told.splitlines() if "penstock distill: " in line]
+    assert job.returncode != 0 and any(
+        "are too few to train on some and hold out others" in line for line in lines
+    )
+    assert "RuntimeError" not in told

@@ -209,12 +209,12 @@ def test_nothing_is_half_written_and_nothing_computed_again(
 
     def counted(engine, *others):
         answer = answering(engine, *others)
-        return lambda prompts: asked.append(len(prompts)) or answer(prompts)
+        return lambda numbers, prompts: asked.append(numbers) or answer(numbers, prompts)
 
     monkeypatch.setattr(cli_engine_runs, "answering", counted)
     monkeypatch.setattr(ServedScorer, "logits", None)  # a text computed again would fail
     assert main(["eval", "models", str(tiny), *map(str, command), str(tmp_path / "out")]) == 0
-    assert asked == [1]
+    assert asked == [[1]]
     assert json.loads((tmp_path / "out/eval.json").read_text()) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

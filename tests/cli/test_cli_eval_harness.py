@@ -80,6 +80,7 @@ def test_two_models_on_own_tasks_and_on_after_an_interruption(tiny, tasks, tmp_p
         (["--include", "/nowhere"], "include is /nowhere, which is no folder."),
         (["--limit", "0"], "limit is 0; it must be at least 1."),
         (["--shots", "-1"], "shots is -1; it must be at least 0."),
+        (["--force"], "force is of --output, which is not given."),
     ],
 )
 def test_a_mistake_is_one_line(tiny, tasks, capsys, more, says):

@@ -81,8 +81,39 @@ def test_greedy_answers_end_where_the_task_says(ours, theirs):
 
 
 def test_what_a_task_asks_and_is_not_known_is_refused(ours):
-    with pytest.raises(CompressError, match="asks for num_beams of its answers"):
-        ours.generate_until(asked("generate_until", ("a", {"num_beams": 4})), disable_tqdm=True)
+    for how, says in [
+        ({"num_beams": 4}, "asks for num_beams of its answers"),
+        ({"penalty": 1}, "asks for penalty of its answers"),
+        ({"temperature": 0.7}, "does not say whether its answers are sampled"),
+    ]:
+        with pytest.raises(CompressError, match=says):
+            ours.generate_until(asked("generate_until", ("a", how)), disable_tqdm=True)
+    with pytest.raises(CompressError, match="An answer to score has 0 tokens of its own"):
+        ours._loglikelihood_tokens([(("a", ""), [5], [])], disable_tqdm=True)
+    with pytest.raises(
+        CompressError, match="An answer to score has 101 tokens of its own, and ours takes 1 to 100"
+    ):
+        ours._loglikelihood_tokens([(("a", ""), [5], [5] * 101)], disable_tqdm=True)
+
+
+def test_a_prompt_keeps_half_of_the_context_where_the_answer_may_be_longer(ours):
+    how = {"max_gen_toks": 2048, "num_beams": 1}
+    short, long = words(1, 4), words(2, 60)
+    ids, params = ours._prompt(short, how)
+    assert ids == ours.tok_encode(short) and params["max_tokens"] == 100 - len(ids)
+    ids, params = ours._prompt(long, how)
+    assert ids == ours.tok_encode(long)[-50:] and params["max_tokens"] == 50
+
+
+def test_sampled_answers_differ_and_are_kept_for_no_other_question(ours):
+    how = {"until": [], "max_gen_toks": 12, "do_sample": True}
+    assert ours._prompt("a", how)[1] == {"max_tokens": 12, "stop": ()}, "at the engine's temperature, 1"
+    kept = []
+    ours.cache_hook.add_partial = lambda *found: kept.append(found)
+    texts = ours.generate_until(asked("generate_until", *[(words(1, 3), how)] * 4), disable_tqdm=True)
+    assert len(set(texts)) > 1 and not kept
+    ours.generate_until(asked("generate_until", (words(1, 3), how | {"do_sample": False})), disable_tqdm=True)
+    assert len(kept) == 1
 
 
 def test_logits_that_are_no_numbers_are_no_score(other_llama):

@@ -35,9 +35,12 @@ def results(right: list[int], bleu: float) -> dict:
 def test_a_table_with_intervals_and_what_changed():
     one, other = scores(results([1, 1, 0, 0], 12.0)), scores(results([1, 1, 1, 0], 13.5))
     assert list(one) == ["sums: acc (strict)", "sums: f1 (lax)", "sums: bleu", "group: acc"]
-    report = HarnessReport("a machine", {"one": "bfloat16", "other": "w8a8"}, {"one": one, "other": other})
-    machine, _, precisions, _, head, _, acc, f1, bleu, group = tables(report)
+    report = HarnessReport(
+        "a machine", {"sums": 5}, {"one": "bfloat16", "other": "w8a8"}, {"one": one, "other": other}
+    )
+    machine, _, precisions, shots, _, head, _, acc, f1, bleu, group = tables(report)
     assert (machine, precisions) == ("a machine", "one: bfloat16; other: w8a8")
+    assert shots == "examples before each question: sums 5"
     assert [cell.strip() for cell in head.split("|")][1:-1] == ["", "one", "other", "beside one"]
     cells = [[cell.strip() for cell in line.split("|")][1:-1] for line in (acc, f1, bleu, group)]
     assert cells[0] == [

@@ -51,7 +51,9 @@ def test_each_way_of_judging(kind: str, accepted: list[str], answer: str, right:
     assert MATCHERS[kind](accepted).accepts(answer) is right
 
 
-def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(tmp_path: Path) -> None:
+def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "tasks.jsonl"
     lines = [
         {"question": "where?", "accept": ["pw."]},
@@ -60,17 +62,23 @@ def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(tmp_path: 
     ]
     file.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
     tokenizer = Tokenizer.load(str(write_tiny_model(tmp_path / "tiny")))
-    asked = []
+    monkeypatch.setattr("penstock.compress.evaluate.tasks.AT_ONCE", 2)
+    asked, together = [], []
 
-    def generate(prompts: list[list[int]]) -> list[list[int]]:
+    def generate(numbers: list[int], prompts: list[list[int]]) -> list[list[int]]:
+        together.append(numbers)
         asked.extend(tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts)
-        return [tokenizer.encode(text) for text in ("`pwd`", "who", " 2")]
+        return [tokenizer.encode(("`pwd`", "who", " 2")[number]) for number in numbers]
 
     tasks = read_tasks(file)
     answers = answer_tasks(tasks, tokenizer, generate)
+    assert together == [[0, 1], [2]]
     assert asked == ["<|user|>where?<|end|><|assistant|>", "<|user|>who?<|end|><|assistant|>", "1 + 1 ="]
     assert answers.texts == ["`pwd`", "who", " 2"] and answers.right == [True, False, True]
     assert [task.asked for task in tasks] == ["where?", "who?", "1 + 1 ="]
+    with pytest.raises(CompressError, match="Task 1 has 8 tokens, and tiny takes 7 before its answer"):
+        answer_tasks(tasks, tokenizer, generate, name="tiny", longest=7)
+    assert len(together) == 2, "nothing is answered before all fit"
 
 
 @pytest.mark.parametrize(

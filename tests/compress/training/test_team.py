@@ -63,6 +63,7 @@ def test_two_processes_learn_what_one_learns_from_the_batches_of_both(
     assert all(torch.equal(weight, other["weights"][name]) for name, weight in leader["weights"].items())
     assert (leader["tokens"], leader["seconds"]) == (other["tokens"], other["seconds"])
     assert leader["held_out"] and not other["held_out"]
+    assert leader["seconds"] < STEPS * team_member.EVALUATION_SECONDS / 2, "only steps count"
 
     settings = TrainingSettings(
         Budget(steps=STEPS), batch_tokens=team_member.BATCH_TOKENS, bf16=False, seed=team_member.SEED
@@ -96,10 +97,9 @@ def test_of_all_batches_each_place_takes_its_turn() -> None:
 
 
 def test_without_accelerate_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with (
         pytest.raises(CompressError, match=r"2 processes .* pip install 'penstock\[devices\]'"),
-        team_of("cpu"),
+        team_of(2, "cpu"),
     ):
         pass
