@@ -26,6 +26,7 @@ NAMED_SHARE, EXPLAIN_SHARE = (
     0.6,
     0.06,
 )  # of the page examples: with a name where one fits; asked by their command
+UNKNOWN_SHARE = 0.25  # of the questions about what a tool is: there is none of that name
 RARE_WEIGHT = 0.6  # against 3 to 10 for a row of a common tool
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -129,6 +130,8 @@ class Corpus:
         self.verbs = frozenset(row.description.split()[0].lower() for row in rows if row.source == "tldr")
         heads = {row.tool: row.head for row in rows}
         definitions = read_definitions(data, heads)
+        tools = [known.tool for known in (*rows, *definitions)]
+        self._tools = {word for tool in tools for word in (tool, *tool.split())}
         self.held_out = [row for row in rows if is_held_out(row.page)]
         self.rows = [row for row in rows if not is_held_out(row.page)]
         self.definitions = [d for d in definitions if not is_held_out(d.page)]
@@ -160,10 +163,20 @@ class Corpus:
         if rng.random() < self._newcomer_share and self.tasks:
             return rng.choices(self.tasks, cum_weights=self._task_weights)[0].sample(rng, self.vocabulary)
         if rng.random() < 0.12:
+            if rng.random() < UNKNOWN_SHARE:
+                return Conversation((self._unknown_pair(rng),))
             definition = rng.choices(self.definitions, cum_weights=self._definition_weights)[0]
             return Conversation((_definition_pair(rng, definition),))
         row = rng.choices(self.rows, cum_weights=self._row_weights)[0]
         return Conversation((self._row_pair(rng, row),))
+
+    def _unknown_pair(self, rng: random.Random) -> Pair:
+        """What a tool is that there is none of: it is told so, since a definition could only be made up."""
+        name = any_name(rng, self.vocabulary)
+        while name in self._tools:
+            name = any_name(rng, self.vocabulary)
+        question = roughen(rng, rng.choice(_DEFINE).format("{name}"))  # whose slots keep their letters
+        return Pair(question.replace("{name}", name), UNKNOWN.format(name))
 
     def _row_pair(self, rng: random.Random, row: Row) -> Pair:
         name = ""
@@ -196,6 +209,7 @@ _EXPLAIN: tuple[Callable[[str], str], ...] = (
     lambda c: f"what does {c} do?",
     lambda c: f"what does the command {c} mean?",
 )
+UNKNOWN = "I know no command called {}. Ask me, for example, how to find a file or undo a commit."
 _DEFINE = (
     "what is {}?",
     "what does {} do?",

@@ -47,6 +47,26 @@ def tiny_llama(layers: int) -> LlamaForCausalLM:
     )
 
 
+def test_of_a_name_that_no_tool_has_it_is_said_so(tmp_path: Path) -> None:
+    examples = [{"src": "tldr", "page": "linux/ls", "platform": "linux", "tool": "ls", "desc": "List files", "cmd": "ls",
+                 "head": 3}]  # fmt: skip
+    definitions = [
+        {"page": "linux/ls", "platform": "linux", "tool": "ls", "definition": "List a folder's files."}
+    ]
+    for name, rows in (("command_examples", examples), ("command_definitions", definitions)):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "newcomer").mkdir()
+    corpus = Corpus(tmp_path, tmp_path / "newcomer", newcomer_share=0.0)
+    rng = random.Random(1)
+    pairs = [pair for _ in range(3000) for pair in corpus.sample(rng).pairs]
+    unknown = [pair for pair in pairs if pair.answer.startswith("I know no command called ")]
+    assert 0.01 < len(unknown) / len(pairs) < 0.06
+    for pair in unknown:
+        name = pair.answer.removeprefix("I know no command called ").split(". ")[0]
+        assert name != "ls" and name in pair.question
+
+
 @pytest.mark.parametrize("layers", [2, 3, 6])
 def test_a_grown_model_computes_the_same_and_all_of_it_learns(layers: int) -> None:
     small, large = tiny_llama(2), tiny_llama(layers)
