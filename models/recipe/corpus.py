@@ -130,7 +130,7 @@ class Corpus:
         self.verbs = frozenset(row.description.split()[0].lower() for row in rows if row.source == "tldr")
         heads = {row.tool: row.head for row in rows}
         definitions = read_definitions(data, heads)
-        tools = [known.tool for known in (*rows, *definitions)]
+        tools = [*(row.tool for row in rows), *(definition.tool for definition in definitions)]
         self._tools = {word for tool in tools for word in (tool, *tool.split())}
         self.held_out = [row for row in rows if is_held_out(row.page)]
         self.rows = [row for row in rows if not is_held_out(row.page)]

@@ -76,8 +76,8 @@ def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(
     assert asked == ["<|user|>where?<|end|><|assistant|>", "<|user|>who?<|end|><|assistant|>", "1 + 1 ="]
     assert answers.texts == ["`pwd`", "who", " 2"] and answers.right == [True, False, True]
     assert [task.asked for task in tasks] == ["where?", "who?", "1 + 1 ="]
-    with pytest.raises(CompressError, match="Task 1 has 8 tokens, and tiny takes 7 before its answer"):
-        answer_tasks(tasks, tokenizer, generate, name="tiny", longest=7)
+    with pytest.raises(CompressError, match="Task 1 has 9 tokens, and tiny takes 8 before its answer"):
+        answer_tasks(tasks, tokenizer, generate, name="tiny", longest=8)
     assert len(together) == 2, "nothing is answered before all fit"
 
 
