@@ -129,10 +129,9 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
     def _rolled(self, ids: list[int]) -> Iterator[tuple[list[int], list[int]]]:
         """All of a text, each token with as much before it as fits: the last piece overlaps the one before."""
         most = self._scorer.max_tokens
-        yield [self.prefix_token_id], ids[:most]
-        for start in range(most, len(ids), most):
+        for start in range(0, len(ids), most):
             end = min(start + most, len(ids))
-            yield ids[end - most - 1 : start], ids[start:end]
+            yield ids[end - most - 1 : start] if start else [self.prefix_token_id], ids[start:end]
 
     def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         unknown = [name for name in how if name not in _KNOWN]

@@ -65,6 +65,7 @@ def test_whole_texts_each_token_behind_as_much_as_fits(ours, theirs):
     requests = asked("loglikelihood_rolling", (words(6, 3),), (words(7, 70),), (words(8, 20),))
     expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
     assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, rel=1e-4)
+    assert ours.loglikelihood_rolling(asked("loglikelihood_rolling", ("",)), disable_tqdm=True) == [0]
 
 
 def test_greedy_answers_end_where_the_task_says(ours, theirs):
