@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import CompressError
@@ -35,6 +36,7 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
         super().__init__()
         self.name = scorer.name
         self._words, self._scorer, self._write = words, scorer, write
+        self._last: tuple[list[int], Tensor] | None = None
 
     @property
     def tokenizer_name(self) -> str:
@@ -107,13 +109,26 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
                 f"An answer to score has {len(answer)} tokens of its own, and {self.name} takes 1 to "
                 f"{self._scorer.max_tokens}: {self._words.decode(context + answer)[-80:]!r}."
             )
-        ids = (context + answer)[-self._scorer.max_tokens - 1 :]
-        likelihood, greedy, start = 0.0, True, len(ids) - len(answer) - 1
+        ids = (context + answer)[-self._scorer.max_tokens - 1 : -1]
+        likelihood, greedy, at = 0.0, True, 0
+        for rows in self._rows_behind(ids, len(ids) - len(answer) + 1):
+            tokens = torch.tensor(answer[at : at + len(rows)], device=rows.device)
+            at += len(rows)
+            likelihood += float(rows.log_softmax(-1).gather(1, tokens[:, None]).double().sum())
+            greedy = greedy and bool((rows.argmax(-1) == tokens).all())
+        return likelihood, greedy
+
+    def _rows_behind(self, ids: list[int], context: int) -> Iterator[Tensor]:
+        """Logits of what follows the first `context` of `ids`, and each that comes after: some rows [N, V] at a time.
+
+        Choices of one token have one text before them, which is computed once.
+        """
+        if len(ids) == context and self._last is not None and self._last[0] == ids:
+            yield self._last[1]
+            return
         at = 0
-        for run in self._scorer.logits(ids[:-1], ROWS):
-            rows = run[max(0, start - at) :]
-            first = max(0, at - start)
-            tokens = torch.tensor(answer[first : first + len(rows)], device=run.device)
+        for run in self._scorer.logits(ids, ROWS):
+            rows = run[max(0, context - 1 - at) :]
             at += len(run)
             if not len(rows):
                 continue
@@ -122,9 +137,9 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
                     f"{self.name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its "
                     "numbers overflow in this dtype (try float32)."
                 )
-            likelihood += float(rows.log_softmax(-1).gather(1, tokens[:, None]).double().sum())
-            greedy = greedy and bool((rows.argmax(-1) == tokens).all())
-        return likelihood, greedy
+            if len(ids) == context:
+                self._last = ids, rows.clone()
+            yield rows
 
     def _rolled(self, ids: list[int]) -> Iterator[tuple[list[int], list[int]]]:
         """All of a text, each token with as much before it as fits: the last piece overlaps the one before."""

@@ -61,6 +61,29 @@ def test_likelihoods_of_answers_also_behind_nothing_and_behind_too_much(ours, th
         assert greedy == was_greedy
 
 
+def test_choices_of_one_token_have_their_text_computed_once(ours, theirs, monkeypatch):
+    requests = asked(
+        "loglikelihood", *((words(seed, 4) + " ", choice) for seed in (9, 10) for choice in "abcd")
+    )
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    computed = []
+    logits = ServedScorer.logits
+    monkeypatch.setattr(
+        ServedScorer, "logits", lambda self, ids, rows: computed.append(ids) or logits(self, ids, rows)
+    )
+    encoded = [
+        (("", ""), ours.tok_encode(words(seed, 4)), [choice]) for seed in (9, 10) for choice in (5, 6, 7, 8)
+    ]
+    alone = [ours._loglikelihood_tokens([request], disable_tqdm=True)[0] for request in reversed(encoded)]
+    computed.clear()
+    ours._last = None
+    assert ours._loglikelihood_tokens(encoded, disable_tqdm=True) == alone[::-1]
+    assert len(computed) == 2
+    assert [one for one, _ in ours.loglikelihood(requests, disable_tqdm=True)] == pytest.approx(
+        [one for one, _ in expected], abs=2e-3
+    )
+
+
 def test_whole_texts_each_token_behind_as_much_as_fits(ours, theirs):
     requests = asked("loglikelihood_rolling", (words(6, 3),), (words(7, 70),), (words(8, 20),))
     expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
