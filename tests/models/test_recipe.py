@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from penstock.models.recipe.batches import chunk, chunks
+from penstock.models.recipe.blend import blend
 from penstock.models.recipe.bm25 import Search
 from penstock.models.recipe.corpus import Corpus
 from penstock.models.recipe.grow import grow
@@ -81,6 +82,19 @@ def test_a_grown_model_computes_the_same_and_all_of_it_learns(layers: int) -> No
         large(ids, labels=ids).loss.backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in large.parameters())
+
+
+def test_a_blend_lies_between_the_model_before_and_the_one_after() -> None:
+    before, after = grow(tiny_llama(2).state_dict(), 3), tiny_llama(3).state_dict()
+    half = blend(before, after, 0.5)
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert torch.allclose(half[name], (before[name] + after[name]) / 2)
+    assert all(torch.equal(weight, before[name]) for name, weight in blend(before, after, 0.0).items())
+    assert all(torch.equal(weight, after[name]) for name, weight in blend(before, after, 1.0).items())
+    del before["lm_head.weight"]  # as files leave out a tied head
+    assert torch.equal(blend(before, after, 0.5)["lm_head.weight"], after["lm_head.weight"])
+    with pytest.raises(ValueError, match=r"share is 1\.5"):
+        blend(before, after, 1.5)
 
 
 def test_growing_refuses_fewer_layers() -> None:
