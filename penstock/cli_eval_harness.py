@@ -25,8 +25,8 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     """Raises PenstockError for a user's mistake."""
     specs = [model_spec(text) for text in arguments["models"]]
     refuse_twice(specs)
-    for name in ("limit", "shots"):
-        if arguments[name] is not None and arguments[name] < (least := 1 if name == "limit" else 0):
+    for name, least in (("limit", 1), ("shots", 0)):
+        if arguments[name] is not None and arguments[name] < least:
             raise ConfigError(f"{name} is {arguments[name]}; it must be at least {least}.", param=name)
     if arguments["force"] and arguments["output"] is None:
         raise ConfigError("force is of --output, which is not given.", param="force")

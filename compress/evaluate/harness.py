@@ -150,12 +150,14 @@ class Harnessed(TemplateLM):  # type: ignore[misc]  # the harness is untyped her
 
     def _prompt(self, context: str, how: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         unknown = [name for name in how if name not in _KNOWN]
-        if how.get("num_beams", 1) != 1:
-            unknown.append("num_beams")
         if unknown:
             raise CompressError(
                 f"A task asks for {', '.join(unknown)} of its answers, which is not known here; known are "
-                f"{', '.join(sorted(_KNOWN))} (of 1)."
+                f"{', '.join(sorted(_KNOWN))}."
+            )
+        if how.get("num_beams", 1) != 1:
+            raise CompressError(
+                f"A task asks for num_beams of {how['num_beams']}; there is no beam search here, give 1."
             )
         sampled = how.get("do_sample", False)
         if how.get("temperature") and "do_sample" not in how:

@@ -106,7 +106,7 @@ def test_greedy_answers_end_where_the_task_says(ours, theirs):
 
 def test_what_a_task_asks_and_is_not_known_is_refused(ours):
     for how, says in [
-        ({"num_beams": 4}, "asks for num_beams of its answers"),
+        ({"num_beams": 4}, "asks for num_beams of 4; there is no beam search here"),
         ({"penalty": 1}, "asks for penalty of its answers"),
         ({"temperature": 0.7}, "does not say whether its answers are sampled"),
     ]:
