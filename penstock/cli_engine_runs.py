@@ -15,7 +15,7 @@ from .errors import CompressError
 if TYPE_CHECKING:
     from .compress.evaluate.speed import Speed
     from .models.tokenizer import Tokenizer
-    from .scheduler import Engine
+    from .scheduler import Completion, Engine, SamplingParams
 
 PROMPT_TOKENS = 32
 DECODED_TOKENS = 64
@@ -39,14 +39,9 @@ def answering(
         room = [max(1, engine.max_model_len - len(prompt)) for prompt in prompts]
         params = [SamplingParams(temperature=0, max_tokens=min(max_tokens, left)) for left in room]
         answers = []
-        results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
-        for number, result in zip(numbers, results, strict=True):
-            (completion,) = result.completions
+        for number, completion in zip(numbers, _completions(engine, tokenizer, prompts, params), strict=True):
             if completion.finish_reason == "error":
-                raise CompressError(
-                    f"{name} gives logits that are not numbers (NaN or infinite) for task {number + 1}; its weights are "
-                    "broken, or its numbers overflow in this dtype (try float32)."
-                )
+                raise _no_numbers(name, f" for task {number + 1}")
             ids = completion.token_ids
             answers.append(ids[:-1] if ids and ids[-1] in engine.info.eos_token_ids else ids)
         return answers
@@ -65,16 +60,26 @@ def writing(
     from .scheduler import SamplingParams
 
     def write(prompts: list[list[int]], how: list[dict[str, Any]]) -> list[str]:
-        params = [SamplingParams(**one) for one in how]
-        results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
-        if any(result.completions[0].finish_reason == "error" for result in results):
-            raise CompressError(
-                f"{name} gives logits that are not numbers (NaN or infinite); its weights are broken, or its numbers "
-                "overflow in this dtype (try float32)."
-            )
-        return [result.completions[0].text for result in results]
+        completions = _completions(engine, tokenizer, prompts, [SamplingParams(**one) for one in how])
+        if any(completion.finish_reason == "error" for completion in completions):
+            raise _no_numbers(name)
+        return [completion.text for completion in completions]
 
     return write
+
+
+def _completions(
+    engine: "Engine", tokenizer: "Tokenizer", prompts: "list[list[int]]", params: "list[SamplingParams]"
+) -> "list[Completion]":
+    results = engine.generate(prompts, params, tokenizer=tokenizer, progress=sys.stderr.isatty())
+    return [result.completions[0] for result in results]
+
+
+def _no_numbers(name: str, where: str = "") -> CompressError:
+    return CompressError(
+        f"{name} gives logits that are not numbers (NaN or infinite){where}; its weights are broken, or its numbers "
+        "overflow in this dtype (try float32)."
+    )
 
 
 def decoding(engine: "Engine") -> Callable[[int], float]:
