@@ -48,7 +48,7 @@ def make(name: str, model: str, texts: Path, folder: Path, numbers: dict[str, in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="builtin-large")
-    parser.add_argument("--layers", type=int, default=8, help="that the model has")
+    parser.add_argument("--layers", type=int, default=12, help="that the model has")
     parser.add_argument("--steps", type=int, default=400, help="of the students")
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)

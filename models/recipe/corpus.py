@@ -126,7 +126,7 @@ class Corpus:
     """
 
     def __init__(
-        self, data: Path, newcomer: Sequence[Path], newcomer_share: float = 0.5, unknown_share: float = 0.0
+        self, data: Path, newcomer: Sequence[Path], newcomer_share: float = 0.5, unknown_share: float = 0.25
     ) -> None:
         rows = read_rows(data)
         self.verbs = frozenset(row.description.split()[0].lower() for row in rows if row.source == "tldr")

@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--newcomer", type=Path, nargs="+", default=[Path(__file__).parent / "newcomer"])
     parser.add_argument("--newcomer-share", type=float, default=0.5)
     parser.add_argument(
-        "--unknown-share", type=float, default=0.0, help="of questions what a tool is: there is none such"
+        "--unknown-share", type=float, default=0.25, help="of questions what a tool is: there is none such"
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")

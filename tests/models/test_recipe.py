@@ -25,12 +25,12 @@ from penstock.models.recipe.score import Question, interval, is_loop, read_quest
 from penstock.models.recipe.train import Trainer, learning_rate
 from penstock.models.recipe.unseen import LISTS, may_be_learnt
 
-NEWCOMER, NEWCOMER_NEXT = (LISTS[0].parent / name for name in ("newcomer", "newcomer_next"))
+NEWCOMER = LISTS[0].parent / "newcomer"
 
 
 @pytest.fixture(scope="module")
 def tasks() -> list[Task]:
-    return read_tasks(NEWCOMER, NEWCOMER_NEXT)
+    return read_tasks(NEWCOMER)
 
 
 def tiny_llama(layers: int) -> LlamaForCausalLM:
