@@ -83,6 +83,7 @@ class Done:
     bytes, parent_bytes: of the weights, as stored.
     texts: how many were judged by; trained: how many there were to learn from.
     recovery: None without.
+    spoilt: whether recovery left it further from its parent than it was as cut, which is how it is written then.
     speed: by PARENT and PRUNED, where it was measured.
     """
 
@@ -98,4 +99,9 @@ class Done:
     texts: int
     trained: int
     recovery: TrainingReport | None
+    spoilt: bool = False
     speed: Mapping[str, Sequence[Speed]] = field(default_factory=dict)
+
+    @property
+    def written(self) -> Comparison:
+        return self.before if self.spoilt else self.after

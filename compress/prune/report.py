@@ -9,11 +9,13 @@ from ..evaluate.speed import Speed
 from .job import PARENT, PRUNED, Done, LayerRecord, PruneJob
 from .targets import CHANNEL_MULTIPLE
 
+_SPOILT = "Recovery left it further from its parent than it was as cut, so it is written as cut."
+
 
 def failures(job: PruneJob, done: Done) -> list[str]:
     """What of the gate the result does not hold to."""
     found = []
-    kl, change = done.after.kl.value, done.after.perplexity_change.value
+    kl, change = done.written.kl.value, done.written.perplexity_change.value
     # A model whose logits are not numbers fails: written so that nan does.
     if not kl <= job.most_kl:
         found.append(f"its KL divergence is {kl:.4f} nats per token, above {job.most_kl:g}")
@@ -50,7 +52,12 @@ def as_dict(job: PruneJob, done: Done) -> dict[str, Any]:
         "before_recovery": asdict(done.before),
         "after_recovery": asdict(done.after),
         "recovery": recovery
-        and {"steps": recovery.steps, "tokens": recovery.tokens, "seconds": round(recovery.seconds, 1)},
+        and {
+            "steps": recovery.steps,
+            "tokens": recovery.tokens,
+            "seconds": round(recovery.seconds, 1),
+            "kept": not done.spoilt,
+        },
         "speed": {name: [asdict(speed) for speed in speeds] for name, speeds in done.speed.items()},
         "layers": [asdict(record) for record in done.records],
     }
@@ -59,12 +66,16 @@ def as_dict(job: PruneJob, done: Done) -> dict[str, Any]:
 def summary(job: PruneJob, done: Done) -> Iterator[str]:
     """For the terminal."""
     yield f"{job.output}: {_cut(done)}; {_weights(done)}"
+    written, other = done.written, done.after if done.spoilt else done.before
+    when = "after" if done.spoilt else "before"
     yield (
-        f"beside its parent, on {done.texts} held-out texts: KL {done.after.kl.value:.4f} "
-        f"(before recovery {done.before.kl.value:.4f}), the same token {done.after.agreement.value:.2%} "
-        f"({done.before.agreement.value:.2%}), perplexity {done.after.perplexity_change.value:+.2%} "
-        f"({done.before.perplexity_change.value:+.2%})"
+        f"beside its parent, on {done.texts} held-out texts: KL {written.kl.value:.4f} "
+        f"({when} recovery {other.kl.value:.4f}), the same token {written.agreement.value:.2%} "
+        f"({other.agreement.value:.2%}), perplexity {written.perplexity_change.value:+.2%} "
+        f"({other.perplexity_change.value:+.2%})"
     )
+    if done.spoilt:
+        yield f"{_SPOILT} A lower --learning-rate may help."
     yield from _speeds(job, done.speed)
 
 
@@ -142,7 +153,7 @@ def _recovery(job: PruneJob, done: Done) -> str:
         f"Recovery: {done.recovery.steps} steps, {done.recovery.tokens:,} tokens (padding included), "
         f"{done.recovery.seconds / 60:.1f} minutes of learning the parent's distributions (forward KL), highest rate "
         f"{job.learning_rate:g}. Every step is in `training.jsonl`."
-    )
+    ) + (f" {_SPOILT}" if done.spoilt else "")
 
 
 def _row(done: Done, record: LayerRecord) -> str:

@@ -1,9 +1,10 @@
-"""`penstock prune`: what matters least is cut out, the rest recovers from the parent, and is kept if it passes its gate.
+"""`penstock prune`: what matters least is cut out, the rest recovers from the parent where that helps, and a gate decides.
 
 Knows no command line, and neither engine nor cache: texts and the measuring of speed are handed in.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -87,13 +88,17 @@ def prune(
                 trained=len(dataset.train),
                 recovery=recovery,
             )
-            _refuse(job, done)
+            if recovery is not None and _is_worse(after, before):
+                save_model(load_plain(str(plan.folder)).module.to(stored), parent, staging)
+                (before,) = _judge([staging], parent, dataset, progress)  # as it is stored
+                done = replace(done, before=before, spoilt=True)
+            _refuse(job, done, work.path)
             if measure_speed is not None:
                 progress("time", 0, 1)
                 path = parent.path
                 del parent, student  # what is timed has the memory to itself
                 done = replace(done, speed=measure_speed({PARENT: path, PRUNED: staging}))
-                _refuse(job, done)
+                _refuse(job, done, work.path)
             _write_reports(staging, job, done)
     return done
 
@@ -111,14 +116,22 @@ def _dataset(
     )
 
 
-def _refuse(job: PruneJob, done: Done) -> None:
+def _refuse(job: PruneJob, done: Done, work: Path) -> None:
     """Raises CompressError where something fails."""
     failed = failures(job, done)
     if failed and not job.force:
+        longer = "Recover longer"
+        if done.spoilt:
+            longer = f"Recovery made it worse: remove {work} and give a lower --learning-rate"
         raise CompressError(
-            f"{job.model} pruned fails its gate and is not written: {'; '.join(failed)}. Recover longer, cut out "
+            f"{job.model} pruned fails its gate and is not written: {'; '.join(failed)}. {longer}, cut out "
             "less, or give --force to have it all the same (what is done so far is kept for that)."
         )
+
+
+def _is_worse(one: Comparison, other: Comparison) -> bool:
+    """Whether `one` is further from the parent, or its logits are no numbers."""
+    return one.kl.value > other.kl.value or math.isnan(one.kl.value)
 
 
 def _recover(

@@ -11,6 +11,7 @@ from penstock.compress.evaluate.speed import Speed
 from penstock.compress.plain_model import load_plain
 from penstock.compress.prune import plan
 from penstock.compress.prune.job import PARENT, PRUNED, PruneJob
+from penstock.compress.prune.report import summary
 from penstock.compress.prune.run import prune
 from penstock.compress.prune.structure import Size
 from penstock.compress.texts import Example
@@ -49,7 +50,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 def test_what_is_cut_out_is_gone_and_recovery_brings_it_nearer_to_its_parent(job):
     done = prune(replace(job, kv_groups=0.5), EXAMPLES, progress=told)
     assert done.size == Size(2, 64, 1) and done.parent_size == Size(2, 128, 2)
-    assert done.after.kl.value < done.before.kl.value / 2
+    assert done.after.kl.value < done.before.kl.value / 2 and not done.spoilt
     files = {file.name for file in job.output.iterdir()}
     assert files == {
         "README.md",
@@ -103,6 +104,26 @@ def test_without_recovery_it_is_as_cut_and_no_log_is_there(job):
     assert gone.left_out_kl is not None and not stayed.left_out
     assert f"| {gone.number} | left out |" in (job.output / "README.md").read_text()
     assert "There was no recovery." in (job.output / "README.md").read_text()
+
+
+def test_what_recovery_makes_worse_is_written_as_it_was_cut(job):
+    bare = replace(job, output=job.output.with_name("bare"), recovery_steps=0)
+    prune(bare, EXAMPLES, progress=told)
+    done = prune(replace(job, learning_rate=3.0, recovery_steps=2), EXAMPLES, progress=told)
+    assert done.spoilt and done.after.kl.value > done.before.kl.value == done.written.kl.value
+    figures = f"KL {done.before.kl.value:.4f} (after recovery {done.after.kl.value:.4f})"
+    assert any(figures in line for line in summary(job, done))
+    expected, found = weights(bare.output), weights(job.output)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not json.loads((job.output / "prune.json").read_text())["recovery"]["kept"]
+    assert "so it is written as cut." in (job.output / "README.md").read_text()
+    strict = replace(
+        job, output=job.output.with_name("strict"), learning_rate=3.0, recovery_steps=2, most_kl=1e-6
+    )
+    with pytest.raises(
+        CompressError, match=r"Recovery made it worse: remove .*\.strict\.work and give a lower"
+    ):
+        prune(strict, EXAMPLES, progress=told)
 
 
 def test_an_interrupted_job_goes_on_to_the_same_weights(job, tmp_path, monkeypatch):
