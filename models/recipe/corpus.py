@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ NAMED_SHARE, EXPLAIN_SHARE = (
     0.6,
     0.06,
 )  # of the page examples: with a name where one fits; asked by their command
+UNKNOWN_SHARE = 0.25  # of the questions about what a tool is: there is none of that name
 RARE_WEIGHT = 0.6  # against 3 to 10 for a row of a common tool
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -120,14 +121,11 @@ class Corpus:
 
     Args:
         data: folder with the two command files.
-        newcomer: folders with the hand-written tasks.
+        newcomer: folder with the hand-written tasks.
         newcomer_share: share of the draws that are hand-written tasks.
-        unknown_share: of the questions about what a tool is: there is none of that name.
     """
 
-    def __init__(
-        self, data: Path, newcomer: Sequence[Path], newcomer_share: float = 0.5, unknown_share: float = 0.25
-    ) -> None:
+    def __init__(self, data: Path, newcomer: Path, newcomer_share: float = 0.5) -> None:
         rows = read_rows(data)
         self.verbs = frozenset(row.description.split()[0].lower() for row in rows if row.source == "tldr")
         heads = {row.tool: row.head for row in rows}
@@ -137,13 +135,13 @@ class Corpus:
         self.held_out = [row for row in rows if is_held_out(row.page)]
         self.rows = [row for row in rows if not is_held_out(row.page)]
         self.definitions = [d for d in definitions if not is_held_out(d.page)]
-        self.tasks: list[Task] = read_tasks(*newcomer)
+        self.tasks: list[Task] = read_tasks(newcomer)
         words = (w for row in self.rows for w in re.findall(r"\b[a-z]{3,12}\b", row.description))
         self.vocabulary = sorted(set(words))
         self._task_weights = _cumulative([weight(task) for task in self.tasks])
         self._row_weights = _cumulative([_row_weight(row) for row in self.rows])
         self._definition_weights = _cumulative([{3: 8.0, 2: 2.0, 1: 0.5}[d.head] for d in self.definitions])
-        self._newcomer_share, self._unknown_share = newcomer_share, unknown_share
+        self._newcomer_share = newcomer_share
 
     def sample(self, rng: random.Random) -> Conversation:
         """One conversation of the mixture: mostly one pair, sometimes two, sometimes under a system text."""
@@ -165,9 +163,7 @@ class Corpus:
         if rng.random() < self._newcomer_share and self.tasks:
             return rng.choices(self.tasks, cum_weights=self._task_weights)[0].sample(rng, self.vocabulary)
         if rng.random() < 0.12:
-            if (
-                self._unknown_share and rng.random() < self._unknown_share
-            ):  # none: the stream stays what it was
+            if rng.random() < UNKNOWN_SHARE:
                 return Conversation((self._unknown_pair(rng),))
             definition = rng.choices(self.definitions, cum_weights=self._definition_weights)[0]
             return Conversation((_definition_pair(rng, definition),))

@@ -106,13 +106,12 @@ def weight(task: Task) -> float:
     return wordings if task.answer.startswith("`") else 1.5 * wordings
 
 
-def read_tasks(*folders: Path) -> list[Task]:
-    """All tasks of the folders' *.txt, without the wordings that models are judged by.
+def read_tasks(folder: Path) -> list[Task]:
+    """All tasks of `folder`/*.txt, without the wordings that models are judged by.
 
     Raises ValueError naming the file and block that is malformed.
     """
-    paths = [path for folder in folders for path in sorted(folder.glob("*.txt"))]
-    blocks = [_read_block(path, block) for path in paths for block in _blocks(path)]
+    blocks = [_read_block(path, block) for path in sorted(folder.glob("*.txt")) for block in _blocks(path)]
     known = {b["$"][0]: _answer(b) for b in reversed(blocks) if b["$"] and b[">"]}
     tasks: list[Task] = []
     for block in blocks:

@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
-    parser.add_argument("--newcomer", type=Path, nargs="+", default=[Path(__file__).parent / "newcomer"])
+    parser.add_argument("--newcomer", type=Path, default=Path(__file__).parent / "newcomer")
     parser.add_argument("--list", type=Path, default=Path(__file__).parent / "heldout.jsonl")
     parser.add_argument("--pages", type=int, default=200, help="held-out page questions of each kind")
     parser.add_argument("--show", action="store_true")

@@ -72,7 +72,7 @@ def worded(rng: random.Random, row: Row, wordings: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
-    parser.add_argument("--newcomer", type=Path, nargs="+", default=[Path(__file__).parent / "newcomer"])
+    parser.add_argument("--newcomer", type=Path, default=Path(__file__).parent / "newcomer")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=20_000, help="conversations of train.jsonl")
     parser.add_argument("--pages", type=int, default=400, help="questions about held-out pages")

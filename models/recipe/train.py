@@ -76,7 +76,7 @@ class Trainer:
         self.budget: float = 60 * args.minutes
         self.decay: float = 60 * args.decay_minutes
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
-        self.corpus = Corpus(args.data, args.newcomer, args.newcomer_share, args.unknown_share)
+        self.corpus = Corpus(args.data, args.newcomer, args.newcomer_share)
         self.device = torch.device(args.device)
         # On short conversations the flash kernel for CPUs took a quarter of a step, plain products a thirtieth.
         attention = "eager" if self.device.type == "cpu" else "sdpa"
@@ -214,11 +214,8 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
-    parser.add_argument("--newcomer", type=Path, nargs="+", default=[Path(__file__).parent / "newcomer"])
+    parser.add_argument("--newcomer", type=Path, default=Path(__file__).parent / "newcomer")
     parser.add_argument("--newcomer-share", type=float, default=0.5)
-    parser.add_argument(
-        "--unknown-share", type=float, default=0.25, help="of questions what a tool is: there is none such"
-    )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt and log.jsonl")
     parser.add_argument(

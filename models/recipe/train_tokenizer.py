@@ -56,7 +56,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with command_examples.jsonl.gz")
-    parser.add_argument("--newcomer", type=Path, nargs="+", default=[Path(__file__).parent / "newcomer"])
+    parser.add_argument("--newcomer", type=Path, default=Path(__file__).parent / "newcomer")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer to")
     parser.add_argument("--examples", type=int, default=60_000)
     args = parser.parse_args()

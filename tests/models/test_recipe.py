@@ -58,7 +58,7 @@ def test_of_a_name_that_no_tool_has_it_is_said_so(tmp_path: Path) -> None:
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "newcomer").mkdir()
-    corpus = Corpus(tmp_path, [tmp_path / "newcomer"], newcomer_share=0.0, unknown_share=0.25)
+    corpus = Corpus(tmp_path, tmp_path / "newcomer", newcomer_share=0.0)
     rng = random.Random(1)
     pairs = [pair for _ in range(3000) for pair in corpus.sample(rng).pairs]
     unknown = [pair for pair in pairs if pair.answer.startswith("I know no command called ")]
@@ -225,7 +225,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     for name, lines in (("command_examples", rows), ("command_definitions", [definition])):
         with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-    return Corpus(folder, [NEWCOMER])
+    return Corpus(folder, NEWCOMER)
 
 
 def test_workers_make_the_batches_that_are_made_without(corpus: Corpus) -> None:
