@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 from played_scheduler import Machine
+from steady_clock import SteadyClock
 
 from penstock import Engine, EngineConfig, InvalidRequestError, OverloadedError, SamplingParams
 from penstock.errors import ConfigError
@@ -253,23 +254,12 @@ def config(tiny_llama) -> EngineConfig:
     return EngineConfig(model=str(tiny_llama), max_model_len=256, max_num_seqs=2, kv_cache_tokens=1024)
 
 
-class Clock:
-    """Every look takes a step's time."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        self.now += 0.01
-        return self.now
-
-
 PARAMS = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
 
 
 def test_what_is_hopeless_is_refused_at_once(config):
     engine = Engine(config)
-    engine.clock = Clock()
+    engine.clock = SteadyClock()
     # Nothing is known yet: everything is tried.
     engine.add_request("first", [5] * 20, PARAMS, urgency=Urgency(ttft_deadline=1e-9))
     engine.abort("first")
@@ -291,7 +281,7 @@ def test_what_is_hopeless_is_refused_at_once(config):
 
 def test_what_turns_out_too_late_is_ended_once(config):
     engine = Engine(config)
-    engine.clock = Clock()
+    engine.clock = SteadyClock()
     engine.add_request("late", [5] * 20, PARAMS, urgency=Urgency(deadline=0.15))
     engine.add_request("fine", [6] * 20, PARAMS, urgency=Urgency(deadline=1000))
     engine.add_request("unseen", [7] * 20, PARAMS, urgency=Urgency(ttft_deadline=0.05, priority=1))
