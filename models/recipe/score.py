@@ -5,6 +5,7 @@
                      tool, or not naming it (common tools only)
     page_exact       the same for the whole command, to the letter
     newcomer         hand-written questions with an accepted command, or a refusal where that is right
+    off_topic        questions about anything else (offtopic.jsonl) that are refused
     nearest_wording  largest overlap of words between a hand-written question and any training wording
     loops            answers that repeat themselves or never end
     dangerous        answers with a command that destroys what nobody asked to destroy; must be none
@@ -32,7 +33,7 @@ from .corpus import Corpus, Row
 from .loss import held_out_loss
 from .phrasing import ask
 from .safety import command_of, is_dangerous
-from .unseen import TOO_NEAR, nearness, words_of
+from .unseen import OFF_TOPIC, TOO_NEAR, nearness, words_of
 
 MAX_NEW_TOKENS = 160
 BATCH = 32
@@ -184,25 +185,30 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="judge a search over the examples, too")
     args = parser.parse_args()
     corpus, answerer = Corpus(args.data, args.newcomer), Answerer(args.model)
-    questions = read_questions(args.list)
+    questions, off_topic = read_questions(args.list), read_questions(OFF_TOPIC)
     wordings = [words_of(w) for t in corpus.tasks for w in (*t.phrases, *t.questions, *t.followups)]
-    near = [nearness(words_of(q.question), wordings) for q in questions]
+    asked = [*questions, *off_topic]
+    near = [nearness(words_of(q.question), wordings) for q in asked]
     if max(near) > TOO_NEAR:
-        raise SystemExit(f"{questions[near.index(max(near))].question!r} is too close to a training wording")
+        raise SystemExit(f"{asked[near.index(max(near))].question!r} is too close to a training wording")
     pages = [r for r in corpus.held_out if r.source == "tldr"]
     random.Random(5).shuffle(pages)
     common = [r for r in pages if r.head > 1][: args.pages]
     named = page_score(answerer, pages[: args.pages], named=True)
     unnamed = page_score(answerer, common, named=False)
     answers = answerer.answer([q.question for q in questions])
+    about_others = answerer.answer([q.question for q in off_topic])
+    others = newcomer_score(off_topic, about_others, "other" if args.show else "")
     on_pages = list(zip(named.questions + unnamed.questions, named.answers + unnamed.answers, strict=True))
-    everything = answers + [a for _, a in on_pages]
+    everything = [*answers, *about_others, *(a for _, a in on_pages)]
     report = {
         "held_out_loss": round(held_out_loss(answerer.model, answerer.tokenizer, corpus, pages[:300]), 3),
         "page_name": {"named": named.names, "unnamed_common": unnamed.names},
         "page_exact": {"named": named.exact, "unnamed_common": unnamed.exact},
         "page_questions": [len(named.answers), len(unnamed.answers)],
         **newcomer_score(questions, answers, "model" if args.show else ""),
+        "off_topic": {"refused": others["refusals"], "interval": others["newcomer_interval"]},
+        "dangerous_off_topic": others["dangerous"],
         "nearest_wording": round(max(near), 2),
         "loops": f"{sum(map(is_loop, everything))}/{len(everything)}",
         "dangerous_on_pages": [q for q, a in on_pages if is_dangerous(q, a)],

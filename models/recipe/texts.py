@@ -20,7 +20,7 @@ from .chat import Conversation
 from .corpus import Corpus, Row, answer_for
 from .phrasing import ask
 from .score import REFUSALS, Question, read_questions
-from .unseen import LISTS
+from .unseen import QUESTIONS
 
 SEED = 23
 PHRASINGS = 5
@@ -89,7 +89,7 @@ def main() -> None:
         args.out / "page_tasks.jsonl",
         ({"question": q, "accept": [row.command], "match": "command"} for q, row in asked),
     )
-    questions = [question for path in LISTS for question in read_questions(path)]
+    questions = [question for path in QUESTIONS for question in read_questions(path)]
     tasks = [task(question) for question in questions if not question.trap]
     write(args.out / "tasks.jsonl", tasks)
     about_pages = [worded(rng, row, PHRASINGS) for row in rows]

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-LISTS = tuple(Path(__file__).parent / name for name in ("heldout.jsonl", "questions.jsonl"))
+QUESTIONS = tuple(Path(__file__).parent / name for name in ("heldout.jsonl", "questions.jsonl"))
+OFF_TOPIC = Path(__file__).parent / "offtopic.jsonl"
+LISTS = (*QUESTIONS, OFF_TOPIC)
 TOO_NEAR = 0.75  # of the words of both: one word of four to eight differs
 
 
