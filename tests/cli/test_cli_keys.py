@@ -179,7 +179,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
     process, url = start(
         *(
             "--model",
-            str(write_tiny_model(folder / "tiny")),
+            str(write_tiny_model(folder / "tiny", context=8192)),
             "--workers",
             "2",
             "--no-cache",
@@ -247,7 +247,7 @@ def test_a_killed_workers_places_come_free(served):
         body = {
             "model": "tiny",
             "prompt": "abc",
-            "max_tokens": 400,
+            "max_tokens": 6000,  # longer than any step of the scene takes
             "ignore_eos": True,
             "stream": True,
             "temperature": 1,
