@@ -67,6 +67,7 @@ def _packed(dataset: Dataset) -> dict[str, Any]:
         "ids": torch.tensor([token for text in texts for token in text.ids], dtype=torch.int32),
         "learn": torch.tensor([learnt for text in texts for learnt in text.learn], dtype=torch.bool),
         "lengths": [len(text.ids) for text in texts],
+        "topics": [text.topic for text in texts],
         "held_out": len(dataset.held_out),
         "counts": [dataset.examples, dataset.duplicates, dataset.unusable],
     }
@@ -75,5 +76,9 @@ def _packed(dataset: Dataset) -> dict[str, Any]:
 def _unpacked(state: dict[str, Any]) -> Dataset:
     lengths, held_out = state["lengths"], state["held_out"]
     ids, learn = (state[name].split(lengths) for name in ("ids", "learn"))
-    texts = [Tokens(own.tolist(), learnt.tolist()) for own, learnt in zip(ids, learn, strict=True)]
+    topics = state.get("topics", [None] * len(lengths))  # a job begun by an earlier version has none
+    texts = [
+        Tokens(own.tolist(), learnt.tolist(), topic)
+        for own, learnt, topic in zip(ids, learn, topics, strict=True)
+    ]
     return Dataset(texts[held_out:], texts[:held_out], *state["counts"])

@@ -5,7 +5,7 @@ A prompt and its answer are encoded apart, as they are when the answer is genera
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from ..models.tokenizer import Tokenizer
 FORMS = '{"messages": [...]}, {"prompt": "...", "completion": "..."} or {"text": "..."}'
 
 
+def topic_of(line: Mapping[str, Any]) -> str | None:
+    """What a line of JSONL is about: the same of those that say the same in other words. None where it does not tell."""
+    return None if line.get("topic") is None else str(line["topic"])
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A conversation, or a prompt and what follows it; a plain text is what follows nothing.
@@ -22,11 +27,13 @@ class Example:
     Attributes:
         messages: of a conversation, as the API takes them; empty for a text.
         prompt, completion: of a text.
+        topic: see `topic_of`. No model reads it, so it makes no other example.
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()
     prompt: str = ""
     completion: str = ""
+    topic: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_answered(self) -> bool:
@@ -38,14 +45,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One example: its ids [T], and of each whether the model writes it (an answer with the token that ends it)."""
+    """One example: its ids [T], of each whether the model writes it (an answer with the token that ends it), its topic."""
 
     ids: list[int]
     learn: list[bool]
+    topic: str | None = field(default=None, compare=False)
 
 
 def read_examples(file: Path) -> list[Example]:
-    """The examples in a JSONL file, one of `FORMS` a line, other keys left alone.
+    """The examples in a JSONL file, one of `FORMS` a line and perhaps a "topic", other keys left alone.
 
     Raises CompressError naming the line that is none of them, or the file that has none or cannot be read.
     """
@@ -75,7 +83,7 @@ def tokenize(tokenizer: Tokenizer, examples: Iterable[Example], max_tokens: int)
         learn = [learnt for piece, learnt in pieces for _ in piece][:max_tokens]
         # The first token of all is predicted by nothing.
         if any(learn[1:]):
-            found.append(Tokens(ids, learn))
+            found.append(Tokens(ids, learn, example.topic))
     return found
 
 
@@ -142,15 +150,16 @@ def _example(where: str, line: bytes) -> Example:
         value = json.loads(line)
     except ValueError as error:
         raise CompressError(f"{where}: not valid JSON ({error}); it must be {FORMS}.") from error
+    topic = topic_of(value) if isinstance(value, dict) else None
     match value:
         case {"messages": [*messages]} if messages and all(
             isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages
         ):
-            return Example(messages=tuple(messages))
+            return Example(messages=tuple(messages), topic=topic)
         case {"prompt": str(prompt), "completion": str(completion)}:
-            return Example(prompt=prompt, completion=completion)
+            return Example(prompt=prompt, completion=completion, topic=topic)
         case {"prompt": str(prompt)} if prompt:
-            return Example(prompt=prompt)
+            return Example(prompt=prompt, topic=topic)
         case {"text": str(text)} if text:
-            return Example(completion=text)
+            return Example(completion=text, topic=topic)
     raise CompressError(f"{where}: it must be {FORMS}, with messages of text.")

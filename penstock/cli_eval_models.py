@@ -179,7 +179,7 @@ def _report(
         if comparisons is not None:
             row.comparison = comparisons[number]
         if answers is not None:
-            row.accuracy = accuracy(answers[number].right, answers[0].right)
+            row.accuracy = accuracy(answers[number].right, answers[0].right, answers[0].topics)
         rows.append(row)
     if arguments["speed"]:
         with _bar("round") as progress:

@@ -41,7 +41,7 @@ def make_dataset(
 ) -> Dataset:
     """Raises CompressError where there is too little to train on and to hold out."""
     seen: set[bytes] = set()
-    texts: list[tuple[str, Tokens]] = []
+    texts: list[tuple[str, Tokens]] = []  # each behind its prompt
     read = unusable = 0
     for example in examples:
         read += 1
@@ -58,10 +58,14 @@ def make_dataset(
             f"None of the {read} examples has anything to learn within its first {max_tokens} tokens: they hold no "
             "answers, or longer prompts. Give answered examples, or a higher --context."
         )
-    train, held_out = _split([(_hash(gist(prompt)), text) for prompt, text in texts], held_out_share)
+    train, held_out = _split(
+        [(_hash(text.topic or gist(prompt)), text) for prompt, text in texts], held_out_share
+    )
     if len(held_out) > max(2, MOST_TIMES * held_out_share * len(texts)):
         # Prompts that all say the same in other numbers, sums for one: then each is one by itself.
-        train, held_out = _split([(_hash(prompt), text) for prompt, text in texts], held_out_share)
+        train, held_out = _split(
+            [(_hash(text.topic or prompt), text) for prompt, text in texts], held_out_share
+        )
     if not train or not held_out:
         raise CompressError(
             f"{len(texts)} different texts, with {len({prompt for prompt, _ in texts})} different prompts, are too few to "

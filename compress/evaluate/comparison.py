@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import CompressError
 from ..texts import Tokens
-from .estimate import Estimate, interval, resampled_totals
+from .estimate import Estimate, by_topic, interval, resampled_totals
 from .findings import Findings
 from .scorers import Scorer
 
@@ -34,6 +34,7 @@ class Comparison:
         perplexity_change: the candidate's over the reference's, less 1, on the same texts.
         kl: mean of KL(reference || candidate) in nats per token.
         agreement: share of the tokens at which both find the same token most likely.
+        topics: that the texts are about; None where each is of its own.
     """
 
     perplexity: Estimate
@@ -41,6 +42,7 @@ class Comparison:
     perplexity_change: Estimate
     kl: Estimate
     agreement: Estimate
+    topics: int | None
 
 
 def compare(
@@ -83,7 +85,8 @@ def compare_all(
             findings.keep(f"text {number}", found)
         sums[:, number] = torch.tensor(found, dtype=torch.double)
         progress(number + 1, len(texts))
-    return [_comparison(table) for table in sums]
+    topics = by_topic([text.topic for text in texts])
+    return [_comparison(table, topics) for table in sums]
 
 
 def _sums(candidates: Sequence[Scorer], reference: Scorer, text: Tokens, number: int, rows: int) -> Tensor:
@@ -116,8 +119,10 @@ def _sums(candidates: Sequence[Scorer], reference: Scorer, text: Tokens, number:
     return sums
 
 
-def _comparison(sums: Tensor) -> Comparison:
-    """`sums` [texts, 5]"""
+def _comparison(sums: Tensor, topics: Tensor) -> Comparison:
+    """`sums` [texts, 5], `topics` [texts]"""
+    texts, different = len(sums), int(topics.max()) + 1
+    sums = sums.new_zeros(different, 5).index_add(0, topics, sums)
     totals = torch.cat([sums.sum(0, keepdim=True), resampled_totals(sums)])  # the measured ones come first
     count = int(totals[0, TOKENS])
     # A draw of texts without a token that counts says nothing.
@@ -133,6 +138,7 @@ def _comparison(sums: Tensor) -> Comparison:
         perplexity_change=estimate((means[:, LOSS] - means[:, REFERENCE_LOSS]).expm1()),
         kl=estimate(means[:, DIVERGENCE]),
         agreement=estimate(means[:, AGREED]),
+        topics=different if different < texts else None,
     )
 
 

@@ -1,6 +1,7 @@
 """A measured number with its 95 % interval. Knows sums and samples, nothing of models."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,31 @@ class Estimate:
     count: int
 
 
+def by_topic(topics: Sequence[str | None]) -> Tensor:
+    """Numbers from 0 on [N], the same for the same topic; what has none is alone. Of a single topic all are alone, too.
+
+    What asks or says the same in other words is right or wrong together: a topic is one observation (Miller 2024, "Adding
+    Error Bars to Evals"), and one observation has no spread: of a single topic, its wordings are what may be others.
+    """
+    numbers: dict[object, int] = {}
+    keys = (place if topic is None else topic for place, topic in enumerate(topics))
+    found = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    return found if len(numbers) > 1 else torch.arange(len(found))
+
+
+def effective_count(values: Tensor, topics: Tensor) -> float:
+    """How many independent values would tell as much of the mean as these [N], whose `topics` [N] are as of `by_topic`.
+
+    N over the design effect (Kish 1965), which is at least 1. Where all values are equal, nothing shows how far those of a
+    topic go together, and they are taken to do so wholly.
+    """
+    count, apart = len(values), values.double() - values.double().mean()
+    if not bool(apart.any()):
+        return count * count / float(topics.bincount().double().square().sum())
+    together = apart.new_zeros(int(topics.max()) + 1).index_add(0, topics, apart)
+    return count / max(1.0, float(together.square().sum() / apart.square().sum()))
+
+
 def resampled_totals(sums: Tensor) -> Tensor:
     """Totals [RESAMPLES, K] of the rows of `sums` [N, K], drawn N at a time with replacement, the same draws every time.
 
@@ -45,11 +71,18 @@ def interval(value: float, resampled: Tensor, count: int) -> Estimate:
     return Estimate(value, low, high, count)
 
 
-def share(successes: int, count: int) -> Estimate:
-    """A share of independent trials, with Wilson's score interval, which is sound near 0 and 1 and for few trials."""
+def share(successes: int, count: int, effective: float | None = None) -> Estimate:
+    """A share of trials, with Wilson's score interval, which is sound near 0 and 1 and for few trials.
+
+    Args:
+        effective: as how many independent ones they tell; None: all are independent.
+    """
     if not count:
         raise ValueError("a share of no trials")
+    number = count if effective is None else effective
     observed, squared = successes / count, Z * Z
-    middle = (observed + squared / (2 * count)) / (1 + squared / count)
-    half = Z * math.sqrt(observed * (1 - observed) / count + squared / (4 * count**2)) / (1 + squared / count)
+    middle = (observed + squared / (2 * number)) / (1 + squared / number)
+    half = (
+        Z * math.sqrt(observed * (1 - observed) / number + squared / (4 * number**2)) / (1 + squared / number)
+    )
     return Estimate(observed, max(0.0, middle - half), min(1.0, middle + half), count)

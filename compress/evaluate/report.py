@@ -58,11 +58,12 @@ def tables(report: Report) -> Iterator[str]:
     if first.comparison is not None:
         measured = first.comparison
         yield (
-            f"Texts: {report.texts}, {measured.kl.count} tokens that count, beside {report.reference} "
-            f"(perplexity {shown(measured.reference_perplexity, '#.4g')})."
+            f"Texts: {report.texts}, {measured.kl.count} tokens that count{_about(measured.topics)}, "
+            f"beside {report.reference} (perplexity {shown(measured.reference_perplexity, '#.4g')})."
         )
     if first.accuracy is not None:
-        yield f"Tasks: {report.tasks}, {first.accuracy.share.count} of them, beside {first.name}."
+        count, topics = first.accuracy.share.count, first.accuracy.topics
+        yield f"Tasks: {report.tasks}, {count} of them{_about(topics)}, beside {first.name}."
     if first.speeds:
         rounds = first.speeds[0].ratio.count
         yield f"Speed: decoding without drafts, {rounds} rounds of all models in turn, beside {first.name}."
@@ -71,6 +72,10 @@ def tables(report: Report) -> Iterator[str]:
     cells = [[title for title, _ in columns]]
     cells += [[show(row) for _, show in columns] for row in report.rows]
     yield from aligned(cells)
+
+
+def _about(topics: int | None) -> str:
+    return "" if topics is None else f" about {topics} topics"
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:

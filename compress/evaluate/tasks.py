@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import CompressError
 from ...models.tokenizer import Tokenizer
-from ..texts import Example, prompt_ids
+from ..texts import Example, prompt_ids, topic_of
 from .findings import Findings
 from .matchers import MATCHERS, Matcher
 
@@ -35,13 +35,14 @@ class Answers:
 
     texts: list[str]
     right: list[bool]
+    topics: list[str | None]
 
 
 def read_tasks(file: Path) -> list[Task]:
     """The tasks of a JSONL file, each line of `FORM`; a `question` is a user's message, a `prompt` text as it is.
 
     `match` says how the answer is judged: "regex" (where `accept` is given, by default), "exact" (where `answer` is),
-    "command" or "refusal". Other keys are left alone.
+    "command" or "refusal"; `topic` what is the same of tasks that ask the same in other words. Other keys are left alone.
 
     Raises CompressError naming the line that is wrong, or the file that has none or cannot be read.
     """
@@ -89,7 +90,11 @@ def answer_tasks(
         ):
             findings.keep(keys[number], tokenizer.decode(ids))
     texts: list[str] = [findings.get(key) for key in keys]
-    return Answers(texts, [task.matcher.accepts(text) for task, text in zip(tasks, texts, strict=True)])
+    return Answers(
+        texts,
+        right=[task.matcher.accepts(text) for task, text in zip(tasks, texts, strict=True)],
+        topics=[task.example.topic for task in tasks],
+    )
 
 
 def _task(where: str, line: bytes) -> Task:
@@ -106,11 +111,12 @@ def _task(where: str, line: bytes) -> Task:
 
 
 def _example(where: str, value: dict[str, Any]) -> tuple[str, Example]:
+    topic = topic_of(value)
     match [name for name in ("messages", "question", "prompt") if name in value]:
         case ["messages"]:
             messages = value["messages"]
             if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-                return messages[-1]["content"], Example(messages=tuple(messages))
+                return messages[-1]["content"], Example(messages=tuple(messages), topic=topic)
             raise CompressError(
                 f'{where}: "messages" must be a list of {{"role": "...", "content": "..."}} with texts.',
                 param="tasks",
@@ -118,8 +124,8 @@ def _example(where: str, value: dict[str, Any]) -> tuple[str, Example]:
         case [("question" | "prompt") as name] if isinstance(value[name], str) and value[name]:
             text = value[name]
             if name == "prompt":
-                return text, Example(prompt=text)
-            return text, Example(messages=({"role": "user", "content": text},))
+                return text, Example(prompt=text, topic=topic)
+            return text, Example(messages=({"role": "user", "content": text},), topic=topic)
     raise CompressError(
         f'{where}: give one of "messages", "question" and "prompt", and a text; it must be {FORM}.',
         param="tasks",

@@ -4,7 +4,7 @@ train.jsonl         conversations of the training mixture
 pages.jsonl         questions and answers of pages that are never trained on: held-out pages
 page_tasks.jsonl    the same, to be answered: right is a command that does what the page's does
 page_wordings.jsonl all questions about held-out pages, each in several wordings, which share a "topic"
-page_texts.jsonl    such questions with their answers: ten times the tokens of pages.jsonl
+page_texts.jsonl    such questions with their answers: ten times the tokens of pages.jsonl; with topics, too
 tasks.jsonl         questions written by hand, in wordings that are never trained on: held-out phrasings
 workload.jsonl      both, as an app's users would ask them: few topics often, most seldom, each in several wordings
 """
@@ -100,7 +100,11 @@ def main() -> None:
         (question for row in every for question in worded(rng, row, WORDINGS)),
     )
     rng = random.Random(SEED)
-    texts = [answered(each["question"], row, corpus) for row in every for each in worded(rng, row, WORDINGS)]
+    texts = [
+        {**answered(each["question"], row, corpus), "topic": each["topic"]}
+        for row in every
+        for each in worded(rng, row, WORDINGS)
+    ]
     rng.shuffle(texts)
     write(args.out / "page_texts.jsonl", texts)
 

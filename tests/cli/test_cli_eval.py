@@ -102,6 +102,19 @@ def test_one_table_of_everything(tiny, text, tasks, tmp_path, capsys, monkeypatc
     ]  # fmt: skip
 
 
+def test_the_table_says_of_how_many_topics_it_is(tiny, tmp_path, capsys):
+    lines = [{"question": f"where {word}?", "answer": "never", "topic": "where"} for word in ("now", "then")]
+    lines += [{"question": "who?", "answer": "never"}]
+    tasks, text = tmp_path / "tasks.jsonl", tmp_path / "text.jsonl"
+    tasks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = [{"text": f"one two {word} four", "topic": word[0]} for word in ("six", "seven", "three")]
+    text.write_text("".join(json.dumps(line) + "\n" for line in said))
+    options = ["--tasks", str(tasks), "--text", str(text), "--max-tokens", "2"]
+    assert main(["eval", "models", f"{tiny}:none", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of them about 2 topics" in printed and "tokens that count about 2 topics" in printed
+
+
 def test_a_reference_of_its_own_and_only_what_is_asked(tiny, text, capsys):
     models = [f"{tiny}:none", "--dtype", "bfloat16", "--reference", f"{tiny}:float32"]
     assert main(["eval", "models", *models, "--text", str(text)]) == 0

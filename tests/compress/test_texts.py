@@ -1,9 +1,12 @@
 """Which ids an example becomes, and which of them are the model's to write."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from penstock.compress.distill.dataset import Dataset
+from penstock.compress.kept_texts import kept_dataset, read_dataset
 from penstock.compress.plain_model import blocks, load_plain
 from penstock.compress.synthetic import synthetic_texts
 from penstock.compress.texts import Example, prompt_ids, read_examples, tokenize
@@ -76,6 +79,23 @@ def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
         read_examples(tmp_path / "data.jsonl")
     with pytest.raises(CompressError, match="cannot be read"):
         read_examples(tmp_path / "other.jsonl")
+
+
+def test_texts_are_kept_with_their_topics(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    lines = [
+        {"prompt": "one two", "completion": "three", "topic": 7},
+        {"messages": [ASK, ANSWER], "topic": "greeting"},
+        {"text": "one two three", "topic": None},
+        {"text": "four five six"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    texts = tokenize(tokenizer, read_examples(file), 100)
+    assert [text.topic for text in texts] == ["7", "greeting", None, None]
+    made = Dataset(texts[2:], texts[:2], 4, 0, 0)
+    kept_dataset(tmp_path, "given", lambda: made)
+    read = read_dataset(tmp_path)
+    assert read == made and [text.topic for text in read.held_out] == ["7", "greeting"]
 
 
 def test_a_model_writes_its_own_texts_the_same_each_time() -> None:

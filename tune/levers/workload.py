@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from ..asked import Asked, topics_in
+from ..asked import Asked
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -21,11 +21,14 @@ BYTES_PER_TOKEN = 4
 class Request(Asked):
     """Attributes:
     matcher: tells a right answer.
-    topic: what it is about: the same of questions that ask the same in other words.
     """
 
     matcher: "Matcher"
-    topic: str
+
+    @property
+    def topic(self) -> str:
+        """The same of requests that ask the same, be it in other words."""
+        return self.key if self.asked.topic is None else self.asked.topic
 
     @property
     def key(self) -> str:
@@ -34,16 +37,10 @@ class Request(Asked):
 
 
 def read_requests(file: Path) -> list[Request]:
-    """Of a file as `penstock eval models --tasks` takes it; a line may have a "topic" besides, else its words are that.
-
-    Raises CompressError naming the line that is wrong.
-    """
+    """Of a file as `penstock eval models --tasks` takes it. Raises CompressError naming the line that is wrong."""
     from ...compress.evaluate.tasks import read_tasks  # loads torch
 
-    return [
-        Request(task.example, task.matcher, repr(task.example) if topic is None else topic)
-        for task, topic in zip(read_tasks(file), topics_in(file), strict=True)
-    ]
+    return [Request(task.example, task.matcher) for task in read_tasks(file)]
 
 
 def longest_prompt(requests: Sequence[Request]) -> int:

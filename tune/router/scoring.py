@@ -57,7 +57,7 @@ def score_answers(
     Raises TuneError where there is none.
     """
     same = SAME.get(score)
-    groups = groups_of([prompt_of(item.asked) for item in items], [item.topic for item in items])
+    groups = groups_of([prompt_of(item.asked) for item in items], [item.asked.topic for item in items])
     rows, refusals = [], []
     for place, item in enumerate(items):
         small, large = answers[place, SMALL], answers[place, LARGE]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from ...compress.texts import Example
+from ...compress.texts import Example, topic_of
 from ...errors import TuneError
 from ...proxy.routing.learned import Question
-from ..asked import Asked, topic_of, topics_in
+from ..asked import Asked
 
 if TYPE_CHECKING:
     from ...compress.evaluate.matchers import Matcher
@@ -25,11 +25,9 @@ class Item(Asked):
 
     Attributes:
         matcher: tells a right answer; None where agreement with the large tier counts.
-        topic: the same of questions that ask the same in other words; None where nobody says what it is about.
     """
 
     matcher: "Matcher | None" = None
-    topic: str | None = None
 
     @property
     def question(self) -> Question:
@@ -47,10 +45,7 @@ def read_workload(file: Path, *, matched: bool) -> list[Item]:
     if matched:
         from ...compress.evaluate.tasks import read_tasks  # loads torch
 
-        tasks, topics = read_tasks(file), topics_in(file)
-        return _once(
-            Item(task.example, task.matcher, topic) for task, topic in zip(tasks, topics, strict=True)
-        )
+        return _once(Item(task.example, task.matcher) for task in read_tasks(file))
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
@@ -99,9 +94,9 @@ def _item(where: str, line: bytes) -> Item:
         case {"messages": [*messages]} if any(
             isinstance(m, dict) and m.get("role") == "user" for m in messages
         ):
-            return Item(_asked(Example(messages=tuple(messages))), topic=topic)
+            return Item(_asked(Example(messages=tuple(messages), topic=topic)))
         case {"question": str(text)} if text:
-            return Item(Example(messages=({"role": "user", "content": text},)), topic=topic)
+            return Item(Example(messages=({"role": "user", "content": text},), topic=topic))
         case {"prompt": str(text)} if text:
-            return Item(Example(prompt=text), topic=topic)
+            return Item(Example(prompt=text, topic=topic))
     raise TuneError(f"{where}: it must be one of {FORM}.", param="data")

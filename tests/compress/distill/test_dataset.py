@@ -65,6 +65,16 @@ def test_nearly_the_same_is_on_one_side(tokenizer):
     assert 12 <= len(data.held_out) <= 60 and len(data.held_out) % 3 == 0
 
 
+def test_a_topic_is_on_one_side_whatever_its_words(tokenizer):
+    examples = [
+        Example(prompt=example.prompt, completion=example.completion, topic=str(number // 4))
+        for number, example in enumerate(questions(200))
+    ]
+    data = make_dataset(tokenizer, examples, max_tokens=100, held_out_share=0.2)
+    held, trained = ({text.topic for text in texts} for texts in (data.held_out, data.train))
+    assert not held & trained and len(held | trained) == 50 and len(data.held_out) == 4 * len(held) > 0
+
+
 def test_sums_are_taken_apart(tokenizer):
     """All that they differ in is numbers."""
     sums = [Example(prompt=f"{i} + {i * 7}", completion=str(i * 8)) for i in range(200)]

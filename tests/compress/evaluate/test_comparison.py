@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,22 @@ def test_intervals_hold_the_value_and_pairs_make_the_change_narrow(module, chang
     assert width(found.perplexity_change) < relative, "the texts' own spread is in both"
     again = compare(PlainScorer(changed, "changed"), PlainScorer(module, "original"), some_texts(40))
     assert again == found
+
+
+def test_texts_of_one_topic_are_drawn_together(module, changed):
+    """The same texts four times over tell no more than once."""
+    texts = some_texts(20)
+    named = [replace(text, topic=str(number)) for number, text in enumerate(texts)]
+    once, often, alone = (
+        compare(PlainScorer(changed, "changed"), PlainScorer(module, "original"), given)
+        for given in (texts, 4 * named, 4 * texts)
+    )
+    assert (once.topics, often.topics, alone.topics) == (None, 20, None)
+    for name in ("perplexity", "perplexity_change", "kl", "agreement"):
+        few, many, apart = (getattr(found, name) for found in (once, often, alone))
+        assert (many.value, many.low, many.high) == pytest.approx((few.value, few.low, few.high))
+        assert apart.high - apart.low < 0.7 * (many.high - many.low)
+        assert many.count == 4 * few.count
 
 
 def test_a_served_model_is_its_transformers_one_and_its_int8_one_nearly(tiny_llama, module, small_runs):

@@ -56,7 +56,7 @@ def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(
 ) -> None:
     file = tmp_path / "tasks.jsonl"
     lines = [
-        {"question": "where?", "accept": ["pw."]},
+        {"question": "where?", "accept": ["pw."], "topic": 7},
         {"messages": [{"role": "user", "content": "who?"}], "answer": "who am i", "match": "command"},
         {"prompt": "1 + 1 =", "answer": "2", "trap": True},
     ]
@@ -75,6 +75,7 @@ def test_each_model_is_asked_in_its_own_words_and_judged_line_by_line(
     assert together == [[0, 1], [2]]
     assert asked == ["<|user|>where?<|end|><|assistant|>", "<|user|>who?<|end|><|assistant|>", "1 + 1 ="]
     assert answers.texts == ["`pwd`", "who", " 2"] and answers.right == [True, False, True]
+    assert answers.topics == ["7", None, None]
     assert [task.asked for task in tasks] == ["where?", "who?", "1 + 1 ="]
     with pytest.raises(CompressError, match="Task 1 has 9 tokens, and tiny takes 8 before its answer"):
         answer_tasks(tasks, tokenizer, generate, name="tiny", longest=8)
@@ -131,3 +132,15 @@ def test_a_difference_is_of_the_same_answers() -> None:
     )
     same = accuracy(mine, mine).change
     assert same.low < 0 == same.value < same.high, "no change seen is not none for sure"
+
+
+def test_wordings_of_one_topic_are_no_more_questions() -> None:
+    mine, theirs = [True, True, False, False, True], [False, True, False, True, True]
+    once = accuracy(mine, theirs)
+    often = accuracy(mine * 20, theirs * 20, [str(number) for number in range(5)] * 20)
+    assert once.topics is None and often.topics == 5 and often.share.count == 100
+    assert (often.gained, often.lost) == (20, 20)
+    for many, few in ((often.share, once.share), (often.change, once.change)):
+        assert (many.value, many.low, many.high) == pytest.approx((few.value, few.low, few.high))
+    taken_alone = accuracy(mine * 20, theirs * 20)
+    assert taken_alone.share.low > often.share.low and taken_alone.change.high < often.change.high
