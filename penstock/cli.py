@@ -21,11 +21,12 @@ from .cli_quantize import add_quantize_arguments
 from .cli_report import add_report_arguments
 from .cli_tune import add_tune_arguments
 from .config import add_arguments, load_settings
-from .errors import PenstockError
+from .errors import PenstockError, Terminated
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 _COMMANDS = {
     "serve": ".cli_serve",
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PenstockError as error:
         print(f"penstock {command}: {error.message}", file=sys.stderr)
         return EXIT_FAILED
+    except Terminated:
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` for one, has enough

@@ -185,7 +185,7 @@ def _turn(settings: Settings, arguments: Mapping[str, Any]) -> "Report":
         print(found.summary, file=sys.stderr)
         return found.examples
 
-    with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
+    with interruptible() as check, progress_bars(check) as progress:
         try:
             report = turn(job, examples, progress)
         except KeyboardInterrupt:

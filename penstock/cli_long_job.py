@@ -1,44 +1,50 @@
-"""Commands that take minutes: how far they are, and a Ctrl-C that is never lost."""
+"""Commands that take minutes: how far they are, and a Ctrl-C or SIGTERM that is never lost."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .errors import Terminated
+
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C came, which ends the block as it does otherwise.
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM end the block by a KeyboardInterrupt, which what it yields raises again where it was lost.
 
     Reading weights, safetensors loses a KeyboardInterrupt, or raises an error of its own in its place.
     """
-    came = False
+    came: type[KeyboardInterrupt] | None = None
 
     def note(number: int, frame: object) -> None:
         nonlocal came
-        came = True
-        raise KeyboardInterrupt
+        came = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise came
 
-    before = signal.signal(signal.SIGINT, note)
+    def check() -> None:
+        if came is not None:
+            raise came
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: came
+        yield check
     except Exception as error:
-        if came:
-            raise KeyboardInterrupt from error
+        if came is not None:
+            raise came from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def progress_bars(was_interrupted: Callable[[], bool]) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal's stderr for each part of the work."""
+def progress_bars(check: Callable[[], None]) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal's stderr for each part of the work. `check`: of `interruptible`."""
     from tqdm import tqdm
 
     bars: dict[str, tqdm] = {}
 
     def progress(part: str, done: int, of: int) -> None:
-        if was_interrupted():
-            raise KeyboardInterrupt
+        check()
         if part not in bars:
             for bar in bars.values():
                 bar.close()

@@ -88,7 +88,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     job = _job(settings, arguments, texts)
     use_threads(settings.threads)
     try:
-        with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
+        with interruptible() as check, progress_bars(check) as progress:
             measure = partial(speeds_of, settings, progress=progress)
             done = quantize(
                 job,

@@ -128,7 +128,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         output=arguments["output"],
         force=arguments["force"],
     )
-    with interruptible() as was_interrupted, progress_bars(was_interrupted) as progress:
+    with interruptible() as check, progress_bars(check) as progress:
         report = tune(job, space, requests, progress)
     print("\n".join(lines(report)))
     return 0

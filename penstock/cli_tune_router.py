@@ -111,7 +111,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
     from .tune.router.report import lines
 
     require_matplotlib()
-    with interruptible() as was_interrupted:
+    with interruptible() as check:
         items = _items(settings, arguments)
         small, large = _names(arguments)
         job = RouterJob(
@@ -134,7 +134,7 @@ def run(settings: Settings, arguments: Mapping[str, Any]) -> int:
         )
         work = work_folder(job, items)
         try:
-            with _tiers(settings, arguments) as tiers, progress_bars(was_interrupted) as progress:
+            with _tiers(settings, arguments) as tiers, progress_bars(check) as progress:
                 report = make_router(job, tiers, items, work, progress)
         except BaseException:
             work.close()

@@ -231,3 +231,7 @@ class CompressError(PenstockError):
 
 class TuneError(PenstockError):
     code = "tune_failed"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM during a long command, which ends in order as by Ctrl-C. No error: nothing is wrong."""

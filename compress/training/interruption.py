@@ -6,6 +6,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from ...errors import Terminated
+
 
 class Interruption:
     """Within `with`, the first signal only sets `number`; the second acts as it did before."""
@@ -30,7 +32,7 @@ class Interruption:
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.number is not None:
-            raise SystemExit(128 + self.number)
+            raise Terminated
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

@@ -198,19 +198,47 @@ def test_a_quantized_model_is_not_quantized_again(
     assert "is stored quantized" in failed(capsys, quantize(tmp_path / "small", tmp_path / "smaller", *given))
 
 
+SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@SIGNALS
 def test_an_interruption_that_a_library_turns_into_an_error_is_one_all_the_same(
-    tiny_llama: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     """As safetensors does when the signal comes while it reads."""
 
     def interrupted(file: Path) -> None:
         with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
 
     monkeypatch.setattr(whole, "load", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     given = ["--scheme", "w8a8", "--data", str(texts)]
-    assert main(quantize(tiny_llama, tmp_path / "small", *given)) == 130
-    assert signal.getsignal(signal.SIGINT) is before
+    assert main(quantize(tiny_llama, tmp_path / "small", *given)) == status
+    assert signal.getsignal(number) is before
     assert {path.name for path in tmp_path.iterdir()} == {".small.work"}
+
+
+@SIGNALS
+def test_a_folder_that_is_half_written_goes(
+    tiny_llama: Path,
+    texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert (tmp_path / ".small.partial/model.safetensors").exists()
+        os.kill(os.getpid(), number)
+
+    given = ["--scheme", "w8a8", "--data", str(texts)]
+    with monkeypatch.context() as patched:
+        patched.setattr("penstock.compress.quantize.run._judge", interrupted)
+        assert main(quantize(tiny_llama, tmp_path / "small", *given)) == status
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {".small.work"}
+    assert main(quantize(tiny_llama, tmp_path / "small", *given)) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"small"}
