@@ -1,4 +1,4 @@
-"""Commands that take minutes: how far they are, and a Ctrl-C or SIGTERM that is never lost."""
+"""Commands that take minutes: how far they are, and a Ctrl-C that is never lost, nor another signal to end."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from .errors import Terminated
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM end the block by a KeyboardInterrupt, which what it yields raises again where it was lost.
+    """A signal to end does so by a KeyboardInterrupt, which what this yields raises again where it was lost.
 
     Reading weights, safetensors loses a KeyboardInterrupt, or raises an error of its own in its place.
     """
@@ -17,14 +17,17 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
     def note(number: int, frame: object) -> None:
         nonlocal came
-        came = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        came = KeyboardInterrupt if number == signal.SIGINT else Terminated
         raise came
 
     def check() -> None:
         if came is not None:
             raise came
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield check
     except Exception as error:

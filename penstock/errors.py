@@ -234,4 +234,4 @@ class TuneError(PenstockError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM during a long command, which ends in order as by Ctrl-C. No error: nothing is wrong."""
+    """SIGTERM during a long command, or a terminal that is closed: it ends in order, as by Ctrl-C. Nothing is wrong."""

@@ -1,10 +1,8 @@
 """A `penstock serve` of our own, for as long as something is measured through it."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,7 +31,6 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
         "warning",
     ]
     # Of its own session: a Ctrl-C is for this process, which then ends it.
-    _end_in_order_when_terminated()
     process = subprocess.Popen(
         [*command, *flags],
         stdin=subprocess.PIPE,  # leashed.py
@@ -58,14 +55,3 @@ def own_server(flags: Sequence[str]) -> Iterator[str]:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-def _end_in_order_when_terminated() -> None:
-    """So that the server does not outlive us."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):  # the latter when a terminal is closed
-            signal.signal(number, leave)
