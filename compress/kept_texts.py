@@ -22,7 +22,7 @@ def fingerprint_of(examples: Sequence[Example] | None) -> str:
     """Hex digest of all that is in them; None, for those that a model writes by itself, has one too."""
     digest = xxhash.xxh3_128()
     for example in examples or ():
-        digest.update(repr(example).encode())
+        digest.update(f"{example!r}{example.topic or ''}".encode())
     return digest.hexdigest()
 
 

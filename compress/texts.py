@@ -17,7 +17,8 @@ FORMS = '{"messages": [...]}, {"prompt": "...", "completion": "..."} or {"text":
 
 def topic_of(line: Mapping[str, Any]) -> str | None:
     """What a line of JSONL is about: the same of those that say the same in other words. None where it does not tell."""
-    return None if line.get("topic") is None else str(line["topic"])
+    topic = line.get("topic")
+    return None if topic in (None, "") else str(topic)
 
 
 @dataclass(frozen=True, slots=True)

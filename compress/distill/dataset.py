@@ -68,8 +68,8 @@ def make_dataset(
         )
     if not train or not held_out:
         raise CompressError(
-            f"{len(texts)} different texts, with {len({prompt for prompt, _ in texts})} different prompts, are too few to "
-            "train on some and hold out others; give hundreds."
+            f"{len(texts)} different texts, with {len({text.topic or prompt for prompt, text in texts})} different prompts "
+            "or topics, are too few to train on some and hold out others; give hundreds."
         )
     return Dataset(train, held_out, read, read - unusable - len(texts), unusable)
 

@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(
     )
     short = tmp_path / "short.jsonl"
     short.write_text('{"text": "a file"}\n{"text": "a folder"}\n')
-    assert "2 different texts, with 2 different prompts, are too few" in failed(
+    assert "2 different texts, with 2 different prompts or topics, are too few" in failed(
         capsys, quantize(tiny_llama, output, "--scheme", "w8a8", "--data", str(short))
     )
     assert "max_kl is 0.0" in failed(capsys, [*quantize(tiny_llama, output, *given), "--max-kl", "0"])

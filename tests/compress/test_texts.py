@@ -1,12 +1,13 @@
 """Which ids an example becomes, and which of them are the model's to write."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from penstock.compress.distill.dataset import Dataset
-from penstock.compress.kept_texts import kept_dataset, read_dataset
+from penstock.compress.kept_texts import fingerprint_of, kept_dataset, read_dataset
 from penstock.compress.plain_model import blocks, load_plain
 from penstock.compress.synthetic import synthetic_texts
 from penstock.compress.texts import Example, prompt_ids, read_examples, tokenize
@@ -87,11 +88,14 @@ def test_texts_are_kept_with_their_topics(tokenizer: Tokenizer, tmp_path: Path) 
         {"prompt": "one two", "completion": "three", "topic": 7},
         {"messages": [ASK, ANSWER], "topic": "greeting"},
         {"text": "one two three", "topic": None},
-        {"text": "four five six"},
+        {"text": "four five six", "topic": ""},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
-    texts = tokenize(tokenizer, read_examples(file), 100)
+    examples = read_examples(file)
+    texts = tokenize(tokenizer, examples, 100)
     assert [text.topic for text in texts] == ["7", "greeting", None, None]
+    others = [replace(examples[0], topic="8"), *examples[1:]]
+    assert fingerprint_of(others) != fingerprint_of(examples), "other texts would be held out"
     made = Dataset(texts[2:], texts[:2], 4, 0, 0)
     kept_dataset(tmp_path, "given", lambda: made)
     read = read_dataset(tmp_path)

@@ -1,6 +1,7 @@
 """Texts are taken once, and prompts that are nearly the same are never on both sides."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,14 @@ def test_a_topic_is_on_one_side_whatever_its_words(tokenizer):
     data = make_dataset(tokenizer, examples, max_tokens=100, held_out_share=0.2)
     held, trained = ({text.topic for text in texts} for texts in (data.held_out, data.train))
     assert not held & trained and len(held | trained) == 50 and len(data.held_out) == 4 * len(held) > 0
+
+
+def test_texts_of_a_single_topic_are_refused(tokenizer):
+    examples = [replace(example, topic="files") for example in questions(20)]
+    with pytest.raises(
+        CompressError, match="20 different texts, with 1 different prompts or topics, are too few"
+    ):
+        make_dataset(tokenizer, examples, max_tokens=100, held_out_share=0.2)
 
 
 def test_sums_are_taken_apart(tokenizer):
